@@ -1,0 +1,123 @@
+//! What an actor is: the trait that `#[actor]` implements, and how its answers are encoded.
+
+use std::future::Future;
+
+use hatchery_wire::{Body, encode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::context::Context;
+use crate::error::Error;
+use crate::fault::Fault;
+use crate::handle::ActorRef;
+use crate::outlet::Answer;
+
+/// State owned by one task, reached by messages. `#[actor]` writes this implementation.
+pub trait Actor: Sized + Send + 'static {
+    /// What `start` takes.
+    type Args: Serialize + DeserializeOwned + Send + Sync + 'static;
+    /// One variant a method.
+    type Message: Serialize + DeserializeOwned + Send + 'static;
+    /// The typed reference with the same methods.
+    type Handle: From<ActorRef> + Clone + Send + Sync + 'static;
+
+    /// The name it is registered under: its path in the program.
+    fn name() -> &'static str;
+
+    /// Where in the source it stands, which tells twins of one name apart.
+    fn place() -> Place;
+
+    /// Makes the state. It is ready when this has finished.
+    fn start(args: Self::Args, cx: &Context) -> impl Future<Output = Result<Self, Error>> + Send;
+
+    /// Handles one message.
+    fn handle(&mut self, message: Self::Message, asked: bool, cx: &Context)
+    -> impl Future<Output = Answer> + Send;
+
+    /// Runs at the end of an orderly stop.
+    fn stopped(&mut self, cx: &Context) -> impl Future<Output = ()> + Send {
+        let _ = cx;
+        async {}
+    }
+}
+
+/// A place in the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// The file, as the compiler names it.
+    pub file: &'static str,
+    /// Counts from 1.
+    pub line: u32,
+    /// Counts from 1.
+    pub column: u32,
+}
+
+impl Place {
+    /// From `file!()`, `line!()` and `column!()`.
+    pub const fn new(file: &'static str, line: u32, column: u32) -> Place {
+        Place { file, line, column }
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}:{}", self.file, self.line, self.column)
+    }
+}
+
+/// What a `start` may return: the actor, or a `Result` of it.
+pub trait IntoStarted<A> {
+    /// As the runner wants it.
+    ///
+    /// # Errors
+    /// The error that `start` returned.
+    fn into_started(self) -> Result<A, Error>;
+}
+
+impl<A: Actor> IntoStarted<A> for A {
+    fn into_started(self) -> Result<A, Error> {
+        Ok(self)
+    }
+}
+
+impl<A: Actor, E: Into<Error>> IntoStarted<A> for Result<A, E> {
+    fn into_started(self) -> Result<A, Error> {
+        self.map_err(Into::into)
+    }
+}
+
+/// The two halves of a `Result` behind whatever alias it was written.
+pub trait ResultParts {
+    /// The value.
+    type Ok;
+    /// The error.
+    type Err;
+}
+
+impl<T, E> ResultParts for Result<T, E> {
+    type Ok = T;
+    type Err = E;
+}
+
+impl Answer {
+    /// The answer of a method that can not fail.
+    pub fn value<T: Serialize>(asked: bool, value: &T) -> Answer {
+        if asked { encoded(value, Answer::Value) } else { Answer::None }
+    }
+
+    /// The answer of a method that returns a `Result`: its `Err` is a reply, no crash.
+    pub fn result<T: Serialize, E: Serialize>(asked: bool, result: &Result<T, E>) -> Answer {
+        match result {
+            _ if !asked => Answer::None,
+            Ok(value) => encoded(value, Answer::Value),
+            Err(error) => encoded(error, Answer::Error),
+        }
+    }
+}
+
+fn encoded<T: Serialize>(value: &T, answer: fn(Body) -> Answer) -> Answer {
+    match encode(value) {
+        Ok(body) => answer(body),
+        Err(error) => Answer::Fault(Fault::BadAnswer(error.to_string())),
+    }
+}

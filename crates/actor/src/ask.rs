@@ -1,0 +1,170 @@
+//! The future that a handle's method returns.
+
+use std::future::Future;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hatchery_wire::{Body, EncodeError, decode};
+use serde::de::DeserializeOwned;
+use tokio::time::{Instant, Sleep};
+
+use crate::error::{CallError, Never, SendError};
+use crate::fault::Fault;
+use crate::outlet::Answer;
+use crate::seat::Seat;
+
+/// How long an ask waits for its answer unless told otherwise.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A request that has not been sent yet. `.await` sends it and waits for the answer; [`tell`](Ask::tell) wants none.
+///
+/// It takes its place in line at its first poll and waits 30 s for the answer unless [`timeout`](Ask::timeout) says
+/// otherwise; time spent in line, or before a vacant seat, counts.
+///
+/// # Cancel safety
+/// Dropping it withdraws the request: if it has not begun when the withdrawal reaches the worker it never will; if
+/// it has, it runs to its end and its answer is dropped.
+#[must_use = "a request does nothing until it is awaited"]
+pub struct Ask<T, E = Never> {
+    order: Outgoing,
+    answer: PhantomData<fn() -> (T, E)>,
+}
+
+/// A message without an answer. `.await` waits only until there is room in the actor's window: 64 messages a sender.
+///
+/// # Cancel safety
+/// Dropped before it is ready, the message was not sent.
+#[must_use = "a message is not sent until it is awaited"]
+pub struct Tell {
+    order: Outgoing,
+}
+
+/// What both have in common: one request, from its first poll to its one outcome.
+struct Outgoing {
+    seat: Arc<Seat>,
+    method: &'static str,
+    timeout: Duration,
+    state: State,
+}
+
+enum State {
+    New(Result<Body, EncodeError>),
+    Waiting { id: u64, timer: Pin<Box<Sleep>> },
+    Over,
+}
+
+impl<T, E> Ask<T, E> {
+    pub(crate) fn new(seat: Arc<Seat>, method: &'static str, body: Result<Body, EncodeError>) -> Self {
+        let order = Outgoing { seat, method, timeout: DEFAULT_TIMEOUT, state: State::New(body) };
+        Ask { order, answer: PhantomData }
+    }
+
+    /// How long to wait, from the first poll, instead of 30 s. The worker learns it too and does not begin a
+    /// request whose caller no longer waits.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.order.timeout = timeout;
+        self
+    }
+
+    /// Sends the message and wants no answer.
+    ///
+    /// At most once: it is lost if the worker dies before it comes to it. It waits for room only; the timeout
+    /// applies to that.
+    pub fn tell(self) -> Tell {
+        Tell { order: self.order }
+    }
+}
+
+impl<T: DeserializeOwned, E: DeserializeOwned> Future for Ask<T, E> {
+    type Output = Result<T, CallError<E>>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let order = &mut self.get_mut().order;
+        let Poll::Ready(answer) = order.poll(true, cx) else { return Poll::Pending };
+        let whom = order.seat.path();
+        let fault = match answer {
+            Answer::Value(body) => match decode(&body) {
+                Ok(value) => return Poll::Ready(Ok(value)),
+                Err(error) => Fault::BadAnswer(error.to_string()),
+            },
+            Answer::Error(body) => match decode(&body) {
+                Ok(error) => return Poll::Ready(Err(CallError::handler(whom, order.method, error))),
+                Err(error) => Fault::BadAnswer(error.to_string()),
+            },
+            Answer::Fault(fault) => fault,
+            Answer::None => Fault::BadAnswer("the worker sent none".to_owned()),
+        };
+        Poll::Ready(Err(CallError::of_fault(whom, order.method, fault)))
+    }
+}
+
+impl Future for Tell {
+    type Output = Result<(), SendError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let order = &mut self.get_mut().order;
+        order.poll(false, cx).map(|answer| match answer {
+            Answer::Fault(fault) => Err(SendError::new(order.seat.path(), order.method, fault)),
+            _ => Ok(()),
+        })
+    }
+}
+
+impl Outgoing {
+    fn poll(&mut self, ask: bool, cx: &mut Context<'_>) -> Poll<Answer> {
+        if let State::New(body) = &mut self.state {
+            let body = match std::mem::replace(body, Ok(Body::default())) {
+                Ok(body) => body,
+                Err(error) => {
+                    self.state = State::Over;
+                    return Poll::Ready(Answer::Fault(Fault::NotSent(error.to_string())));
+                }
+            };
+            let now = Instant::now();
+            // A timeout beyond what the clock can hold waits as long as the clock can.
+            let deadline = now.checked_add(self.timeout).unwrap_or(now + FAR);
+            let id = self.seat.submit(ask, Some(deadline), body);
+            self.state = State::Waiting { id, timer: Box::pin(tokio::time::sleep_until(deadline)) };
+        }
+        let State::Waiting { id, timer } = &mut self.state else {
+            panic!("polled after it was ready");
+        };
+        // The answer first: one that is there when the deadline passes counts.
+        if let Poll::Ready(answer) = self.seat.poll(*id, cx) {
+            self.state = State::Over;
+            return Poll::Ready(answer);
+        }
+        if timer.as_mut().poll(cx).is_ready() {
+            let maybe_executed = self.seat.cancel(*id);
+            self.state = State::Over;
+            return Poll::Ready(Answer::Fault(Fault::Timeout { maybe_executed }));
+        }
+        Poll::Pending
+    }
+}
+
+/// Ten years.
+const FAR: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        if let State::Waiting { id, .. } = &self.state {
+            self.seat.cancel(*id);
+        }
+    }
+}
+
+impl<T, E> std::fmt::Debug for Ask<T, E> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Ask({} of {})", self.order.method, self.order.seat.path())
+    }
+}
+
+impl std::fmt::Debug for Tell {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tell({} of {})", self.order.method, self.order.seat.path())
+    }
+}

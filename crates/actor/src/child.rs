@@ -1,0 +1,145 @@
+//! What a supervisor needs to know of the things it can start and stop.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::exit::Exit;
+use crate::fault::Fault;
+use crate::handle::ActorRef;
+use crate::outlet::Line;
+use crate::seat::Seat;
+
+/// A boxed future that may move between threads.
+pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;
+
+/// Something that can be started again and again: what a child spec holds.
+pub trait Start: Send + Sync + 'static {
+    /// What the user gets to talk to it.
+    type Handle: Clone + Send + Sync + 'static;
+
+    /// The name it wants among its siblings.
+    fn name(&self) -> &str;
+
+    /// The registered name of the actor.
+    fn actor(&self) -> &'static str;
+
+    /// Finds contradictions before anything starts.
+    ///
+    /// # Errors
+    /// What is wrong, and what to do instead.
+    fn check(&self) -> Result<(), Fault>;
+
+    /// The typed handle around an untyped reference.
+    fn handle(&self, reference: ActorRef) -> Self::Handle;
+
+    /// Starts one incarnation and resolves when it is ready. Dropping the future ends what it began.
+    fn start(&self, order: Order) -> BoxFuture<Result<Started, Fault>>;
+}
+
+/// What is to be started.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// Where it will sit.
+    pub seat: Arc<Seat>,
+    /// Which incarnation it is, from 1.
+    pub incarnation: u64,
+    /// How long it may take until it is ready.
+    pub timeout: Duration,
+}
+
+/// Something that has been started and is ready.
+pub struct Started {
+    /// What can be stopped.
+    pub child: Arc<dyn Child>,
+    /// The way of requests to it.
+    pub line: Arc<dyn Line>,
+}
+
+/// A started child: a worker process, a local actor, a fake in a test.
+///
+/// Whoever implements it reports the end to the seat ([`Seat::ended`]) *before* [`exited`](Child::exited) resolves.
+pub trait Child: Send + Sync + 'static {
+    /// Begins to stop it; never waits. A rung it does not know is the one below.
+    fn stop(&self, rung: Rung);
+
+    /// The process it lives in, while it lives.
+    fn pid(&self) -> Option<u32>;
+
+    /// Resolves when it has ended and everything it said has been delivered; at once if that was long ago.
+    fn exited(&self) -> BoxFuture<Arc<Exit>>;
+}
+
+/// How hard to ask for the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rung {
+    /// Finish the current message, answer the rest `Stopping`, leave.
+    Graceful,
+    /// SIGTERM to its process group, with SIGCONT so that a paused one hears it.
+    Term,
+    /// SIGKILL to its process group.
+    Kill,
+}
+
+/// How a child is stopped: how long each rung of the ladder may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shutdown {
+    graceful: Option<Duration>,
+    term: Duration,
+}
+
+impl Shutdown {
+    /// Ask; after this long send SIGTERM, two seconds later SIGKILL. The default is 5 s.
+    pub const fn graceful(patience: Duration) -> Shutdown {
+        Shutdown { graceful: Some(patience), term: Duration::from_secs(2) }
+    }
+
+    /// Ask, and wait as long as it takes.
+    pub const fn infinity() -> Shutdown {
+        Shutdown { graceful: None, term: Duration::ZERO }
+    }
+
+    /// Do not ask: SIGKILL.
+    pub const fn kill() -> Shutdown {
+        Shutdown { graceful: Some(Duration::ZERO), term: Duration::ZERO }
+    }
+}
+
+impl Default for Shutdown {
+    fn default() -> Shutdown {
+        Shutdown::graceful(Duration::from_secs(5))
+    }
+}
+
+/// How long after SIGKILL a process may still be there before it is called unkillable (it hangs in the kernel).
+const AFTER_KILL: Duration = Duration::from_secs(10);
+
+/// Stops a child rung by rung and waits for its end; bounded unless the shutdown is [`Shutdown::infinity`].
+///
+/// # Errors
+/// It is still there 10 s after SIGKILL.
+pub async fn stop(child: &dyn Child, shutdown: Shutdown) -> Result<Arc<Exit>, Error> {
+    let mut exited = child.exited();
+    let ladder = [
+        (Rung::Graceful, shutdown.graceful),
+        (Rung::Term, Some(shutdown.term)),
+        (Rung::Kill, Some(AFTER_KILL)),
+    ];
+    for (rung, patience) in ladder {
+        if patience == Some(Duration::ZERO) {
+            continue;
+        }
+        child.stop(rung);
+        match patience {
+            None => return Ok(exited.await),
+            Some(patience) => {
+                if let Ok(exit) = tokio::time::timeout(patience, &mut exited).await {
+                    return Ok(exit);
+                }
+            }
+        }
+    }
+    Err(Error::msg("the process is still there 10 s after SIGKILL: it hangs in the kernel"))
+}

@@ -1,0 +1,282 @@
+//! The error types: opaque, with predicates, able to travel between processes.
+
+use std::any::Any;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::fault::{Fault, predicates};
+
+/// What a `main`, a task or a handler returns when it does not care for a type of its own: text with its chain of
+/// causes, able to travel between processes.
+///
+/// `?` builds it from any `std::error::Error`; the predicates of the library's own errors survive that. It is no
+/// `std::error::Error` itself (it could not be built from all of them then), much as in `anyhow`.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Error {
+    message: String,
+    causes: Vec<String>,
+    fault: Option<Fault>,
+}
+
+/// `Result` with the library's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An error with this text.
+    pub fn msg(message: impl fmt::Display) -> Error {
+        Error { message: message.to_string(), causes: Vec::new(), fault: None }
+    }
+
+    /// The same error below a sentence that says what was being done.
+    #[must_use]
+    pub fn context(mut self, doing: impl fmt::Display) -> Error {
+        self.causes.insert(0, std::mem::replace(&mut self.message, doing.to_string()));
+        self
+    }
+
+    /// The causes, nearest first.
+    pub fn causes(&self) -> &[String] {
+        &self.causes
+    }
+
+    /// The library's own reason at the bottom, if there is one.
+    #[doc(hidden)]
+    pub fn fault(&self) -> Option<&Fault> {
+        self.fault.as_ref()
+    }
+
+    /// Whether the work that failed may have been done, wholly or in part; true where nothing is known.
+    pub fn maybe_executed(&self) -> bool {
+        self.fault.as_ref().is_none_or(Fault::maybe_executed)
+    }
+
+    predicates!();
+}
+
+impl<E: std::error::Error + 'static> From<E> for Error {
+    fn from(error: E) -> Error {
+        let message = error.to_string();
+        let mut causes = Vec::new();
+        let mut fault = None;
+        let mut next: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+        while let Some(cause) = next {
+            if fault.is_none() {
+                fault = cause.downcast_ref::<Fault>().cloned();
+            }
+            next = cause.source();
+            if let Some(source) = next {
+                let text = source.to_string();
+                // Many errors print their source themselves; saying it twice helps nobody.
+                let said = causes.last().unwrap_or(&message);
+                if !said.contains(&text) {
+                    causes.push(text);
+                }
+            }
+        }
+        Error { message, causes, fault }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        for cause in &self.causes {
+            write!(f, ": {cause}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Error {
+    /// What a `main` that returns this error shows.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        for cause in &self.causes {
+            write!(f, "\n  caused by: {cause}")?;
+        }
+        let exit = self.exit();
+        if let Some(lines) = exit.map(|exit| exit.stderr_tail()).filter(|lines| !lines.is_empty()) {
+            f.write_str("\n  its last words on standard error:")?;
+            for line in lines.iter().skip(lines.len().saturating_sub(10)) {
+                write!(f, "\n    {line}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The error type of a method that can not fail: it has no values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Never {}
+
+impl fmt::Display for Never {
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {}
+    }
+}
+
+/// Why an ask failed: the handler answered `Err(E)`, or there is no answer.
+#[derive(Clone, PartialEq, Eq)]
+pub struct CallError<E = Never> {
+    whom: String,
+    method: &'static str,
+    cause: Cause<E>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Cause<E> {
+    Handler(E),
+    Fault(Fault),
+}
+
+impl<E> CallError<E> {
+    pub(crate) fn handler(whom: &str, method: &'static str, error: E) -> Self {
+        CallError { whom: whom.to_owned(), method, cause: Cause::Handler(error) }
+    }
+
+    pub(crate) fn of_fault(whom: &str, method: &'static str, fault: Fault) -> Self {
+        CallError { whom: whom.to_owned(), method, cause: Cause::Fault(fault) }
+    }
+
+    /// The library's own reason, unless the handler itself answered with an error.
+    #[doc(hidden)]
+    pub fn fault(&self) -> Option<&Fault> {
+        match &self.cause {
+            Cause::Handler(_) => None,
+            Cause::Fault(fault) => Some(fault),
+        }
+    }
+
+    /// Whether the request may have run. An error that the handler answered with says that it has.
+    pub fn maybe_executed(&self) -> bool {
+        self.fault().is_none_or(Fault::maybe_executed)
+    }
+
+    /// The error that the handler answered with.
+    pub fn handler_error(&self) -> Option<&E> {
+        match &self.cause {
+            Cause::Handler(error) => Some(error),
+            Cause::Fault(_) => None,
+        }
+    }
+
+    /// The error that the handler answered with, or this error back.
+    ///
+    /// # Errors
+    /// This error itself, if it is not the handler's.
+    pub fn into_handler_error(self) -> Result<E, Self> {
+        match self.cause {
+            Cause::Handler(error) => Ok(error),
+            cause @ Cause::Fault(_) => Err(CallError { cause, ..self }),
+        }
+    }
+
+    predicates!();
+}
+
+impl<E: fmt::Display> fmt::Display for CallError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let CallError { whom, method, cause } = self;
+        match cause {
+            Cause::Handler(error) => write!(f, "{method} of {whom} answered with an error: {error}"),
+            Cause::Fault(fault) => write!(f, "{method} of {whom}: {fault}"),
+        }
+    }
+}
+
+impl<E: fmt::Debug> fmt::Debug for CallError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CallError")
+            .field("actor", &self.whom)
+            .field("method", &self.method)
+            .field("cause", &self.cause)
+            .finish()
+    }
+}
+
+impl<E: fmt::Debug + fmt::Display + 'static> std::error::Error for CallError<E> {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match &self.cause {
+            Cause::Fault(fault) => Some(fault),
+            // A handler's `hatchery::Error` may carry a fault of its own, from further away.
+            Cause::Handler(error) => {
+                let error = (error as &dyn Any).downcast_ref::<Error>()?;
+                error.fault.as_ref().map(|fault| fault as &(dyn std::error::Error + 'static))
+            }
+        }
+    }
+}
+
+/// Why a message without an answer could not be handed over. Nothing was executed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{method} of {whom}: {fault}")]
+pub struct SendError {
+    whom: String,
+    method: &'static str,
+    #[source]
+    fault: Fault,
+}
+
+impl SendError {
+    pub(crate) fn new(whom: &str, method: &'static str, fault: Fault) -> Self {
+        SendError { whom: whom.to_owned(), method, fault }
+    }
+
+    /// The library's own reason.
+    #[doc(hidden)]
+    pub fn fault(&self) -> Option<&Fault> {
+        Some(&self.fault)
+    }
+
+    predicates!();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::{Exit, Status};
+
+    fn crash() -> Fault {
+        Fault::Ended { exit: Box::new(Exit::new(Status::Signal(9))), maybe_executed: true }
+    }
+
+    #[test]
+    fn predicates_survive_the_question_mark() {
+        fn call() -> std::result::Result<(), CallError> {
+            Err(CallError::of_fault("/counter", "add", crash()))
+        }
+        fn caller() -> Result<()> {
+            Ok(call()?)
+        }
+        let error = caller().unwrap_err();
+        assert!(error.is_crash() && error.maybe_executed());
+        assert_eq!(error.exit().and_then(Exit::signal), Some(9));
+        assert_eq!(
+            error.to_string(),
+            "add of /counter: the worker ended before answering: killed by SIGKILL (signal 9)"
+        );
+    }
+
+    #[test]
+    fn predicates_survive_a_handler_that_passes_an_error_on() {
+        let inner = Error::from(CallError::<Never>::of_fault("/far", "get", crash()));
+        let outer = Error::from(CallError::handler("/near", "ask_far", inner));
+        assert!(outer.is_crash());
+    }
+
+    #[test]
+    fn causes_are_listed_once() {
+        let io = std::io::Error::new(std::io::ErrorKind::NotFound, "no such file");
+        let error = Error::from(io).context("reading the model");
+        assert_eq!(error.to_string(), "reading the model: no such file");
+        assert_eq!(error.causes(), ["no such file"]);
+    }
+
+    #[test]
+    fn errors_travel() {
+        let error = Error::from(CallError::<Never>::of_fault("/far", "get", crash())).context("asking");
+        let body = hatchery_wire::encode(&error).unwrap();
+        assert_eq!(hatchery_wire::decode::<Error>(&body).unwrap(), error);
+    }
+}

@@ -1,0 +1,208 @@
+//! How an incarnation ended, as exactly as its parent could find out.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// How a worker process (or a local actor) ended.
+///
+/// `Display` is one line fit for a log; [`stderr_tail`](Exit::stderr_tail) has the last lines the process wrote.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    status: Status,
+    panic: Option<Panic>,
+    failed: bool,
+    reason: Option<String>,
+    stderr: Vec<String>,
+}
+
+/// What the operating system said about the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Status {
+    /// It left by itself with this exit code.
+    Code(i32),
+    /// A signal ended it.
+    Signal(i32),
+    /// Nobody could tell, for example because another part of the program had already waited for it.
+    Unknown,
+}
+
+/// A panic: what it said and where.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Panic {
+    /// The panic message.
+    pub message: String,
+    /// `file:line:column`, where known.
+    pub place: Option<String>,
+}
+
+impl Exit {
+    /// An exit with this status and nothing else known.
+    pub fn new(status: Status) -> Exit {
+        Exit { status, panic: None, failed: false, reason: None, stderr: Vec::new() }
+    }
+
+    /// The exit of something that ended in order.
+    pub fn clean() -> Exit {
+        Exit::new(Status::Code(0))
+    }
+
+    /// The same exit, caused by a panic.
+    #[must_use]
+    pub fn with_panic(mut self, panic: Option<Panic>) -> Exit {
+        self.panic = panic;
+        self
+    }
+
+    /// The same exit of a task whose function returned an `Err`.
+    #[must_use]
+    pub fn with_failed(mut self, failed: bool) -> Exit {
+        self.failed = failed;
+        self
+    }
+
+    /// The same exit with what the parent knows about its cause, such as a protocol error.
+    #[must_use]
+    pub fn with_reason(mut self, reason: Option<String>) -> Exit {
+        self.reason = reason;
+        self
+    }
+
+    /// The same exit with the last lines of standard error.
+    #[must_use]
+    pub fn with_stderr(mut self, lines: Vec<String>) -> Exit {
+        self.stderr = lines;
+        self
+    }
+
+    /// What the operating system said.
+    pub fn status(&self) -> Status {
+        self.status
+    }
+
+    /// Python's `exitcode`: the code, or minus the signal's number, or `None` if nobody could tell.
+    pub fn exitcode(&self) -> Option<i32> {
+        match self.status {
+            Status::Code(code) => Some(code),
+            Status::Signal(signal) => Some(-signal),
+            Status::Unknown => None,
+        }
+    }
+
+    /// The exit code, if it left by itself.
+    pub fn code(&self) -> Option<i32> {
+        match self.status {
+            Status::Code(code) => Some(code),
+            _ => None,
+        }
+    }
+
+    /// The number of the signal that ended it, if one did.
+    pub fn signal(&self) -> Option<i32> {
+        match self.status {
+            Status::Signal(signal) => Some(signal),
+            _ => None,
+        }
+    }
+
+    /// Whether it left by itself with exit code 0.
+    pub fn success(&self) -> bool {
+        self.status == Status::Code(0)
+    }
+
+    /// Whether it was a task whose function returned an `Err` (its exit code is 1 then).
+    pub fn failed(&self) -> bool {
+        self.failed
+    }
+
+    /// The panic that ended it, if one did.
+    pub fn panic(&self) -> Option<&Panic> {
+        self.panic.as_ref()
+    }
+
+    /// What the parent knows about the cause beyond the status, for example that it broke the protocol.
+    pub fn reason(&self) -> Option<&str> {
+        self.reason.as_deref()
+    }
+
+    /// The last lines (100 at most) that it wrote to standard error.
+    pub fn stderr_tail(&self) -> &[String] {
+        &self.stderr
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.panic, self.status) {
+            (Some(panic), _) => write!(f, "{panic}")?,
+            (None, Status::Code(code)) if self.failed => write!(f, "returned an error (exit code {code})")?,
+            (None, Status::Code(code)) => write!(f, "exited with code {code}")?,
+            (None, Status::Signal(signal)) => match signal_name(signal) {
+                Some(name) => write!(f, "killed by {name} (signal {signal})")?,
+                None => write!(f, "killed by signal {signal}")?,
+            },
+            (None, Status::Unknown) => f.write_str("ended in an unknown way")?,
+        }
+        if let Some(reason) = &self.reason {
+            write!(f, " ({reason})")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Panic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.place {
+            Some(place) => write!(f, "panicked at {place}: {}", self.message),
+            None => write!(f, "panicked: {}", self.message),
+        }
+    }
+}
+
+/// The names of the signals that end processes on Linux, the same on every architecture that Rust supports there
+/// for the ones listed.
+fn signal_name(signal: i32) -> Option<&'static str> {
+    Some(match signal {
+        1 => "SIGHUP",
+        2 => "SIGINT",
+        3 => "SIGQUIT",
+        4 => "SIGILL",
+        5 => "SIGTRAP",
+        6 => "SIGABRT",
+        8 => "SIGFPE",
+        9 => "SIGKILL",
+        11 => "SIGSEGV",
+        13 => "SIGPIPE",
+        14 => "SIGALRM",
+        15 => "SIGTERM",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exitcode_is_signed_as_in_python() {
+        assert_eq!(Exit::new(Status::Code(3)).exitcode(), Some(3));
+        assert_eq!(Exit::new(Status::Signal(15)).exitcode(), Some(-15));
+        assert_eq!(Exit::new(Status::Unknown).exitcode(), None);
+    }
+
+    #[test]
+    fn an_exit_reads_well() {
+        assert_eq!(Exit::new(Status::Signal(9)).to_string(), "killed by SIGKILL (signal 9)");
+        assert_eq!(Exit::new(Status::Signal(40)).to_string(), "killed by signal 40");
+        let panic = Panic { message: "no such luck".into(), place: Some("src/a.rs:1:2".into()) };
+        assert_eq!(
+            Exit::new(Status::Code(101)).with_panic(Some(panic)).to_string(),
+            "panicked at src/a.rs:1:2: no such luck"
+        );
+        assert_eq!(
+            Exit::new(Status::Signal(9)).with_reason(Some("no hello within 10 s".into())).to_string(),
+            "killed by SIGKILL (signal 9) (no hello within 10 s)"
+        );
+    }
+}

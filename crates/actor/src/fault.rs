@@ -1,0 +1,121 @@
+//! Why a request has no answer: the reasons that are the library's, not the user's.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::exit::Exit;
+
+/// The library's reason for an unanswered request, a failed start or a failed end.
+///
+/// It travels between processes and sits at the bottom of every error of the library, so that predicates such as
+/// `is_crash` survive `?`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fault {
+    /// The incarnation ended before it answered.
+    Ended {
+        /// How it ended.
+        exit: Box<Exit>,
+        /// Whether the request may have run.
+        maybe_executed: bool,
+    },
+    /// The deadline passed.
+    Timeout {
+        /// Whether the request may have run.
+        maybe_executed: bool,
+    },
+    /// The actor is stopping and did not begin the request.
+    Stopping,
+    /// Nobody will sit in this seat again.
+    Closed {
+        /// Why, with the last exit where there is one.
+        why: String,
+    },
+    /// The caller had left before the request began.
+    Withdrawn,
+    /// The request could not be encoded, or is over a limit; it was not sent.
+    NotSent(String),
+    /// The worker could not decode the request; it did not begin.
+    Undecodable(String),
+    /// The handler ran, but its answer could not be encoded, sent or decoded.
+    BadAnswer(String),
+    /// The program, or this process of it, can not do this here.
+    Refused(String),
+    /// Starting it failed.
+    StartFailed(String),
+}
+
+impl Fault {
+    /// Whether the work may have been done, wholly or in part.
+    pub fn maybe_executed(&self) -> bool {
+        match self {
+            Fault::Ended { maybe_executed, .. } | Fault::Timeout { maybe_executed } => *maybe_executed,
+            Fault::BadAnswer(_) => true,
+            Fault::Stopping
+            | Fault::Closed { .. }
+            | Fault::Withdrawn
+            | Fault::NotSent(_)
+            | Fault::Undecodable(_)
+            | Fault::Refused(_)
+            | Fault::StartFailed(_) => false,
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fault::Ended { exit, .. } => write!(f, "the worker ended before answering: {exit}"),
+            Fault::Timeout { maybe_executed: true } => {
+                f.write_str("no answer within the deadline (the request may have run)")
+            }
+            Fault::Timeout { maybe_executed: false } => {
+                f.write_str("no answer within the deadline (the request did not run)")
+            }
+            Fault::Stopping => f.write_str("the actor is stopping"),
+            Fault::Closed { why } => write!(f, "the actor is gone: {why}"),
+            Fault::Withdrawn => f.write_str("the caller withdrew the request"),
+            Fault::NotSent(why) => write!(f, "the request was not sent: {why}"),
+            Fault::Undecodable(why) => write!(f, "the worker could not decode the request: {why}"),
+            Fault::BadAnswer(why) => write!(f, "the answer did not arrive: {why}"),
+            Fault::Refused(why) => f.write_str(why),
+            Fault::StartFailed(why) => write!(f, "the start failed: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for Fault {}
+
+/// The predicates that every error of the library has, told from the [`Fault`] at its bottom.
+macro_rules! predicates {
+    () => {
+        /// Whether the worker ended (killed, aborted, panicked, exited, the process gone) before it answered.
+        pub fn is_crash(&self) -> bool {
+            matches!(self.fault(), Some($crate::fault::Fault::Ended { .. }))
+        }
+
+        /// Whether a deadline passed.
+        pub fn is_timeout(&self) -> bool {
+            matches!(self.fault(), Some($crate::fault::Fault::Timeout { .. }))
+        }
+
+        /// Whether the actor was stopping and did not begin the request.
+        pub fn is_stopping(&self) -> bool {
+            matches!(self.fault(), Some($crate::fault::Fault::Stopping))
+        }
+
+        /// Whether nobody will ever answer here again: stopped for good, or given up by its supervisor.
+        pub fn is_closed(&self) -> bool {
+            matches!(self.fault(), Some($crate::fault::Fault::Closed { .. }))
+        }
+
+        /// How the worker ended, where that is the reason.
+        pub fn exit(&self) -> Option<&$crate::exit::Exit> {
+            match self.fault() {
+                Some($crate::fault::Fault::Ended { exit, .. }) => Some(exit),
+                _ => None,
+            }
+        }
+    };
+}
+pub(crate) use predicates;

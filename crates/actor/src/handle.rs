@@ -1,0 +1,88 @@
+//! References to actors: the untyped one inside every handle, and what all handles can do.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use hatchery_wire::encode;
+use serde::Serialize;
+
+use crate::ask::Ask;
+use crate::child::{self, Shutdown};
+use crate::error::Error;
+use crate::seat::{Occupancy, Seat};
+
+/// An untyped reference to whoever sits in a seat.
+#[derive(Clone, Debug)]
+pub struct ActorRef {
+    seat: Arc<Seat>,
+}
+
+impl ActorRef {
+    /// A reference to the actor of this seat.
+    pub fn new(seat: Arc<Seat>) -> ActorRef {
+        ActorRef { seat }
+    }
+
+    /// A request to it. The message is encoded here and now.
+    pub fn ask<M: Serialize, T, E>(&self, method: &'static str, message: &M) -> Ask<T, E> {
+        Ask::new(self.seat.clone(), method, encode(message))
+    }
+
+    /// The seat it names.
+    pub fn seat(&self) -> &Arc<Seat> {
+        &self.seat
+    }
+}
+
+/// What every handle can do, whatever its actor. A method of the same name on the actor wins.
+pub trait AnyHandle {
+    /// The untyped reference inside.
+    fn actor_ref(&self) -> &ActorRef;
+
+    /// The seat's place in the tree, e.g. `/shop/web`.
+    fn path(&self) -> &str {
+        self.actor_ref().seat.path()
+    }
+
+    /// The process that the actor lives in now; `None` between two incarnations.
+    fn pid(&self) -> Option<u32> {
+        match self.actor_ref().seat.occupancy() {
+            Occupancy::Occupied(occupant) => occupant.child.pid(),
+            _ => None,
+        }
+    }
+
+    /// Whether an incarnation sits there now.
+    fn is_alive(&self) -> bool {
+        matches!(self.actor_ref().seat.occupancy(), Occupancy::Occupied(_))
+    }
+
+    /// Which incarnation sits there now, counted from 1; `None` between two.
+    fn incarnation(&self) -> Option<u64> {
+        match self.actor_ref().seat.occupancy() {
+            Occupancy::Occupied(occupant) => Some(occupant.incarnation),
+            _ => None,
+        }
+    }
+
+    /// Stops the present incarnation in order: it finishes its message and answers the rest `Stopping`; after 5 s it
+    /// is terminated, after two more killed. Resolves when it has ended; at once if nobody sits there. Its
+    /// supervisor decides whether another one follows.
+    ///
+    /// # Errors
+    /// It can not be killed.
+    ///
+    /// # Cancel safety
+    /// Dropped early, the request to stop stands, but the harder ways are not tried.
+    fn stop(&self) -> impl Future<Output = Result<(), Error>> + Send {
+        let occupancy = self.actor_ref().seat.occupancy();
+        async move {
+            match occupancy {
+                Occupancy::Occupied(occupant) => {
+                    child::stop(&*occupant.child, Shutdown::default()).await.map(drop)
+                }
+                _ => Ok(()),
+            }
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! The place of a child in the tree, in which incarnations sit one after another.
+
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use hatchery_wire::Body;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::child::Child;
+use crate::exit::Exit;
+use crate::fault::Fault;
+use crate::outlet::{Answer, Line, Outlet, TooManyReleases};
+
+/// A child's place: its path, who sits there now, and the requests before it.
+///
+/// The supervisor writes it ([`occupy`](Seat::occupy), [`close`](Seat::close)); whoever started the incarnation
+/// reports its end ([`ended`](Seat::ended)); handles read it.
+pub struct Seat {
+    path: String,
+    actor: &'static str,
+    outlet: Outlet,
+    occupancy: watch::Sender<Occupancy>,
+}
+
+/// Who sits in a seat.
+#[derive(Clone)]
+pub enum Occupancy {
+    /// Nobody, for now.
+    Vacant,
+    /// This incarnation.
+    Occupied(Occupant),
+    /// Nobody, ever again; with the reason.
+    Closed(String),
+}
+
+/// The incarnation that sits in a seat.
+#[derive(Clone)]
+pub struct Occupant {
+    /// Counts from 1.
+    pub incarnation: u64,
+    /// What can be stopped.
+    pub child: Arc<dyn Child>,
+}
+
+impl Seat {
+    /// A vacant seat for an actor of this registered name.
+    pub fn new(path: String, actor: &'static str) -> Arc<Seat> {
+        Arc::new(Seat {
+            path,
+            actor,
+            outlet: Outlet::default(),
+            occupancy: watch::Sender::new(Occupancy::Vacant),
+        })
+    }
+
+    /// Where it is in the tree, e.g. `/shop/web`.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The registered name of the actor that sits here.
+    pub fn actor(&self) -> &'static str {
+        self.actor
+    }
+
+    /// An incarnation is ready: requests in line go to it now. One that has already ended does not sit down.
+    pub fn occupy(&self, incarnation: u64, child: Arc<dyn Child>, line: Arc<dyn Line>) {
+        // First the watch, then the line: `ended` may come in between and must find the watch to clear.
+        self.occupancy.send_modify(|now| {
+            if !matches!(now, Occupancy::Closed(_)) {
+                *now = Occupancy::Occupied(Occupant { incarnation, child });
+            }
+        });
+        if !self.outlet.open(incarnation, line) {
+            self.stand_up(incarnation);
+        }
+    }
+
+    /// An incarnation has ended, and everything it said before has been delivered through this seat.
+    pub fn ended(&self, incarnation: u64, exit: &Exit) {
+        self.outlet.ended(incarnation, exit);
+        self.stand_up(incarnation);
+    }
+
+    fn stand_up(&self, incarnation: u64) {
+        self.occupancy.send_if_modified(|now| match now {
+            Occupancy::Occupied(occupant) if occupant.incarnation == incarnation => {
+                *now = Occupancy::Vacant;
+                true
+            }
+            _ => false,
+        });
+    }
+
+    /// Nobody will sit here again. Requests in line, and all later ones, are told why.
+    pub fn close(&self, why: &str) {
+        self.outlet.close(Fault::Closed { why: why.to_owned() });
+        self.occupancy.send_replace(Occupancy::Closed(why.to_owned()));
+    }
+
+    /// Who sits here now.
+    pub fn occupancy(&self) -> Occupancy {
+        self.occupancy.borrow().clone()
+    }
+
+    /// Follows who sits here.
+    pub fn watch(&self) -> watch::Receiver<Occupancy> {
+        self.occupancy.subscribe()
+    }
+
+    /// An answer of this incarnation.
+    ///
+    /// # Errors
+    /// The peer gave back more places than it was given: it does not keep to the protocol.
+    pub fn answered(&self, incarnation: u64, id: u64, answer: Answer, release: bool) -> Result<(), TooManyReleases> {
+        self.outlet.answered(incarnation, id, answer, release)
+    }
+
+    /// This incarnation gave back places in its window.
+    ///
+    /// # Errors
+    /// The peer gave back more places than it was given: it does not keep to the protocol.
+    pub fn released(&self, incarnation: u64, places: u32) -> Result<(), TooManyReleases> {
+        self.outlet.released(incarnation, places)
+    }
+
+    pub(crate) fn submit(&self, ask: bool, deadline: Option<Instant>, body: Body) -> u64 {
+        self.outlet.submit(ask, deadline, body)
+    }
+
+    pub(crate) fn poll(&self, id: u64, cx: &mut Context<'_>) -> Poll<Answer> {
+        self.outlet.poll(id, cx)
+    }
+
+    pub(crate) fn cancel(&self, id: u64) -> bool {
+        self.outlet.cancel(id)
+    }
+}
+
+impl fmt::Debug for Seat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Seat").field("path", &self.path).field("actor", &self.actor).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,410 @@
+//! Frames to messages: joins what came in parts, within the limits.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use bytes::Bytes;
+
+use crate::envelope::Part;
+use crate::limits::MIN_PART;
+use crate::{Body, Envelope, Limits, WireError};
+
+/// Bodies below this are copied out of the read buffer, larger ones share it.
+///
+/// A shared body keeps the whole read buffer alive: 64 KiB as a rule, a frame more after large ones. Copying the
+/// small ones costs a fraction of a microsecond and lets their traffic reuse one read buffer for ever; sharing the
+/// large ones saves a third of their time (8 KiB: 1.6 µs instead of 2.5 µs from send to receive).
+const SHARED_FROM: usize = 4 * 1024;
+
+/// The unfinished messages of one connection, at most one for each target.
+///
+/// It holds what has arrived and no more: neither a length nor a flag makes it allocate ahead.
+#[derive(Debug)]
+pub struct Assembler {
+    limits: Limits,
+    unfinished: HashMap<u32, Unfinished>,
+    /// Bytes held by all of them.
+    held: usize,
+}
+
+#[derive(Debug)]
+struct Unfinished {
+    envelope: Envelope,
+    body: Vec<u8>,
+}
+
+impl Assembler {
+    /// Nothing has arrived yet.
+    pub fn new(limits: Limits) -> Self {
+        Assembler { limits: limits.settled(), unfinished: HashMap::new(), held: 0 }
+    }
+
+    /// Takes one frame without its length prefix; gives back the message that it completes.
+    ///
+    /// # Errors
+    ///
+    /// Any [`WireError`] that names what is wrong with the frame. The connection cannot go on then.
+    pub fn push(&mut self, frame: Bytes) -> Result<Option<Envelope>, WireError> {
+        let part = Part::read(&frame)?;
+        self.check_size(part.body.len())?;
+        if part.kind.is_control() {
+            if part.more {
+                return Err(WireError::Malformed("a control message must fit one frame"));
+            }
+            return Ok(Some(whole(&frame, &part)));
+        }
+        if self.unfinished.is_empty() && !part.more {
+            return Ok(Some(whole(&frame, &part)));
+        }
+        if part.more && part.body.len() < MIN_PART {
+            return Err(WireError::Malformed("a frame with more to follow carries less than 1024 bytes"));
+        }
+        match self.unfinished.entry(part.target) {
+            Entry::Vacant(_) if !part.more => Ok(Some(whole(&frame, &part))),
+            Entry::Vacant(entry) => {
+                let size = part.chain.len() + part.trace.len() + part.body.len();
+                self.held = charge(self.held, size, self.limits.budget)?;
+                let envelope = header(&part, Body::default());
+                entry.insert(Unfinished { envelope, body: part.body.to_vec() });
+                Ok(None)
+            }
+            Entry::Occupied(mut entry) => {
+                let Unfinished { envelope, body } = entry.get_mut();
+                if (part.kind, part.id) != (envelope.kind, envelope.id) {
+                    return Err(WireError::Malformed("another message begins before the target's last one ended"));
+                }
+                let plain = part.chain.is_empty() && part.trace.is_empty() && part.deadline.is_none();
+                if !plain || part.release {
+                    return Err(WireError::Malformed("a continuation repeats what only a first frame carries"));
+                }
+                let size = body.len() + part.body.len();
+                if size > self.limits.message {
+                    return Err(WireError::MessageTooLarge { size, limit: self.limits.message });
+                }
+                self.held = charge(self.held, part.body.len(), self.limits.budget)?;
+                body.extend_from_slice(part.body);
+                if part.more {
+                    return Ok(None);
+                }
+                let Unfinished { mut envelope, mut body } = entry.remove();
+                self.held -= envelope.size() + body.len();
+                // Doubling left up to as much again unused; giving it back is cheap, large blocks shrink in place.
+                body.shrink_to_fit();
+                envelope.body = Body::from_bytes(body.into());
+                Ok(Some(envelope))
+            }
+        }
+    }
+
+    /// Whether no message is unfinished.
+    pub fn is_idle(&self) -> bool {
+        self.unfinished.is_empty()
+    }
+
+    /// Bytes of unfinished messages.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    fn check_size(&self, size: usize) -> Result<(), WireError> {
+        let limit = self.limits.message;
+        if size > limit { Err(WireError::MessageTooLarge { size, limit }) } else { Ok(()) }
+    }
+}
+
+fn charge(held: usize, more: usize, limit: usize) -> Result<usize, WireError> {
+    let size = held.saturating_add(more);
+    if size > limit { Err(WireError::OverBudget { size, limit }) } else { Ok(size) }
+}
+
+/// A message of one frame.
+fn whole(frame: &Bytes, part: &Part<'_>) -> Envelope {
+    let body =
+        if part.body.len() < SHARED_FROM { copied(part.body) } else { frame.slice_ref(part.body) };
+    header(part, Body::from_bytes(body))
+}
+
+fn header(part: &Part<'_>, body: Body) -> Envelope {
+    Envelope {
+        kind: part.kind,
+        release: part.release,
+        id: part.id,
+        target: part.target,
+        deadline: part.deadline,
+        chain: copied(part.chain),
+        trace: copied(part.trace),
+        body,
+    }
+}
+
+fn copied(bytes: &[u8]) -> Bytes {
+    if bytes.is_empty() { Bytes::new() } else { Bytes::copy_from_slice(bytes) }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::{Buf, BytesMut};
+    use proptest::prelude::*;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::limits::MIN_FRAME;
+    use crate::{Kind, Outbox};
+
+    const SMALL: Limits = Limits { frame: MIN_FRAME, message: 100_000, budget: 150_000 };
+
+    fn envelope(kind: Kind, target: u32, id: u64, len: usize) -> Envelope {
+        Envelope::new(kind, target, id, Body::from_bytes(vec![id as u8; len].into()))
+    }
+
+    /// All frames that the outbox would write, without their prefixes.
+    fn frames(outbox: &mut Outbox) -> Vec<Bytes> {
+        let mut out = BytesMut::new();
+        outbox.fill(&mut out, usize::MAX);
+        assert!(outbox.is_empty());
+        assert_eq!(outbox.bytes(), 0);
+        cut(out)
+    }
+
+    fn cut(mut out: BytesMut) -> Vec<Bytes> {
+        let mut frames = Vec::new();
+        while out.has_remaining() {
+            let len = out.get_u32() as usize;
+            assert!(len <= MIN_FRAME);
+            frames.push(out.split_to(len).freeze());
+        }
+        frames
+    }
+
+    fn refusal(frames: &[Bytes]) -> WireError {
+        let mut assembler = Assembler::new(SMALL);
+        frames.iter().find_map(|frame| assembler.push(frame.clone()).err()).expect("a frame is refused")
+    }
+
+    fn frames_of(envelope: Envelope) -> Vec<Bytes> {
+        // A sender without the receiver's limits.
+        let mut outbox = Outbox::new(Limits { frame: MIN_FRAME, ..Limits::default() });
+        outbox.push(envelope).unwrap();
+        frames(&mut outbox)
+    }
+
+    #[test]
+    fn small_messages_overtake_a_large_one_to_another_target() {
+        let mut outbox = Outbox::new(SMALL);
+        outbox.push(envelope(Kind::Ask, 1, 1, 50_000)).unwrap();
+        outbox.push(envelope(Kind::Ask, 2, 2, 10)).unwrap();
+        outbox.push(envelope(Kind::Ask, 1, 3, 10)).unwrap();
+        outbox.push(envelope(Kind::Release, 1, 4, 0)).unwrap();
+        let mut assembler = Assembler::new(SMALL);
+        let ids: Vec<u64> =
+            frames(&mut outbox).into_iter().filter_map(|f| assembler.push(f).unwrap()).map(|e| e.id).collect();
+        assert_eq!(ids, [4, 2, 1, 3]);
+        assert!(assembler.is_idle());
+        assert_eq!(assembler.held(), 0);
+    }
+
+    #[test]
+    fn a_message_over_the_limit_is_refused_on_both_sides() {
+        let mut outbox = Outbox::new(SMALL);
+        let refused = outbox.push(envelope(Kind::Ask, 1, 1, SMALL.message + 1));
+        assert!(matches!(refused, Err(WireError::MessageTooLarge { size: 100_001, limit: 100_000 })));
+        assert!(outbox.is_empty());
+        outbox.push(envelope(Kind::Ask, 1, 1, SMALL.message)).unwrap();
+        let mut assembler = Assembler::new(SMALL);
+        let whole = frames(&mut outbox).into_iter().filter_map(|f| assembler.push(f).unwrap()).count();
+        assert_eq!(whole, 1);
+        let error = refusal(&frames_of(envelope(Kind::Ask, 1, 1, SMALL.message + 1)));
+        assert!(matches!(error, WireError::MessageTooLarge { .. }));
+    }
+
+    #[test]
+    fn unfinished_messages_share_a_budget() {
+        let mut many = Vec::new();
+        for target in 0..3 {
+            let mut frames = frames_of(envelope(Kind::Ask, target, 1, 90_000));
+            frames.pop();
+            many.extend(frames);
+        }
+        assert!(matches!(refusal(&many), WireError::OverBudget { limit: 150_000, .. }));
+    }
+
+    #[test]
+    fn an_honest_sender_stays_within_the_budget() {
+        let mut outbox = Outbox::new(SMALL);
+        for target in 0..10 {
+            outbox.push(envelope(Kind::Ask, target, u64::from(target), 70_000)).unwrap();
+            outbox.push(envelope(Kind::Ask, target, u64::from(target) + 100, 10)).unwrap();
+        }
+        let mut assembler = Assembler::new(SMALL);
+        let mut whole = 0;
+        for frame in frames(&mut outbox) {
+            whole += usize::from(assembler.push(frame).unwrap().is_some());
+            assert!(assembler.held() <= 140_000);
+        }
+        assert_eq!(whole, 20);
+    }
+
+    #[test]
+    fn two_messages_to_one_target_may_not_interleave() {
+        let first = frames_of(envelope(Kind::Ask, 1, 1, 20_000));
+        let second = frames_of(envelope(Kind::Ask, 1, 2, 20_000));
+        let error = refusal(&[first[0].clone(), second[0].clone()]);
+        assert_eq!(error, WireError::Malformed("another message begins before the target's last one ended"));
+        let other_kind = frames_of(envelope(Kind::Tell, 1, 1, 20_000));
+        refusal(&[first[0].clone(), other_kind[1].clone()]);
+    }
+
+    #[test]
+    fn a_continuation_carries_nothing_but_its_part() {
+        let mut first = envelope(Kind::Ask, 1, 1, 20_000);
+        first.deadline = Some(Duration::from_secs(1));
+        let first = frames_of(first);
+        let error = refusal(&[first[0].clone(), first[0].clone()]);
+        assert_eq!(error, WireError::Malformed("a continuation repeats what only a first frame carries"));
+    }
+
+    #[test]
+    fn frames_with_more_to_follow_must_carry_something() {
+        let mut out = BytesMut::new();
+        envelope(Kind::Ask, 1, 1, 10).put_frame(&mut out, 0, MIN_FRAME);
+        out[6] = 1;
+        let frame = out.freeze().slice(4..);
+        assert!(matches!(refusal(&[frame]), WireError::Malformed(_)));
+    }
+
+    #[test]
+    fn a_withdrawal_takes_back_or_follows_its_request() {
+        let mut outbox = Outbox::new(SMALL);
+        outbox.push(envelope(Kind::Ask, 1, 1, 50_000)).unwrap();
+        outbox.push(envelope(Kind::Ask, 1, 2, 10)).unwrap();
+        outbox.push(envelope(Kind::Reply, 1, 3, 10)).unwrap();
+        let mut out = BytesMut::new();
+        outbox.fill(&mut out, 1);
+        assert!(!outbox.withdraw(1, 1), "its first frame is written");
+        assert!(outbox.withdraw(1, 2));
+        assert!(!outbox.withdraw(1, 2), "it is gone");
+        assert!(!outbox.withdraw(1, 3), "an answer is not a request");
+        outbox.push(envelope(Kind::Withdraw, 1, 1, 0)).unwrap();
+        outbox.push(envelope(Kind::Withdraw, 1, 99, 0)).unwrap();
+        outbox.fill(&mut out, usize::MAX);
+        let mut assembler = Assembler::new(SMALL);
+        let got: Vec<_> = cut(out)
+            .into_iter()
+            .filter_map(|f| assembler.push(f).unwrap())
+            .map(|e| (e.kind, e.id))
+            .collect();
+        assert_eq!(
+            got,
+            [(Kind::Withdraw, 99), (Kind::Ask, 1), (Kind::Withdraw, 1), (Kind::Reply, 3)]
+        );
+    }
+
+    #[test]
+    fn unsent_requests_can_be_taken_and_sent_elsewhere() {
+        let mut outbox = Outbox::new(SMALL);
+        outbox.push(envelope(Kind::Ask, 1, 1, 50_000)).unwrap();
+        outbox.push(envelope(Kind::Ask, 1, 2, 10)).unwrap();
+        outbox.push(envelope(Kind::Reply, 2, 3, 50_000)).unwrap();
+        outbox.push(envelope(Kind::Tell, 2, 4, 10)).unwrap();
+        outbox.fill(&mut BytesMut::new(), 1);
+        let ids: Vec<u64> = outbox.take_unsent().into_iter().map(|e| e.id).collect();
+        assert_eq!(ids, [2, 4]);
+        assert!(outbox.is_empty());
+    }
+
+    fn any_envelope() -> impl Strategy<Value = Envelope> {
+        let kind = (0u8..10).prop_map(|byte| Kind::try_from(byte).unwrap());
+        let len = prop_oneof![4 => 0usize..100, 1 => 0usize..50_000, 1 => 7_900usize..8_200];
+        let bytes = |max| prop::collection::vec(any::<u8>(), 0..max).prop_map(Bytes::from);
+        let deadline = any::<Option<u64>>().prop_map(|micros| micros.map(Duration::from_micros));
+        (kind, any::<bool>(), any::<u64>(), 0u32..5, deadline, bytes(4096), bytes(256), len).prop_map(
+            |(kind, release, id, target, deadline, chain, trace, len)| {
+                let len = if kind.is_control() { len.min(100) } else { len };
+                let body = Body::from_bytes(vec![id as u8; len].into());
+                Envelope { kind, release, id, target, deadline, chain, trace, body }
+            },
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn messages_arrive_whole_once_and_in_order_per_target(
+            sent in prop::collection::vec((any_envelope(), 0usize..3), 1..40),
+        ) {
+            let (mut outbox, mut assembler) = (Outbox::new(SMALL), Assembler::new(SMALL));
+            let mut out = BytesMut::new();
+            for (envelope, fills) in &sent {
+                outbox.push(envelope.clone()).unwrap();
+                // Some frames leave between the pushes.
+                for _ in 0..*fills {
+                    let more = out.len() + 1;
+                    outbox.fill(&mut out, more);
+                }
+            }
+            outbox.fill(&mut out, usize::MAX);
+            prop_assert!(outbox.is_empty());
+            prop_assert_eq!(outbox.bytes(), 0);
+            let mut got = Vec::new();
+            for frame in cut(out) {
+                got.extend(assembler.push(frame).unwrap());
+            }
+            prop_assert!(assembler.is_idle());
+            prop_assert_eq!(got.len(), sent.len());
+            let lane = |all: &mut dyn Iterator<Item = Envelope>, target: u32, control: bool| -> Vec<Envelope> {
+                all.filter(|e| e.target == target && e.kind.is_control() == control).collect()
+            };
+            for target in 0..5 {
+                for control in [false, true] {
+                    let sent = lane(&mut sent.iter().map(|(e, _)| e.clone()), target, control);
+                    prop_assert_eq!(lane(&mut got.iter().cloned(), target, control), sent);
+                }
+            }
+        }
+
+        #[test]
+        fn withdrawing_at_any_time_keeps_the_rest_whole(
+            steps in prop::collection::vec((0u32..4, 0usize..30_000, any::<bool>(), 0u64..40), 1..60),
+        ) {
+            let (mut outbox, mut assembler) = (Outbox::new(SMALL), Assembler::new(SMALL));
+            let mut out = BytesMut::new();
+            let mut expected = Vec::new();
+            for (id, (target, len, fill, withdrawn)) in steps.iter().enumerate() {
+                outbox.push(envelope(Kind::Ask, *target, id as u64, *len)).unwrap();
+                expected.push((*target, id as u64));
+                for target in 0..4 {
+                    if outbox.withdraw(target, *withdrawn) {
+                        expected.retain(|sent| *sent != (target, *withdrawn));
+                    }
+                }
+                if *fill {
+                    let more = out.len() + 1;
+                    outbox.fill(&mut out, more);
+                }
+            }
+            outbox.fill(&mut out, usize::MAX);
+            prop_assert!(outbox.is_empty());
+            prop_assert_eq!(outbox.bytes(), 0);
+            let mut got = Vec::new();
+            for frame in cut(out) {
+                got.extend(assembler.push(frame).unwrap().map(|e| (e.target, e.id)));
+            }
+            prop_assert!(assembler.is_idle());
+            expected.sort_unstable();
+            got.sort_unstable();
+            prop_assert_eq!(got, expected);
+        }
+
+        #[test]
+        fn arbitrary_frames_never_panic(frame in prop::collection::vec(any::<u8>(), 0..100), flags in 0u8..4) {
+            let mut frame = frame;
+            let mut assembler = Assembler::new(SMALL);
+            let _ = assembler.push(Bytes::copy_from_slice(&frame));
+            // Once more with a plausible head, which gets further.
+            let head = [0x99, frame.len() as u8 % 10, flags, 0];
+            frame.splice(0..0, head);
+            let _ = assembler.push(frame.into());
+        }
+    }
+}

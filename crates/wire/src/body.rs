@@ -1,0 +1,282 @@
+//! Encoded values: opaque bytes from the caller's encoder to the owner's decoder.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use bytes::Bytes;
+use rmp_serde::decode::Error as PackError;
+use serde::de::{Deserialize, DeserializeOwned};
+use serde::ser::Serialize;
+
+use crate::depth;
+use crate::limits::DEPTH;
+
+/// An encoded value. Cloning it is cheap, it never looks inside.
+///
+/// ```
+/// let body = hatchery_wire::encode(&(1u8, "two"))?;
+/// let (one, two): (u8, String) = hatchery_wire::decode(&body)?;
+/// assert_eq!((one, two.as_str()), (1, "two"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Body {
+    bytes: Bytes,
+}
+
+impl Body {
+    /// A body of bytes that are encoded already.
+    pub fn from_bytes(bytes: Bytes) -> Self {
+        Body { bytes }
+    }
+
+    /// The encoded bytes.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// The encoded bytes, without a clone.
+    pub fn into_bytes(self) -> Bytes {
+        self.bytes
+    }
+
+    /// The number of encoded bytes.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Whether there are no bytes at all. No value encodes to nothing; frames without a value have an empty body.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+}
+
+/// Encodes a value as MessagePack, structs with their field names.
+///
+/// Names, because compact arrays shift silently under `skip_serializing_if`. The size is not looked at here; it is
+/// checked where the message is queued.
+///
+/// # Errors
+///
+/// When the value's own `Serialize` refuses.
+pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Body, EncodeError> {
+    let mut bytes = Vec::new();
+    let mut serializer = rmp_serde::Serializer::new(&mut bytes).with_struct_map();
+    match value.serialize(&mut serializer) {
+        Ok(()) => Ok(Body::from_bytes(bytes.into())),
+        Err(error) => Err(EncodeError { text: error.to_string().into() }),
+    }
+}
+
+/// Decodes a value, which must use up the whole body and nest at most [`DEPTH`] levels deep.
+///
+/// Every array, map, `Some`, newtype and enum is a level, also in fields that `T` does not know, so a hostile body
+/// cannot exhaust the stack of a thread with 1 MiB. Types that serde buffers first (`untagged`, `flatten`) are
+/// buffered under the same limit.
+///
+/// # Errors
+///
+/// When the bytes are no `T`, end early, nest too deeply, or go on after the value.
+pub fn decode<T: DeserializeOwned>(body: &Body) -> Result<T, DecodeError> {
+    let bytes: &[u8] = body.bytes();
+    let mut deserializer = rmp_serde::Deserializer::from_read_ref(bytes);
+    let value = depth::limited(PhantomData::<T>, &mut deserializer, DEPTH, bytes.len())?;
+    // The deserializer does not say where it stands, but one that finds no further marker stands at the end.
+    match <()>::deserialize(&mut deserializer) {
+        Err(PackError::InvalidMarkerRead(_)) => Ok(value),
+        _ => Err(DecodeError { text: "bytes follow the value".into() }),
+    }
+}
+
+/// Why a value could not be encoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EncodeError {
+    text: Box<str>,
+}
+
+/// Why bytes could not be decoded to a value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DecodeError {
+    text: Box<str>,
+}
+
+impl From<PackError> for DecodeError {
+    fn from(error: PackError) -> Self {
+        let text = match error {
+            PackError::InvalidMarkerRead(_) | PackError::InvalidDataRead(_) => "the bytes end early".into(),
+            PackError::TypeMismatch(marker) => format!("found {marker:?} instead of what the type needs"),
+            PackError::OutOfRange => "a number is out of range".into(),
+            PackError::LengthMismatch(expected) => format!("an array's length differs from {expected}"),
+            PackError::Utf8Error(_) => "a string is not UTF-8".into(),
+            PackError::DepthLimitExceeded => "the value nests deeper than allowed".into(),
+            PackError::Uncategorized(text) | PackError::Syntax(text) => text,
+        };
+        DecodeError { text: text.into() }
+    }
+}
+
+impl fmt::Display for EncodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl fmt::Display for DecodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for EncodeError {}
+impl std::error::Error for DecodeError {}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::fmt::Debug;
+
+    use proptest::prelude::*;
+    use serde::{Deserialize, Serialize};
+
+    use super::*;
+
+    #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+    struct Unit;
+
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    struct Meters(f64);
+
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    enum Shape {
+        Empty,
+        Circle(Meters),
+        Rect(u32, i64),
+        Named { name: String, inside: Option<Box<Shape>> },
+    }
+
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    struct Sample {
+        unit: Unit,
+        shapes: Vec<Shape>,
+        wide: (i128, u128),
+        map: BTreeMap<i32, char>,
+        #[serde(with = "serde_bytes")]
+        raw: Vec<u8>,
+        numbers: [u8; 3],
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        absent: Option<bool>,
+        last: (),
+    }
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        Number(u64),
+        Words(Vec<String>),
+    }
+
+    fn round_trip<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: T) {
+        let body = encode(&value).unwrap();
+        assert_eq!(decode::<T>(&body).unwrap(), value);
+        let longer = [body.bytes(), &[0xc0][..]].concat();
+        let error = decode::<T>(&Body::from_bytes(longer.into())).unwrap_err();
+        assert_eq!(error.to_string(), "bytes follow the value");
+        for cut in 0..body.len() {
+            decode::<T>(&Body::from_bytes(body.bytes().slice(..cut))).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn values_of_every_shape_round_trip() {
+        round_trip(());
+        round_trip(Unit);
+        round_trip(Some(Meters(1.5)));
+        round_trip(Either::Number(7));
+        round_trip(Either::Words(vec!["a".into()]));
+        round_trip(Sample {
+            unit: Unit,
+            shapes: vec![
+                Shape::Empty,
+                Shape::Circle(Meters(0.25)),
+                Shape::Rect(1, -1),
+                Shape::Named { name: "x".into(), inside: Some(Box::new(Shape::Empty)) },
+                Shape::Named { name: "y".into(), inside: None },
+            ],
+            wide: (i128::MIN, u128::MAX),
+            map: BTreeMap::from([(-1, 'ä'), (70_000, 'b')]),
+            raw: vec![0, 255],
+            numbers: [1, 2, 200],
+            absent: None,
+            last: (),
+        });
+    }
+
+    #[test]
+    fn structs_carry_field_names_so_a_skipped_field_shifts_nothing() {
+        #[derive(Serialize)]
+        struct Old {
+            #[serde(skip_serializing_if = "Option::is_none")]
+            first: Option<u8>,
+            second: u8,
+        }
+        #[derive(Debug, PartialEq, Deserialize)]
+        struct New {
+            #[serde(default)]
+            first: Option<u8>,
+            second: u8,
+        }
+        let body = encode(&Old { first: None, second: 2 }).unwrap();
+        assert_eq!(decode::<New>(&body).unwrap(), New { first: None, second: 2 });
+    }
+
+    #[test]
+    fn byte_strings_are_one_byte_a_byte() {
+        assert_eq!(encode(serde_bytes::Bytes::new(&[200; 100])).unwrap().len(), 102);
+    }
+
+    #[test]
+    fn depth_counts_every_kind_of_nesting_alike() {
+        fn nested(levels: usize) -> Body {
+            let mut bytes = vec![0x91; levels];
+            bytes.push(0x90);
+            Body::from_bytes(bytes.into())
+        }
+        #[derive(Debug, Deserialize)]
+        struct Tree(#[expect(dead_code, reason = "only its depth matters")] Vec<Tree>);
+
+        // A tree is a newtype and an array, two levels a node.
+        decode::<Tree>(&nested(DEPTH / 2 - 1)).unwrap();
+        let error = decode::<Tree>(&nested(DEPTH / 2)).unwrap_err();
+        assert_eq!(error.to_string(), "the value nests deeper than allowed");
+        decode::<serde::de::IgnoredAny>(&nested(DEPTH - 1)).unwrap();
+        decode::<serde::de::IgnoredAny>(&nested(DEPTH)).unwrap_err();
+    }
+
+    #[test]
+    fn errors_say_what_is_wrong() {
+        let text = |body: &Body| decode::<Vec<u8>>(body).unwrap_err().to_string();
+        assert_eq!(text(&Body::default()), "the bytes end early");
+        assert_eq!(text(&encode(&[300]).unwrap()), "invalid value: integer `300`, expected u8");
+        let error = decode::<Unit>(&encode("text").unwrap()).unwrap_err();
+        assert_eq!(error.to_string(), "invalid type: string \"text\", expected unit struct Unit");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
+        #[test]
+        fn arbitrary_bytes_decode_or_fail_but_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let body = Body::from_bytes(bytes.into());
+            let _ = decode::<Sample>(&body);
+            let _ = decode::<Shape>(&body);
+            let _ = decode::<Either>(&body);
+            let _ = decode::<BTreeMap<String, Vec<Option<Meters>>>>(&body);
+        }
+
+        #[test]
+        fn collections_round_trip(value in prop::collection::btree_map(".{0,8}", prop::collection::vec(any::<Option<i64>>(), 0..20), 0..20)) {
+            let body = encode(&value).unwrap();
+            prop_assert_eq!(decode::<BTreeMap<String, Vec<Option<i64>>>>(&body).unwrap(), value);
+        }
+    }
+}

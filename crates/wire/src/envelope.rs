@@ -1,0 +1,305 @@
+//! One message as a value, and its frames as bytes.
+//!
+//! ```text
+//! u32 length | [ kind, flags, fds, id, target, deadline|nil, chain|nil, trace|nil, body ]
+//! ```
+
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::limits::{CHAIN, HEAD, TRACE};
+use crate::pack::{self, Reader};
+use crate::{Body, WireError};
+
+/// More frames of the same message follow.
+const MORE: u8 = 1;
+/// One place of the sender's window is given back.
+const RELEASE: u8 = 2;
+
+/// What an envelope is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Kind {
+    /// The arguments of the actor or task that the process was started for.
+    Start = 0,
+    /// A request that wants an answer.
+    Ask = 1,
+    /// A request without an answer.
+    Tell = 2,
+    /// The value a request was answered with.
+    Reply = 3,
+    /// The handler's own error.
+    Error = 4,
+    /// The library's reason why there is no answer.
+    Fault = 5,
+    /// The caller of this id has left.
+    Withdraw = 6,
+    /// Gives back `id` places of the window of `target`.
+    Release = 7,
+    /// One item of a streamed answer.
+    Item = 8,
+    /// The end of a streamed answer.
+    End = 9,
+}
+
+impl Kind {
+    /// Control overtakes other messages and always fits one frame.
+    pub(crate) fn is_control(self) -> bool {
+        matches!(self, Kind::Withdraw | Kind::Release)
+    }
+
+    /// What a caller sends and may take back.
+    pub(crate) fn is_request(self) -> bool {
+        matches!(self, Kind::Start | Kind::Ask | Kind::Tell)
+    }
+}
+
+impl TryFrom<u8> for Kind {
+    type Error = WireError;
+
+    fn try_from(byte: u8) -> Result<Self, WireError> {
+        Ok(match byte {
+            0 => Kind::Start,
+            1 => Kind::Ask,
+            2 => Kind::Tell,
+            3 => Kind::Reply,
+            4 => Kind::Error,
+            5 => Kind::Fault,
+            6 => Kind::Withdraw,
+            7 => Kind::Release,
+            8 => Kind::Item,
+            9 => Kind::End,
+            unknown => return Err(WireError::UnknownKind(unknown)),
+        })
+    }
+}
+
+/// One message between two processes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Envelope {
+    /// What it is for.
+    pub kind: Kind,
+    /// Also gives back one place of the window, on answers.
+    pub release: bool,
+    /// The request it makes or belongs to; for [`Kind::Release`] the number of places.
+    pub id: u64,
+    /// The receiver inside the process; messages to one target keep their order.
+    pub target: u32,
+    /// Time left for the answer, in whole microseconds on the wire.
+    pub deadline: Option<Duration>,
+    /// The requests that led to this one; opaque here, empty for none, at most [`CHAIN`] bytes.
+    pub chain: Bytes,
+    /// Trace context; opaque here, empty for none, at most [`TRACE`] bytes.
+    pub trace: Bytes,
+    /// The encoded value; empty for none.
+    pub body: Body,
+}
+
+impl Envelope {
+    /// An envelope without deadline, chain, trace or release.
+    ///
+    /// ```
+    /// use hatchery_wire::{Envelope, Kind, encode};
+    ///
+    /// let ask = Envelope::new(Kind::Ask, 7, 1, encode("hello")?);
+    /// assert_eq!((ask.target, ask.id, ask.deadline), (7, 1, None));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn new(kind: Kind, target: u32, id: u64, body: Body) -> Self {
+        Envelope {
+            kind,
+            release: false,
+            id,
+            target,
+            deadline: None,
+            chain: Bytes::new(),
+            trace: Bytes::new(),
+            body,
+        }
+    }
+
+    /// Bytes that this message takes while it is unfinished, the same on both sides.
+    pub(crate) fn size(&self) -> usize {
+        self.body.len() + self.chain.len() + self.trace.len()
+    }
+
+    /// Whether it may need more than one frame of `limit` bytes.
+    pub(crate) fn is_large(&self, limit: usize) -> bool {
+        self.size() + HEAD > limit
+    }
+
+    /// Appends one frame with the body from `offset` on, as much as fits into `limit` bytes; gives back how far the
+    /// body is written now. The chain must be within [`CHAIN`], the trace within [`TRACE`].
+    pub(crate) fn put_frame(&self, out: &mut BytesMut, offset: usize, limit: usize) -> usize {
+        let first = offset == 0;
+        let rest = &self.body.bytes()[offset..];
+        let extra = if first { self.chain.len() + self.trace.len() } else { 0 };
+        let part = rest.len().min(limit - HEAD - extra);
+        let end = offset + part;
+
+        let mut flags = 0;
+        if end < self.body.len() {
+            flags |= MORE;
+        }
+        if first && self.release {
+            flags |= RELEASE;
+        }
+        out.reserve(HEAD + extra + part);
+        let start = out.len();
+        out.put_slice(&[0, 0, 0, 0, pack::array::<9>(), self.kind as u8, flags, 0]);
+        pack::put_uint(out, self.id);
+        pack::put_uint(out, u64::from(self.target));
+        match self.deadline.filter(|_| first) {
+            Some(left) => pack::put_uint(out, u64::try_from(left.as_micros()).unwrap_or(u64::MAX)),
+            None => out.put_u8(pack::NIL),
+        }
+        for bytes in [&self.chain, &self.trace] {
+            if first && !bytes.is_empty() {
+                pack::put_bin_head(out, bytes.len());
+                out.put_slice(bytes);
+            } else {
+                out.put_u8(pack::NIL);
+            }
+        }
+        pack::put_bin_head(out, part);
+        out.put_slice(&rest[..part]);
+        let length = (out.len() - start - 4) as u32;
+        out[start..start + 4].copy_from_slice(&length.to_be_bytes());
+        end
+    }
+}
+
+/// One frame taken apart; nothing is copied.
+#[derive(Debug)]
+pub(crate) struct Part<'a> {
+    pub(crate) kind: Kind,
+    pub(crate) more: bool,
+    pub(crate) release: bool,
+    pub(crate) id: u64,
+    pub(crate) target: u32,
+    pub(crate) deadline: Option<Duration>,
+    pub(crate) chain: &'a [u8],
+    pub(crate) trace: &'a [u8],
+    pub(crate) body: &'a [u8],
+}
+
+impl<'a> Part<'a> {
+    /// Reads a frame without its length prefix.
+    pub(crate) fn read(frame: &'a [u8]) -> Result<Self, WireError> {
+        let mut reader = Reader::new(frame);
+        if reader.byte()? != pack::array::<9>() {
+            return Err(WireError::Malformed("an array of nine elements is expected"));
+        }
+        let kind = u8::try_from(reader.uint()?).map_err(|_| WireError::Malformed("the kind is no byte"))?;
+        let kind = Kind::try_from(kind)?;
+        let flags = reader.uint()?;
+        if flags > u64::from(MORE | RELEASE) {
+            return Err(WireError::Malformed("unknown flags are set"));
+        }
+        if reader.uint()? != 0 {
+            return Err(WireError::Descriptors("a channel's frame announces some, which only a link may carry"));
+        }
+        let id = reader.uint()?;
+        let target = u32::try_from(reader.uint()?)
+            .map_err(|_| WireError::Malformed("the target is over 32 bits"))?;
+        let deadline = reader.uint_or_nil()?.map(Duration::from_micros);
+        let chain = reader.bin_or_nil()?;
+        let trace = reader.bin_or_nil()?;
+        check_context(chain, trace)?;
+        let body = reader.bin()?;
+        reader.end()?;
+        let (more, release) = (flags & u64::from(MORE) != 0, flags & u64::from(RELEASE) != 0);
+        Ok(Part { kind, more, release, id, target, deadline, chain, trace, body })
+    }
+}
+
+/// The limits of chain and trace, which sender and receiver both check.
+pub(crate) fn check_context(chain: &[u8], trace: &[u8]) -> Result<(), WireError> {
+    if chain.len() > CHAIN {
+        return Err(WireError::Malformed("the caller chain is over 4096 bytes"));
+    }
+    if trace.len() > TRACE {
+        return Err(WireError::Malformed("the trace context is over 256 bytes"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(envelope: &Envelope) -> BytesMut {
+        let mut out = BytesMut::new();
+        assert_eq!(envelope.put_frame(&mut out, 0, 8192), envelope.body.len());
+        out.split_off(4)
+    }
+
+    fn ask() -> Envelope {
+        Envelope::new(Kind::Ask, 5, 300, Body::from_bytes(Bytes::from_static(&[0xc0])))
+    }
+
+    #[test]
+    fn the_layout_is_the_documented_one() {
+        let mut out = BytesMut::new();
+        ask().put_frame(&mut out, 0, 8192);
+        let expected = [0, 0, 0, 14, 0x99, 1, 0, 0, 0xcd, 1, 44, 5, 0xc0, 0xc0, 0xc0, 0xc4, 1, 0xc0];
+        assert_eq!(&out[..], &expected);
+    }
+
+    #[test]
+    fn the_longest_head_stays_within_what_is_reserved_for_it() {
+        let mut envelope = ask();
+        envelope.id = u64::MAX;
+        envelope.target = u32::MAX;
+        envelope.deadline = Some(Duration::MAX);
+        envelope.chain = vec![1; CHAIN].into();
+        envelope.trace = vec![2; TRACE].into();
+        envelope.body = Body::from_bytes(vec![3; 70_000].into());
+        let mut out = BytesMut::new();
+        envelope.put_frame(&mut out, 0, 256 * 1024);
+        assert!(out.len() - envelope.size() <= HEAD);
+        assert!(out.capacity() <= envelope.size() + HEAD);
+    }
+
+    #[test]
+    fn every_kind_survives_its_byte() {
+        for byte in 0..=9 {
+            assert_eq!(Kind::try_from(byte).unwrap() as u8, byte);
+        }
+        assert_eq!(Kind::try_from(10), Err(WireError::UnknownKind(10)));
+    }
+
+    #[test]
+    fn malformed_frames_are_refused_by_name() {
+        let good = frame(&ask());
+        Part::read(&good).unwrap();
+        let with = |at: usize, byte: u8| {
+            let mut bad = good.clone();
+            bad[at] = byte;
+            Part::read(&bad).unwrap_err()
+        };
+        assert_eq!(with(0, 0x98), WireError::Malformed("an array of nine elements is expected"));
+        assert_eq!(with(1, 99), WireError::UnknownKind(99));
+        assert_eq!(with(2, 4), WireError::Malformed("unknown flags are set"));
+        assert!(matches!(with(3, 1), WireError::Descriptors(_)));
+        assert_eq!(with(12, 1), WireError::Malformed("the frame ends early"));
+        assert_eq!(with(12, 0), WireError::Malformed("bytes follow the frame's array"));
+        for cut in 0..good.len() {
+            Part::read(&good[..cut]).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn chain_and_trace_are_limited() {
+        let mut envelope = ask();
+        envelope.chain = vec![0; CHAIN].into();
+        envelope.trace = vec![0; TRACE].into();
+        Part::read(&frame(&envelope)).unwrap();
+        envelope.chain = vec![0; CHAIN + 1].into();
+        Part::read(&frame(&envelope)).unwrap_err();
+        envelope.chain = Bytes::new();
+        envelope.trace = vec![0; TRACE + 1].into();
+        Part::read(&frame(&envelope)).unwrap_err();
+    }
+}

@@ -1,0 +1,30 @@
+//! Frames, bodies and connections: length-prefixed MessagePack over Unix sockets, and nothing about what it means.
+//!
+//! Two processes exchange [`Envelope`]s over a [`Connection`]; a worker and its parent exchange small
+//! [`LinkFrame`]s, which may carry descriptors, over a [`LinkSocket`]. What an envelope's [`Body`] holds is known
+//! only to the process that owns the type: it is opaque bytes until [`decode`].
+//!
+//! Everything read from a peer is untrusted. A malformed frame is a [`WireError`] with a name, never a panic, and
+//! no allocation follows a claim: buffers grow as bytes arrive. `docs/wire-format.md` draws every frame.
+
+#![forbid(unsafe_code)]
+
+mod limits;
+mod error;
+mod pack;
+mod depth;
+mod body;
+mod envelope;
+mod outbox;
+mod assembler;
+mod connection;
+mod link;
+
+pub use crate::assembler::Assembler;
+pub use crate::body::{Body, DecodeError, EncodeError, decode, encode};
+pub use crate::connection::Connection;
+pub use crate::envelope::{Envelope, Kind};
+pub use crate::error::WireError;
+pub use crate::limits::{CHAIN, DEPTH, LINK_FRAME, Limits, MAX_FDS, MIN_FRAME, MIN_PART, TRACE};
+pub use crate::link::{Filled, LinkFrame, LinkSocket};
+pub use crate::outbox::Outbox;

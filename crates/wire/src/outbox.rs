@@ -1,0 +1,309 @@
+//! The messages waiting to be sent: control first, then every target in turn, one frame each.
+//!
+//! ```text
+//!            push                                  fill
+//!  control ───────────────────────────────────────► always first
+//!  lane 1  ──[ask][ask]──┐
+//!  lane 2  ──[64 MiB]────┼── turn: 1, 3, 1, 3 … ──► one frame, then the next lane
+//!  lane 3  ──[tell]──────┘
+//!                        waiting: 2                 large messages beyond the budget, first come first served
+//! ```
+//!
+//! Inside a lane nothing overtakes, so messages to one target arrive in the order they were pushed, large ones too.
+//! A large message holds up its own lane only. The receiver's budget is kept here as well: a large message begins
+//! only when it fits beside those begun already, so two honest ends never meet [`WireError::OverBudget`].
+
+use std::collections::{HashMap, VecDeque};
+
+use bytes::BytesMut;
+
+use crate::envelope::check_context;
+use crate::limits::HEAD;
+use crate::{Envelope, Kind, Limits, WireError};
+
+/// Idle lanes kept for their queues' memory; more than this and a lane is dropped when it empties.
+const KEPT_LANES: usize = 64;
+/// Slots that the queue of an idle lane may keep.
+const KEPT_SLOTS: usize = 256;
+
+/// Messages to one target.
+#[derive(Debug, Default)]
+struct Lane {
+    target: u32,
+    queue: VecDeque<Envelope>,
+    /// Bytes of the first message's body that are written.
+    offset: usize,
+    /// A frame of the first message is written: it can no longer be taken back.
+    begun: bool,
+    /// The first message is large and counts in [`Outbox::begun`].
+    admitted: bool,
+    place: Place,
+}
+
+/// Where a lane stands; it is in at most one of the two lines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Place {
+    #[default]
+    Idle,
+    Turn,
+    Waiting,
+}
+
+/// The send queue of one connection. It does no IO: [`Outbox::fill`] writes frames into a buffer.
+#[derive(Debug)]
+pub struct Outbox {
+    limits: Limits,
+    control: VecDeque<Envelope>,
+    lanes: Vec<Lane>,
+    free: Vec<usize>,
+    by_target: HashMap<u32, usize>,
+    /// The lane pushed to last, which usually is the next one as well.
+    recent: Option<(u32, usize)>,
+    turn: VecDeque<usize>,
+    waiting: VecDeque<usize>,
+    /// Bytes of large messages that are begun but not finished, which the receiver has to hold.
+    begun: usize,
+    messages: usize,
+    bytes: usize,
+}
+
+impl Outbox {
+    /// An empty queue.
+    pub fn new(limits: Limits) -> Self {
+        Outbox {
+            limits: limits.settled(),
+            control: VecDeque::new(),
+            lanes: Vec::new(),
+            free: Vec::new(),
+            by_target: HashMap::new(),
+            recent: None,
+            turn: VecDeque::new(),
+            waiting: VecDeque::new(),
+            begun: 0,
+            messages: 0,
+            bytes: 0,
+        }
+    }
+
+    /// Queues a message.
+    ///
+    /// A [`Kind::Withdraw`] normally overtakes, but never the request it names: if that one is still here, the
+    /// withdrawal goes right behind it.
+    ///
+    /// # Errors
+    ///
+    /// [`WireError::MessageTooLarge`] for a body over the limit, or for control that does not fit one frame;
+    /// [`WireError::Malformed`] for a chain or trace over its limit. Nothing is queued then.
+    pub fn push(&mut self, envelope: Envelope) -> Result<(), WireError> {
+        check_context(&envelope.chain, &envelope.trace)?;
+        let control = envelope.kind.is_control();
+        let limit = if control {
+            self.limits.message.min(self.limits.frame - HEAD - envelope.chain.len() - envelope.trace.len())
+        } else {
+            self.limits.message
+        };
+        if envelope.body.len() > limit {
+            return Err(WireError::MessageTooLarge { size: envelope.body.len(), limit });
+        }
+        self.messages += 1;
+        self.bytes += envelope.size();
+        if control {
+            let request = if envelope.kind == Kind::Withdraw {
+                self.position(envelope.target, |queued| queued.kind.is_request() && queued.id == envelope.id)
+            } else {
+                None
+            };
+            match request {
+                Some((slot, index)) => self.lanes[slot].queue.insert(index + 1, envelope),
+                None => self.control.push_back(envelope),
+            }
+            return Ok(());
+        }
+        let slot = self.lane(envelope.target);
+        let lane = &mut self.lanes[slot];
+        lane.queue.push_back(envelope);
+        if lane.place == Place::Idle {
+            lane.place = Place::Turn;
+            self.turn.push_back(slot);
+        }
+        Ok(())
+    }
+
+    /// Takes back the request `id` to `target` if no frame of it has been written; says whether it did.
+    ///
+    /// Only requests ([`Kind::Start`], [`Kind::Ask`], [`Kind::Tell`]) are looked at: an answer may have the same
+    /// numbers in the other direction.
+    pub fn withdraw(&mut self, target: u32, id: u64) -> bool {
+        let Some((slot, index)) = self.position(target, |e| e.kind.is_request() && e.id == id) else {
+            return false;
+        };
+        let lane = &mut self.lanes[slot];
+        if index == 0 && lane.begun {
+            return false;
+        }
+        let Some(envelope) = lane.queue.remove(index) else { return false };
+        self.messages -= 1;
+        self.bytes -= envelope.size();
+        if index == 0 {
+            if std::mem::take(&mut lane.admitted) {
+                self.begun -= envelope.size();
+            }
+            if lane.place == Place::Waiting {
+                // What comes next need not be large: let `fill` look at it afresh.
+                lane.place = Place::Turn;
+                self.waiting.retain(|waiting| *waiting != slot);
+                self.turn.push_back(slot);
+            }
+            self.admit();
+        }
+        true
+    }
+
+    /// Encodes frames to the end of `out` until it has at least `up_to` bytes or nothing is left.
+    ///
+    /// `out` ends with less than `up_to` bytes and one frame.
+    pub fn fill(&mut self, out: &mut BytesMut, up_to: usize) {
+        let frame = self.limits.frame;
+        while out.len() < up_to {
+            if let Some(envelope) = self.control.pop_front() {
+                self.messages -= 1;
+                self.bytes -= envelope.size();
+                envelope.put_frame(out, 0, frame);
+                continue;
+            }
+            let Some(slot) = self.turn.pop_front() else { return };
+            let lane = &mut self.lanes[slot];
+            let Some(head) = lane.queue.front() else {
+                // Its messages were withdrawn.
+                self.rest(slot);
+                continue;
+            };
+            if !lane.admitted && head.is_large(frame) {
+                let size = head.size();
+                if !self.waiting.is_empty() || !fits(self.begun, size, self.limits.budget) {
+                    lane.place = Place::Waiting;
+                    self.waiting.push_back(slot);
+                    continue;
+                }
+                lane.admitted = true;
+                self.begun += size;
+            }
+            let written = head.put_frame(out, lane.offset, frame);
+            if written < head.body.len() {
+                self.bytes -= written - lane.offset;
+                lane.offset = written;
+                lane.begun = true;
+                self.turn.push_back(slot);
+                continue;
+            }
+            let size = head.size();
+            self.bytes -= size - lane.offset;
+            self.messages -= 1;
+            lane.offset = 0;
+            lane.begun = false;
+            lane.queue.pop_front();
+            let admitted = std::mem::take(&mut lane.admitted);
+            if lane.queue.is_empty() {
+                self.rest(slot);
+            } else {
+                self.turn.push_back(slot);
+            }
+            if admitted {
+                self.begun -= size;
+                self.admit();
+            }
+        }
+    }
+
+    /// Body, chain and trace bytes that are not encoded yet.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Messages that are not encoded completely.
+    pub fn len(&self) -> usize {
+        self.messages
+    }
+
+    /// Whether everything is encoded.
+    pub fn is_empty(&self) -> bool {
+        self.messages == 0
+    }
+
+    /// Empties the queue and gives back the requests of which no frame has been written, in order per target.
+    pub fn take_unsent(&mut self) -> Vec<Envelope> {
+        let mut unsent = Vec::new();
+        for lane in &mut self.lanes {
+            let skip = usize::from(lane.begun);
+            unsent.extend(lane.queue.drain(..).skip(skip).filter(|envelope| envelope.kind.is_request()));
+        }
+        *self = Outbox::new(self.limits);
+        unsent
+    }
+
+    fn position(&self, target: u32, wanted: impl Fn(&Envelope) -> bool) -> Option<(usize, usize)> {
+        let slot = *self.by_target.get(&target)?;
+        let index = self.lanes[slot].queue.iter().position(wanted)?;
+        Some((slot, index))
+    }
+
+    fn lane(&mut self, target: u32) -> usize {
+        if let Some((recent, slot)) = self.recent {
+            if recent == target {
+                return slot;
+            }
+        }
+        let slot = *self.by_target.entry(target).or_insert_with(|| {
+            let lane = Lane { target, ..Lane::default() };
+            match self.free.pop() {
+                Some(slot) => {
+                    self.lanes[slot] = lane;
+                    slot
+                }
+                None => {
+                    self.lanes.push(lane);
+                    self.lanes.len() - 1
+                }
+            }
+        });
+        self.recent = Some((target, slot));
+        slot
+    }
+
+    /// An emptied lane leaves the turn, its memory perhaps with it.
+    fn rest(&mut self, slot: usize) {
+        let lane = &mut self.lanes[slot];
+        lane.place = Place::Idle;
+        if lane.queue.capacity() > KEPT_SLOTS {
+            lane.queue = VecDeque::new();
+        }
+        if self.by_target.len() > KEPT_LANES {
+            self.by_target.remove(&lane.target);
+            if self.recent.is_some_and(|(_, recent)| recent == slot) {
+                self.recent = None;
+            }
+            *lane = Lane::default();
+            self.free.push(slot);
+        }
+    }
+
+    /// Lets large messages begin that fit by now, in the order they came.
+    fn admit(&mut self) {
+        while let Some(&slot) = self.waiting.front() {
+            let lane = &mut self.lanes[slot];
+            let size = lane.queue.front().map_or(0, Envelope::size);
+            if !fits(self.begun, size, self.limits.budget) {
+                return;
+            }
+            self.waiting.pop_front();
+            self.begun += size;
+            lane.admitted = true;
+            lane.place = Place::Turn;
+            self.turn.push_back(slot);
+        }
+    }
+}
+
+fn fits(begun: usize, size: usize, budget: usize) -> bool {
+    begun == 0 || size <= budget.saturating_sub(begun)
+}
