@@ -50,10 +50,15 @@ fn parse_words(mut words: impl Iterator<Item = OsString>) -> Result<Args, String
             return Err(format!("{option} takes no value"));
         }
         let mut value = || {
-            inline.clone().or_else(|| words.next()).filter(|v| !v.is_empty()).ok_or(format!("{option} needs a value"))
+            inline
+                .clone()
+                .or_else(|| words.next())
+                .filter(|v| !v.is_empty())
+                .ok_or(format!("{option} needs a value"))
         };
         match option {
-            "" if args.dir.is_none() && !word.is_empty() => args.dir = Some(word.into()),
+            "" if word.is_empty() => return Err("a directory needs a name".into()),
+            "" if args.dir.is_none() => args.dir = Some(word.into()),
             "" => return Err(format!("one directory is enough, but there is also {word:?}")),
             "--" => only_paths = true,
             "--out" => args.out = Some(value()?.into()),
@@ -95,7 +100,8 @@ mod tests {
 
     #[test]
     fn nothing_is_needed() {
-        let nothing = Args { dir: None, out: None, workers: cores(), chaos: false, compare: false, help: false };
+        let nothing =
+            Args { dir: None, out: None, workers: cores(), chaos: false, compare: false, help: false };
         assert_eq!(parsed("").unwrap(), nothing);
     }
 
@@ -125,6 +131,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         assert_eq!(wrong("a b"), r#"one directory is enough, but there is also "b""#);
+        assert_eq!(parse([OsString::new()]).unwrap_err(), format!("a directory needs a name\n\n{USAGE}"));
         assert_eq!(wrong("--fast"), "there is no option --fast");
         assert_eq!(wrong("-x"), "there is no option -x");
         assert_eq!(wrong("--out"), "--out needs a value");

@@ -145,7 +145,9 @@ fn fit((width, height): (u32, u32)) -> (u32, u32) {
 fn encode(small: &DynamicImage, target: &Path) -> Result<Vec<u8>, String> {
     let mut encoded = Cursor::new(Vec::new());
     match ImageFormat::from_path(target) {
-        Ok(ImageFormat::Jpeg) => small.to_rgb8().write_with_encoder(JpegEncoder::new_with_quality(&mut encoded, 85)),
+        Ok(ImageFormat::Jpeg) => {
+            small.to_rgb8().write_with_encoder(JpegEncoder::new_with_quality(&mut encoded, 85))
+        }
         _ => small.write_to(&mut encoded, ImageFormat::Png),
     }
     .map_err(|e| format!("its thumbnail cannot be encoded: {e}"))?;
@@ -161,8 +163,9 @@ fn reason(format: ImageFormat, error: ImageError) -> String {
             format!("would take more than the {} MiB allowed", MEMORY >> 20)
         }
         error => {
-            let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
-            let line = cause.lines().next().unwrap_or_default().trim_end_matches('.');
+            let cause =
+                std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+            let line = cause.lines().next().unwrap_or_default().trim_end_matches('.').replace(". ", ": ");
             let mut letters = line.chars();
             let first = letters.next().map(|letter| letter.to_ascii_lowercase());
             format!("broken {kind}: {}{}", first.unwrap_or('?'), letters.as_str())
@@ -210,7 +213,7 @@ mod tests {
     #[test]
     fn a_bad_zlib_stream_is_refused() {
         let reason = decode(include_bytes!("broken/bad-zlib.png")).unwrap_err();
-        assert!(reason.starts_with("broken png: "), "{reason}");
+        assert!(reason.starts_with("broken png: corrupt deflate stream"), "{reason}");
     }
 
     #[test]

@@ -20,15 +20,15 @@ use image::{
 const WIDTH: usize = 2000;
 const HEIGHT: usize = 1500;
 
-/// What is on the pictures. Each function draws row by row: the tint of a pixel is an index into a palette.
-const MOTIFS: [(&str, fn(&mut Dice) -> Tints); 4] =
-    [("hills", hills), ("rings", rings), ("waves", waves), ("weave", weave)];
+/// What is on the pictures.
+const MOTIFS: [(&str, Motif); 4] = [("hills", hills), ("rings", rings), ("waves", waves), ("weave", weave)];
 
 /// The light they stand in: how bright the palette is, per colour.
 const LIGHTS: [(&str, [f32; 3]); 3] =
     [("dawn", [1.0, 0.8, 0.75]), ("noon", [1.0, 1.0, 1.0]), ("dusk", [0.5, 0.45, 0.75])];
 
-/// Tint by column and row.
+/// Throws the dice and answers with the tint, an index into the palette, of each column and row.
+type Motif = fn(&mut Dice) -> Tints;
 type Tints = Box<dyn Fn(usize, usize) -> u8>;
 
 /// Render `count` different pictures into a tree below `dir`, on all cores; the same ones every time.
@@ -47,7 +47,9 @@ pub(crate) fn render(dir: &Path, count: usize) -> Result<(), String> {
     let cores = thread::available_parallelism().map_or(1, |cores| cores.get());
     thread::scope(|scope| {
         let workers: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
-        workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(|_| Err("a renderer panicked".into())))
+        workers
+            .into_iter()
+            .try_for_each(|worker| worker.join().unwrap_or_else(|_| Err("a renderer panicked".into())))
     })
 }
 
@@ -75,7 +77,11 @@ fn render_one(path: &Path, index: usize) -> Result<(), Box<dyn std::error::Error
     fs::create_dir_all(path.parent().unwrap_or(path))?;
     let mut file = BufWriter::new(fs::File::create(path)?);
     if path.extension().is_some_and(|ending| ending == "png") {
-        image.write_with_encoder(PngEncoder::new_with_quality(&mut file, CompressionType::Fast, FilterType::Up))?;
+        image.write_with_encoder(PngEncoder::new_with_quality(
+            &mut file,
+            CompressionType::Fast,
+            FilterType::Up,
+        ))?;
     } else {
         image.write_with_encoder(JpegEncoder::new_with_quality(&mut file, 85))?;
     }
@@ -87,7 +93,8 @@ fn render_one(path: &Path, index: usize) -> Result<(), Box<dyn std::error::Error
 fn hills(dice: &mut Dice) -> Tints {
     let ridges: Vec<Vec<usize>> = (0..6)
         .map(|ridge| {
-            let waves: Vec<_> = (1..7).map(|n| (dice.between(1.0, 4.0) * n as f32, dice.between(0.0, TAU))).collect();
+            let waves: Vec<_> =
+                (1..7).map(|n| (dice.between(1.0, 4.0) * n as f32, dice.between(0.0, TAU))).collect();
             let top = HEIGHT as f32 * (0.3 + 0.11 * ridge as f32);
             let height = |x: usize| {
                 let at = x as f32 / WIDTH as f32 * TAU;
@@ -171,7 +178,9 @@ mod tests {
     fn every_sample_has_a_name_of_its_own() {
         let names: HashSet<_> = (0..500).map(name).collect();
         assert_eq!(names.len(), 500);
-        assert!(names.contains(Path::new("waves/dawn/0.jpg")) && names.contains(Path::new("waves/dawn/0.png")));
+        assert!(
+            names.contains(Path::new("waves/dawn/0.jpg")) && names.contains(Path::new("waves/dawn/0.png"))
+        );
     }
 
     #[test]

@@ -49,7 +49,8 @@ pub(crate) fn files_below(dir: &Path) -> Result<Vec<PathBuf>, String> {
     let mut directories = vec![PathBuf::new()];
     while let Some(directory) = directories.pop() {
         let place = dir.join(&directory);
-        let unreadable = |e: io::Error| format!("cannot read the directory {}: {e}", place.display());
+        let shown = place.components().as_path().display(); // without a slash at its end
+        let unreadable = |e: io::Error| format!("cannot read the directory {shown}: {e}");
         for entry in fs::read_dir(&place).map_err(unreadable)? {
             let entry = entry.map_err(unreadable)?;
             let path = directory.join(entry.file_name());
@@ -131,7 +132,10 @@ mod tests {
     fn nothing_to_do_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let missing = pictures(&dir.path().join("missing"), Path::new("/out")).unwrap_err();
-        assert!(missing.starts_with("cannot read the directory ") && missing.contains("missing"), "{missing}");
+        assert!(
+            missing.starts_with("cannot read the directory ") && missing.contains("missing"),
+            "{missing}"
+        );
         let empty = pictures(dir.path(), Path::new("/out")).unwrap_err();
         assert!(empty.starts_with("no .jpg, .jpeg or .png below "), "{empty}");
     }

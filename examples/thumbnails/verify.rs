@@ -10,7 +10,11 @@ use image::GenericImageView;
 use crate::{part_file, picture, scan, scan::Picture};
 
 /// What is wrong below `out`, a sentence each; nothing if all is well. `failures` are reasons by picture name.
-pub(crate) fn complaints(pictures: &[Picture], failures: &BTreeMap<String, String>, out: &Path) -> Vec<String> {
+pub(crate) fn complaints(
+    pictures: &[Picture],
+    failures: &BTreeMap<String, String>,
+    out: &Path,
+) -> Vec<String> {
     let files = match scan::files_below(out) {
         Ok(files) => files,
         Err(reason) => return vec![reason],
@@ -21,7 +25,9 @@ pub(crate) fn complaints(pictures: &[Picture], failures: &BTreeMap<String, Strin
         let name = &picture.name;
         let made = strays.remove(&picture.target);
         match (made, failures.contains_key(name)) {
-            (true, false) => complaints.extend(compare(picture).err().map(|wrong| format!("{name}: {wrong}"))),
+            (true, false) => {
+                complaints.extend(compare(picture).err().map(|wrong| format!("{name}: {wrong}")))
+            }
             (false, true) => {}
             (true, true) => complaints.push(format!("{name}: was said to fail, but has a thumbnail")),
             (false, false) => complaints.push(format!("{name}: has neither a thumbnail nor a failure")),

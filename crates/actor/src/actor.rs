@@ -31,8 +31,12 @@ pub trait Actor: Sized + Send + 'static {
     fn start(args: Self::Args, cx: &Context) -> impl Future<Output = Result<Self, Error>> + Send;
 
     /// Handles one message.
-    fn handle(&mut self, message: Self::Message, asked: bool, cx: &Context)
-    -> impl Future<Output = Answer> + Send;
+    fn handle(
+        &mut self,
+        message: Self::Message,
+        asked: bool,
+        cx: &Context,
+    ) -> impl Future<Output = Answer> + Send;
 
     /// Runs at the end of an orderly stop.
     fn stopped(&mut self, cx: &Context) -> impl Future<Output = ()> + Send {

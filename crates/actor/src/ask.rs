@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hatchery_wire::{Body, EncodeError, decode};
+use hatchery_wire::{Body, DecodeError, EncodeError, decode};
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, Sleep};
 
@@ -30,7 +30,8 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 #[must_use = "a request does nothing until it is awaited"]
 pub struct Ask<T, E = Never> {
     order: Outgoing,
-    answer: PhantomData<fn() -> (T, E)>,
+    decode: fn(&Body) -> Result<T, DecodeError>,
+    error: PhantomData<fn() -> E>,
 }
 
 /// A message without an answer. `.await` waits only until there is room in the actor's window: 64 messages a sender.
@@ -57,9 +58,14 @@ enum State {
 }
 
 impl<T, E> Ask<T, E> {
-    pub(crate) fn new(seat: Arc<Seat>, method: &'static str, body: Result<Body, EncodeError>) -> Self {
+    pub(crate) fn new(
+        seat: Arc<Seat>,
+        method: &'static str,
+        body: Result<Body, EncodeError>,
+        decode: fn(&Body) -> Result<T, DecodeError>,
+    ) -> Self {
         let order = Outgoing { seat, method, timeout: DEFAULT_TIMEOUT, state: State::New(body) };
-        Ask { order, answer: PhantomData }
+        Ask { order, decode, error: PhantomData }
     }
 
     /// How long to wait, from the first poll, instead of 30 s. The worker learns it too and does not begin a
@@ -78,15 +84,15 @@ impl<T, E> Ask<T, E> {
     }
 }
 
-impl<T: DeserializeOwned, E: DeserializeOwned> Future for Ask<T, E> {
+impl<T, E: DeserializeOwned> Future for Ask<T, E> {
     type Output = Result<T, CallError<E>>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let order = &mut self.get_mut().order;
+        let Ask { order, decode: decode_value, .. } = self.get_mut();
         let Poll::Ready(answer) = order.poll(true, cx) else { return Poll::Pending };
         let whom = order.seat.path();
         let fault = match answer {
-            Answer::Value(body) => match decode(&body) {
+            Answer::Value(body) => match decode_value(&body) {
                 Ok(value) => return Poll::Ready(Ok(value)),
                 Err(error) => Fault::BadAnswer(error.to_string()),
             },

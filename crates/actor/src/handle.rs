@@ -3,8 +3,9 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use hatchery_wire::encode;
+use hatchery_wire::{Body, DecodeError, decode, encode};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::ask::Ask;
 use crate::child::{self, Shutdown};
@@ -24,8 +25,18 @@ impl ActorRef {
     }
 
     /// A request to it. The message is encoded here and now.
-    pub fn ask<M: Serialize, T, E>(&self, method: &'static str, message: &M) -> Ask<T, E> {
-        Ask::new(self.seat.clone(), method, encode(message))
+    pub fn ask<M: Serialize, T: DeserializeOwned, E>(&self, method: &'static str, message: &M) -> Ask<T, E> {
+        self.ask_with(method, message, decode)
+    }
+
+    /// A request whose answer is decoded in a way of its own.
+    pub fn ask_with<M: Serialize, T, E>(
+        &self,
+        method: &'static str,
+        message: &M,
+        decode: fn(&Body) -> Result<T, DecodeError>,
+    ) -> Ask<T, E> {
+        Ask::new(self.seat.clone(), method, encode(message), decode)
     }
 
     /// The seat it names.

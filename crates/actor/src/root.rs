@@ -88,7 +88,9 @@ impl Root {
     pub fn take_name(&self, name: &str) -> Result<String, Fault> {
         check_segment(name)?;
         if !self.lock().names.insert(name.to_owned()) {
-            return Err(Fault::Refused(format!("the name {name:?} is taken: names are unique among siblings")));
+            return Err(Fault::Refused(format!(
+                "the name {name:?} is taken: names are unique among siblings"
+            )));
         }
         Ok(format!("{}/{name}", self.path))
     }

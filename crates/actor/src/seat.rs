@@ -114,7 +114,13 @@ impl Seat {
     ///
     /// # Errors
     /// The peer gave back more places than it was given: it does not keep to the protocol.
-    pub fn answered(&self, incarnation: u64, id: u64, answer: Answer, release: bool) -> Result<(), TooManyReleases> {
+    pub fn answered(
+        &self,
+        incarnation: u64,
+        id: u64,
+        answer: Answer,
+        release: bool,
+    ) -> Result<(), TooManyReleases> {
         self.outlet.answered(incarnation, id, answer, release)
     }
 

@@ -1,1 +1,59 @@
+//! Worker processes as supervised actors: Python's `multiprocessing`, rebuilt for async Rust.
+//!
+//! Start with the README of the repository; `ARCHITECTURE.md` says where everything lives. This crate only gathers
+//! what users need from the crates below it:
+//!
+//! | for | see |
+//! |---|---|
+//! | the door every program comes through | [`main`], [`program()`], [`test`] |
+//! | a function in a process of its own | [`task`], [`Process`] |
+//! | an actor, in a worker process or here | [`actor`], [`worker()`], [`local()`], [`Ask`], [`AnyHandle`], [`Context`] |
+//! | keeping them alive | [`Supervisor`], [`Tree`] |
+//! | what went wrong | [`Error`], [`CallError`], [`ProcessError`], [`Exit`] |
+
 #![forbid(unsafe_code)]
+
+pub use hatchery_macros::{actor, main, task, test};
+
+pub use hatchery_process::door::{Door, Flavor, Outcome, program};
+pub use hatchery_process::process::{Builder as ProcessBuilder, Process, ProcessError};
+pub use hatchery_process::program::{ActiveChild, Current, active_children, config, current, parent};
+pub use hatchery_process::task::{Runs, Task};
+
+pub use hatchery_actor::actor::Actor;
+pub use hatchery_actor::ask::{Ask, Tell};
+pub use hatchery_actor::child::Shutdown;
+pub use hatchery_actor::context::Context;
+pub use hatchery_actor::error::{CallError, Error, Never, Result, SendError};
+pub use hatchery_actor::exit::{Exit, Panic, Status};
+pub use hatchery_actor::handle::{ActorRef, AnyHandle};
+pub use hatchery_supervisor::spec::ChildSpec;
+pub use hatchery_supervisor::tree::{Count, StartError, Strategy, Supervisor, Tree};
+
+mod children;
+
+pub use crate::children::{local, worker};
+
+/// What almost every program of hatchery uses, for `use hatchery::prelude::*`.
+pub mod prelude {
+    pub use std::time::Duration;
+
+    pub use crate::{AnyHandle, Context, Process, Shutdown, Strategy, Supervisor, Tree, local, worker};
+}
+
+/// What the macros write; no part of the interface.
+#[doc(hidden)]
+pub mod __private {
+    pub use hatchery_actor::actor::{Actor, IntoStarted as Started, Place, ResultParts};
+    pub use hatchery_actor::child::BoxFuture;
+    pub use hatchery_actor::context::Context;
+    pub use hatchery_actor::error::Error;
+    pub use hatchery_actor::handle::{ActorRef, AnyHandle};
+    pub use hatchery_actor::outlet::Answer;
+    pub use hatchery_process::byte_strings::{ByteSlice, ByteVec, decode_bytes};
+    pub use hatchery_process::registry::{HostedActor, HostedTask};
+    pub use hatchery_process::task::{TaskEntry, TaskOutcome, TaskRun};
+    pub use hatchery_process::test::{TestOptions, test};
+    pub use hatchery_wire::{Body, DecodeError, EncodeError, decode, encode};
+    pub use {inventory, serde, serde_bytes};
+}

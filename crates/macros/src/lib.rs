@@ -1,1 +1,97 @@
+//! The macros of hatchery, re-exported by the `hatchery` crate, which also says how to use them.
+//!
+//! Everything they write can be written by hand. What they write names nothing but `::hatchery` and
+//! `::hatchery::__private`, so a crate that uses them needs no other dependency.
+//!
+//! Reading order: `travel` says what may travel to another process, `task` and `actor` stand on it, `entry` is
+//! the door of a program and of a test.
 #![forbid(unsafe_code)]
+
+use proc_macro::TokenStream;
+
+mod travel;
+
+mod task;
+
+mod actor;
+
+mod entry;
+
+/// Makes a function one that other processes can run.
+///
+/// The function becomes a constant of its name: `square(3)` still is a plain call, and
+/// `Process::spawn(square, 3)` runs it in a process of its own. Several parameters make a tuple.
+///
+/// ```ignore
+/// #[hatchery::task]
+/// fn square(x: u64) -> u64 {
+///     x * x
+/// }
+/// ```
+///
+/// Parameters and result travel, so they are owned types that implement serde's traits; `Vec<u8>` travels as a byte
+/// string. An `async fn` works alike. A task cannot be generic: its name is all that says what runs.
+///
+/// As with any constant, a `let square = …` beside it is an error, and an iterator wants `.map(*square)`.
+#[proc_macro_attribute]
+pub fn task(options: TokenStream, item: TokenStream) -> TokenStream {
+    task::expand(options.into(), item.into()).into()
+}
+
+/// Makes a type an actor, from the impl block that says how it starts and what it answers.
+///
+/// `start` makes the actor: it returns `Self` or a `Result` of it, and may be async. `stopped`, if there is one, runs
+/// on an orderly stop. Every other method is a message. `CounterHandle` has the same methods, which return an
+/// `Ask`: a future of the answer. A parameter `&Context` is filled in and not part of the message.
+///
+/// ```ignore
+/// struct Counter { total: u64 }
+///
+/// #[hatchery::actor]
+/// impl Counter {
+///     fn start(total: u64) -> Self { Counter { total } }
+///
+///     /// Add to the total; answers with the new total.
+///     async fn add(&mut self, n: u64) -> u64 {
+///         self.total += n;
+///         self.total
+///     }
+/// }
+/// ```
+///
+/// Helpers live in another impl block. The handle's methods are as visible as those written here. An actor may be
+/// generic; `program().hosts::<Cache<u64>>()` then says which ones a program hosts.
+#[proc_macro_attribute]
+pub fn actor(options: TokenStream, item: TokenStream) -> TokenStream {
+    actor::expand(options.into(), item.into()).into()
+}
+
+/// Makes an async function the main of a program whose workers are the program itself.
+///
+/// The first thing it does is to find out whether this process is the root or a worker; a worker never gets as far as
+/// the body. Options are tokio's: `flavor = "current_thread"` or `"multi_thread"`, `worker_threads = N`.
+///
+/// ```ignore
+/// #[hatchery::main]
+/// async fn main() -> hatchery::Result<()> {
+///     Ok(())
+/// }
+/// ```
+#[proc_macro_attribute]
+pub fn main(options: TokenStream, item: TokenStream) -> TokenStream {
+    entry::expand_main(options.into(), item.into()).into()
+}
+
+/// Makes an async function a test that may start workers.
+///
+/// Its workers are the test executable, which enters the same test again by name. Options are those of
+/// [`macro@main`]; `#[should_panic]` and `#[ignore]` mean what they always do.
+///
+/// ```ignore
+/// #[hatchery::test]
+/// async fn a_worker_comes_back() {}
+/// ```
+#[proc_macro_attribute]
+pub fn test(options: TokenStream, item: TokenStream) -> TokenStream {
+    entry::expand_test(options.into(), item.into()).into()
+}

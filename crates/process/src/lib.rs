@@ -1,1 +1,23 @@
-#![forbid(unsafe_code)]
+//! Worker processes: the door through which a program becomes its own workers, starting and stopping them, the warden
+//! that owns their links, and the channels over which actors are asked.
+//!
+//! The modules in reading order, lowest first:
+
+#![deny(unsafe_code)]
+
+mod os;
+pub mod byte_strings;
+pub mod task;
+mod frames;
+mod printer;
+pub mod program;
+mod spawner;
+mod warden;
+mod channel;
+pub mod launch;
+pub mod worker;
+pub mod process;
+pub mod registry;
+pub mod inside;
+pub mod door;
+pub mod test;

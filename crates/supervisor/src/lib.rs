@@ -1,1 +1,11 @@
+//! Supervision: a pure policy that decides, and a supervisor above it that starts, stops and restarts children. It
+//! knows nothing of processes; children are whatever implements `hatchery_actor::child::Start`.
+//!
+//! The modules in reading order, lowest first:
+
 #![forbid(unsafe_code)]
+
+pub mod policy;
+pub mod spec;
+mod supervisor;
+pub mod tree;

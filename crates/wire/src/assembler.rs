@@ -71,11 +71,15 @@ impl Assembler {
             Entry::Occupied(mut entry) => {
                 let Unfinished { envelope, body } = entry.get_mut();
                 if (part.kind, part.id) != (envelope.kind, envelope.id) {
-                    return Err(WireError::Malformed("another message begins before the target's last one ended"));
+                    return Err(WireError::Malformed(
+                        "another message begins before the target's last one ended",
+                    ));
                 }
                 let plain = part.chain.is_empty() && part.trace.is_empty() && part.deadline.is_none();
                 if !plain || part.release {
-                    return Err(WireError::Malformed("a continuation repeats what only a first frame carries"));
+                    return Err(WireError::Malformed(
+                        "a continuation repeats what only a first frame carries",
+                    ));
                 }
                 let size = body.len() + part.body.len();
                 if size > self.limits.message {
@@ -119,8 +123,7 @@ fn charge(held: usize, more: usize, limit: usize) -> Result<usize, WireError> {
 
 /// A message of one frame.
 fn whole(frame: &Bytes, part: &Part<'_>) -> Envelope {
-    let body =
-        if part.body.len() < SHARED_FROM { copied(part.body) } else { frame.slice_ref(part.body) };
+    let body = if part.body.len() < SHARED_FROM { copied(part.body) } else { frame.slice_ref(part.body) };
     header(part, Body::from_bytes(body))
 }
 
@@ -196,8 +199,11 @@ mod tests {
         outbox.push(envelope(Kind::Ask, 1, 3, 10)).unwrap();
         outbox.push(envelope(Kind::Release, 1, 4, 0)).unwrap();
         let mut assembler = Assembler::new(SMALL);
-        let ids: Vec<u64> =
-            frames(&mut outbox).into_iter().filter_map(|f| assembler.push(f).unwrap()).map(|e| e.id).collect();
+        let ids: Vec<u64> = frames(&mut outbox)
+            .into_iter()
+            .filter_map(|f| assembler.push(f).unwrap())
+            .map(|e| e.id)
+            .collect();
         assert_eq!(ids, [4, 2, 1, 3]);
         assert!(assembler.is_idle());
         assert_eq!(assembler.held(), 0);
@@ -288,15 +294,9 @@ mod tests {
         outbox.push(envelope(Kind::Withdraw, 1, 99, 0)).unwrap();
         outbox.fill(&mut out, usize::MAX);
         let mut assembler = Assembler::new(SMALL);
-        let got: Vec<_> = cut(out)
-            .into_iter()
-            .filter_map(|f| assembler.push(f).unwrap())
-            .map(|e| (e.kind, e.id))
-            .collect();
-        assert_eq!(
-            got,
-            [(Kind::Withdraw, 99), (Kind::Ask, 1), (Kind::Withdraw, 1), (Kind::Reply, 3)]
-        );
+        let got: Vec<_> =
+            cut(out).into_iter().filter_map(|f| assembler.push(f).unwrap()).map(|e| (e.kind, e.id)).collect();
+        assert_eq!(got, [(Kind::Withdraw, 99), (Kind::Ask, 1), (Kind::Withdraw, 1), (Kind::Reply, 3)]);
     }
 
     #[test]
@@ -365,7 +365,7 @@ mod tests {
 
         #[test]
         fn withdrawing_at_any_time_keeps_the_rest_whole(
-            steps in prop::collection::vec((0u32..4, 0usize..30_000, any::<bool>(), 0u64..40), 1..60),
+            steps in prop::collection::vec((0u32..4, 0usize..80_000, any::<bool>(), 0u64..40), 1..60),
         ) {
             let (mut outbox, mut assembler) = (Outbox::new(SMALL), Assembler::new(SMALL));
             let mut out = BytesMut::new();

@@ -322,3 +322,294 @@ impl FrameReader {
         Ok(read?.0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::task::Waker;
+
+    use proptest::prelude::*;
+    use tokio::io::AsyncWriteExt;
+    use tokio::task::yield_now;
+
+    use super::*;
+    use crate::limits::MIN_FRAME;
+    use crate::{Body, Kind};
+
+    const SMALL: Limits = Limits { frame: MIN_FRAME, message: 200_000, budget: 400_000 };
+
+    fn message(id: u64, len: usize) -> Envelope {
+        let body = (0..len).map(|i| (i as u64 ^ id) as u8).collect::<Vec<u8>>();
+        Envelope::new(Kind::Ask, (id % 3) as u32, id, Body::from_bytes(body.into()))
+    }
+
+    fn written(messages: &[Envelope]) -> Vec<u8> {
+        let mut outbox = Outbox::new(SMALL);
+        messages.iter().for_each(|message| outbox.push(message.clone()).unwrap());
+        let mut out = BytesMut::new();
+        outbox.fill(&mut out, usize::MAX);
+        out.to_vec()
+    }
+
+    /// Two ends of which the first has as little room to send as the kernel grants.
+    fn pair() -> (Connection, UnixStream) {
+        let (here, there) = UnixStream::pair().unwrap();
+        rustix::net::sockopt::set_socket_send_buffer_size(&here, 1).unwrap();
+        (Connection::new(here, SMALL), there)
+    }
+
+    fn read_all(reader: &mut FrameReader, bytes: &[u8]) -> Result<Vec<Envelope>, WireError> {
+        reader.buf.extend_from_slice(bytes);
+        let mut got = Vec::new();
+        while let Some(envelope) = reader.next()? {
+            got.push(envelope);
+        }
+        Ok(got)
+    }
+
+    /// Polls a future once and drops it.
+    fn poll_once<F: Future>(future: F) -> Option<F::Output> {
+        let mut future = std::pin::pin!(future);
+        match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(output) => Some(output),
+            Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn a_stream_may_be_split_anywhere() {
+        let sent = [message(1, 0), message(2, 10), message(3, 9000), message(4, 3)];
+        let bytes = written(&sent);
+        let whole = read_all(&mut FrameReader::new(SMALL), &bytes).unwrap();
+        assert_eq!(whole.len(), sent.len());
+        for at in 0..bytes.len() {
+            let mut reader = FrameReader::new(SMALL);
+            let mut got = read_all(&mut reader, &bytes[..at]).unwrap();
+            got.extend(read_all(&mut reader, &bytes[at..]).unwrap());
+            assert_eq!(got, whole, "split at {at}");
+            assert!(reader.is_between_messages());
+        }
+        let mut reader = FrameReader::new(SMALL);
+        let mut got = Vec::new();
+        for byte in bytes {
+            got.extend(read_all(&mut reader, &[byte]).unwrap());
+        }
+        assert_eq!(got, whole);
+    }
+
+    #[test]
+    fn an_end_anywhere_inside_a_message_is_truncated() {
+        let bytes = written(&[message(1, 9000)]);
+        for at in 1..bytes.len() {
+            let mut reader = FrameReader::new(SMALL);
+            assert_eq!(read_all(&mut reader, &bytes[..at]), Ok(Vec::new()));
+            assert!(!reader.is_between_messages(), "cut at {at}");
+        }
+    }
+
+    #[test]
+    fn an_oversized_claim_is_named_with_its_size() {
+        let error = read_all(&mut FrameReader::new(SMALL), &[0xff; 20]).unwrap_err();
+        assert_eq!(error, WireError::Oversized { claimed: 0xffff_ffff, limit: MIN_FRAME });
+    }
+
+    #[tokio::test]
+    async fn dropping_recv_at_every_poll_loses_nothing() {
+        let (mut here, there) = pair();
+        let mut there = Connection::new(there, SMALL);
+        let sent: Vec<_> = (0..40).map(|id| message(id, (id as usize * 997) % 30_000)).collect();
+        let mut got = Vec::new();
+        let sending = async {
+            for message in &sent {
+                here.send(message.clone()).await.unwrap();
+            }
+            drop(here);
+        };
+        let receiving = async {
+            loop {
+                match poll_once(there.recv()) {
+                    None => yield_now().await,
+                    Some(Ok(Some(message))) => got.push(message),
+                    Some(end) => return assert_eq!(end, Ok(None)),
+                }
+            }
+        };
+        tokio::join!(sending, receiving);
+        got.sort_by_key(|message| message.id);
+        assert_eq!(got, sent);
+    }
+
+    #[tokio::test]
+    async fn dropping_send_at_every_poll_sends_everything_once() {
+        let (mut here, there) = pair();
+        let mut there = Connection::new(there, SMALL);
+        let sent: Vec<_> = (0..40).map(|id| message(id, (id as usize * 997) % 30_000)).collect();
+        let sending = async {
+            for message in &sent {
+                // Queued with the first poll; what it could not write goes with the flushes below.
+                let _ = poll_once(here.send(message.clone()));
+            }
+            while here.has_queued() {
+                match poll_once(here.flush()) {
+                    None => yield_now().await,
+                    Some(done) => done.unwrap(),
+                }
+            }
+            assert_eq!(here.queued_bytes(), 0);
+            drop(here);
+        };
+        let mut got = Vec::new();
+        let receiving = async {
+            while let Some(message) = there.recv().await.unwrap() {
+                got.push(message);
+            }
+        };
+        tokio::join!(sending, receiving);
+        got.sort_by_key(|message| message.id);
+        assert_eq!(got, sent);
+    }
+
+    #[tokio::test]
+    async fn everything_queued_goes_out_in_one_write() {
+        let (here, there) = UnixStream::pair().unwrap();
+        let mut here = Connection::new(here, SMALL);
+        for id in 0..50 {
+            here.queue(message(id, 10)).unwrap();
+        }
+        here.flush().await.unwrap();
+        assert!(!here.has_queued());
+        there.readable().await.unwrap();
+        let mut first_read = vec![0; 64 * 1024];
+        let n = there.try_read(&mut first_read).unwrap();
+        assert_eq!(read_all(&mut FrameReader::new(SMALL), &first_read[..n]).unwrap().len(), 50);
+    }
+
+    #[tokio::test]
+    async fn end_of_file_is_clean_between_messages_and_truncated_inside() {
+        let (mut here, mut there) = pair();
+        there.write_all(&written(&[message(1, 10)])).await.unwrap();
+        drop(there);
+        assert_eq!(here.recv().await, Ok(Some(message(1, 10))));
+        assert_eq!(here.recv().await, Ok(None));
+        assert_eq!(here.recv().await, Ok(None));
+
+        for cut in [3, 4, 5, 100] {
+            let (mut here, mut there) = pair();
+            there.write_all(&written(&[message(1, 10_000)])[..cut]).await.unwrap();
+            drop(there);
+            assert_eq!(here.recv().await, Err(WireError::Truncated));
+            assert_eq!(here.recv().await, Err(WireError::Truncated), "given again");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_failed_write_leaves_reading_alone() {
+        let (mut here, mut there) = pair();
+        there.write_all(&written(&[message(1, 10), message(2, 20)])).await.unwrap();
+        drop(there);
+        let error = here.send(message(9, 10)).await.unwrap_err();
+        assert_eq!(error.io_kind(), Some(io::ErrorKind::BrokenPipe));
+        assert!(!here.has_queued());
+        assert_eq!(here.queue(message(9, 10)), Err(error.clone()));
+        assert_eq!(here.flush().await, Err(error));
+        assert_eq!(here.recv().await, Ok(Some(message(1, 10))));
+        assert_eq!(here.recv().await, Ok(Some(message(2, 20))));
+        assert_eq!(here.recv().await, Ok(None));
+    }
+
+    #[tokio::test]
+    async fn a_reset_by_a_dead_peer_is_an_end() {
+        let (mut here, mut there) = pair();
+        here.send(message(1, 10)).await.unwrap();
+        there.write_all(&written(&[message(2, 10)])).await.unwrap();
+        drop(there); // with our message unread, which resets
+        assert_eq!(here.recv().await, Ok(Some(message(2, 10))));
+        assert_eq!(here.recv().await, Ok(None));
+    }
+
+    #[test]
+    fn drain_takes_what_arrived_and_never_waits() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        let (mut here, there) = runtime.block_on(async { pair() });
+        assert_eq!(here.drain(), Ok(None));
+        let bytes = written(&[message(1, 10), message(2, 9000), message(3, 10)]);
+        let (sent, held) = bytes.split_at(bytes.len() - 5);
+        rustix::net::send(&there, sent, SendFlags::empty()).unwrap();
+        let mut ids = Vec::new();
+        while let Some(message) = here.drain().unwrap() {
+            ids.push(message.id);
+        }
+        assert_eq!(ids.len(), 2);
+        rustix::net::send(&there, held, SendFlags::empty()).unwrap();
+        drop(there);
+        assert!(here.drain().unwrap().is_some());
+        assert_eq!(here.drain(), Ok(None));
+    }
+
+    #[tokio::test]
+    async fn a_malformed_frame_ends_reading_for_good() {
+        let (mut here, mut there) = pair();
+        there.write_all(&written(&[message(1, 10)])).await.unwrap();
+        there.write_all(&[0, 0, 0, 2, 0x99, 77]).await.unwrap();
+        there.write_all(&written(&[message(2, 10)])).await.unwrap();
+        assert_eq!(here.recv().await, Ok(Some(message(1, 10))));
+        assert_eq!(here.recv().await, Err(WireError::UnknownKind(77)));
+        assert_eq!(here.recv().await, Err(WireError::UnknownKind(77)));
+        here.send(message(3, 10)).await.unwrap();
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(96))]
+
+        #[test]
+        fn arbitrary_streams_never_panic_or_hoard(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
+            let mut reader = FrameReader::new(SMALL);
+            let _ = read_all(&mut reader, &bytes);
+            prop_assert!(reader.buf.capacity() <= 2 * (bytes.len() + MIN_FRAME) + 64);
+            prop_assert!(reader.assembler.held() <= bytes.len());
+        }
+
+        #[test]
+        fn damaged_streams_never_panic(
+            lens in prop::collection::vec(0usize..20_000, 1..6),
+            damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+            chunk in 1usize..5000,
+        ) {
+            let sent: Vec<_> = lens.iter().enumerate().map(|(id, len)| message(id as u64, *len)).collect();
+            let mut bytes = written(&sent);
+            for (at, byte) in damage {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            let mut reader = FrameReader::new(SMALL);
+            for chunk in bytes.chunks(chunk) {
+                if read_all(&mut reader, chunk).is_err() {
+                    break;
+                }
+            }
+        }
+
+        #[test]
+        fn any_split_of_any_messages_reads_the_same(
+            lens in prop::collection::vec(0usize..30_000, 1..8),
+            chunks in prop::collection::vec(1usize..10_000, 1..20),
+        ) {
+            let sent: Vec<_> = lens.iter().enumerate().map(|(id, len)| message(id as u64, *len)).collect();
+            let bytes = written(&sent);
+            let mut rest = &bytes[..];
+            let mut reader = FrameReader::new(SMALL);
+            let mut got = Vec::new();
+            for chunk in chunks.iter().cycle() {
+                if rest.is_empty() {
+                    break;
+                }
+                let (now, later) = rest.split_at(rest.len().min(*chunk));
+                got.extend(read_all(&mut reader, now).unwrap());
+                rest = later;
+            }
+            got.sort_by_key(|message| message.id);
+            prop_assert_eq!(got, sent);
+            prop_assert!(reader.is_between_messages());
+        }
+    }
+}

@@ -198,11 +198,13 @@ impl<'a> Part<'a> {
             return Err(WireError::Malformed("unknown flags are set"));
         }
         if reader.uint()? != 0 {
-            return Err(WireError::Descriptors("a channel's frame announces some, which only a link may carry"));
+            return Err(WireError::Descriptors(
+                "a channel's frame announces some, which only a link may carry",
+            ));
         }
         let id = reader.uint()?;
-        let target = u32::try_from(reader.uint()?)
-            .map_err(|_| WireError::Malformed("the target is over 32 bits"))?;
+        let target =
+            u32::try_from(reader.uint()?).map_err(|_| WireError::Malformed("the target is over 32 bits"))?;
         let deadline = reader.uint_or_nil()?.map(Duration::from_micros);
         let chain = reader.bin_or_nil()?;
         let trace = reader.bin_or_nil()?;
@@ -283,7 +285,7 @@ mod tests {
         assert_eq!(with(1, 99), WireError::UnknownKind(99));
         assert_eq!(with(2, 4), WireError::Malformed("unknown flags are set"));
         assert!(matches!(with(3, 1), WireError::Descriptors(_)));
-        assert_eq!(with(12, 1), WireError::Malformed("the frame ends early"));
+        assert_eq!(with(12, 2), WireError::Malformed("the frame ends early"));
         assert_eq!(with(12, 0), WireError::Malformed("bytes follow the frame's array"));
         for cut in 0..good.len() {
             Part::read(&good[..cut]).unwrap_err();

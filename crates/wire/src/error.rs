@@ -33,7 +33,9 @@ pub enum WireError {
     #[error("unknown frame kind {0}; the peer may speak a newer protocol")]
     UnknownKind(u8),
     /// A message's body is over the limit, whether ours or the peer's.
-    #[error("a message of {size} bytes or more is over the limit of {limit}; raise the message limit on both sides")]
+    #[error(
+        "a message of {size} bytes or more is over the limit of {limit}; raise the message limit on both sides"
+    )]
     MessageTooLarge {
         /// Bytes the message has at least.
         size: usize,

@@ -9,15 +9,34 @@
 
 #![forbid(unsafe_code)]
 
+// How much a peer may send.
 mod limits;
+
+// Why a connection or a link failed.
 mod error;
+
+// The few MessagePack forms that frames are made of.
 mod pack;
+
+// Nesting counted at every kind of visit.
 mod depth;
+
+// Encoded values.
 mod body;
+
+// One message as a value, and its frames as bytes.
 mod envelope;
+
+// Messages to frames: control first, then every target in turn.
 mod outbox;
+
+// Frames to messages, within the limits.
 mod assembler;
+
+// Envelopes over a socket, driven by tokio.
 mod connection;
+
+// Small frames with descriptors over a socket, without any runtime.
 mod link;
 
 pub use crate::assembler::Assembler;

@@ -417,3 +417,264 @@ fn announced(buf: &[u8]) -> Result<usize, WireError> {
 fn deadline_after(timeout: Option<Duration>) -> Option<Instant> {
     timeout.and_then(|timeout| Instant::now().checked_add(timeout))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+    use std::thread;
+
+    use proptest::prelude::*;
+    use rustix::fs::MemfdFlags;
+
+    use super::*;
+
+    fn pair() -> (LinkSocket, LinkSocket) {
+        let (one, two) = LinkSocket::pair().unwrap();
+        rustix::net::sockopt::set_socket_send_buffer_size(&one, 1).unwrap();
+        (LinkSocket::new(one), LinkSocket::new(two))
+    }
+
+    fn memfd() -> OwnedFd {
+        rustix::fs::memfd_create("link", MemfdFlags::CLOEXEC).unwrap()
+    }
+
+    fn inode(fd: &OwnedFd) -> u64 {
+        rustix::fs::fstat(fd).unwrap().st_ino
+    }
+
+    /// Descriptors of this process that are open on `inode`; other tests' descriptors have other inodes.
+    fn open_copies(inode: u64) -> usize {
+        let entries = std::fs::read_dir("/proc/self/fd").unwrap();
+        let is_it = |path: std::path::PathBuf| {
+            let link = std::fs::read_link(&path).unwrap_or_default();
+            let memfd = link.to_string_lossy().starts_with("/memfd:link");
+            memfd
+                && std::fs::metadata(&path)
+                    .is_ok_and(|meta| std::os::unix::fs::MetadataExt::ino(&meta) == inode)
+        };
+        entries.filter(|entry| is_it(entry.as_ref().unwrap().path())).count()
+    }
+
+    /// Sends raw bytes with descriptors, as a peer that keeps no rules.
+    fn send_raw(socket: &LinkSocket, bytes: &[u8], fds: &[OwnedFd]) {
+        let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(64))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(fds.is_empty() || control.push(SendAncillaryMessage::ScmRights(&fds)));
+        let sent =
+            rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::empty()).unwrap();
+        assert_eq!(sent, bytes.len());
+    }
+
+    fn encoded(kind: u8, fds: u8, body: &[u8]) -> Vec<u8> {
+        let mut frame = vec![0, 0, 0, 5 + body.len() as u8, 0x93, kind, fds, 0xc4, body.len() as u8];
+        frame.extend_from_slice(body);
+        frame
+    }
+
+    fn fail(link: &mut LinkSocket) -> WireError {
+        loop {
+            match link.next_frame() {
+                Ok(Some(_)) => {}
+                Ok(None) => {
+                    if let Err(error) = link.fill() {
+                        return error;
+                    }
+                }
+                Err(error) => return error,
+            }
+        }
+    }
+
+    #[test]
+    fn the_layout_is_the_documented_one() {
+        let (mut one, two) = pair();
+        one.queue(LinkFrame::new(3, Bytes::from_static(b"hi"))).unwrap();
+        assert!(one.wants_write());
+        assert_eq!(one.flush(), Ok(true));
+        assert!(!one.wants_write());
+        let mut got = [0; 64];
+        let (n, _) = rustix::net::recv(&two, &mut got, RecvFlags::empty()).unwrap();
+        assert_eq!(&got[..n], encoded(3, 0, b"hi"));
+    }
+
+    #[test]
+    fn descriptors_stay_with_their_frames_through_partial_writes() {
+        let (mut one, mut two) = pair();
+        let mut expected = Vec::new();
+        for kind in 0..30u8 {
+            let body = Bytes::from(vec![kind; usize::from(kind) * 2000]);
+            let fds: Vec<OwnedFd> = (0..usize::from(kind) % (MAX_FDS + 1)).map(|_| memfd()).collect();
+            expected.push((kind, body.clone(), fds.iter().map(inode).collect::<Vec<_>>()));
+            one.queue(LinkFrame { kind, body, fds }).unwrap();
+        }
+        let mut got = Vec::new();
+        let mut partial = 0;
+        while got.len() < expected.len() {
+            partial += usize::from(!one.flush().unwrap());
+            assert_eq!(two.fill(), Ok(Filled::Open));
+            while let Some(LinkFrame { kind, body, fds }) = two.next_frame().unwrap() {
+                for fd in &fds {
+                    let flags = rustix::io::fcntl_getfd(fd).unwrap();
+                    assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
+                }
+                got.push((kind, body, fds.iter().map(inode).collect::<Vec<_>>()));
+            }
+        }
+        assert!(partial > 5, "the send buffer was too large to test anything");
+        assert!(got == expected);
+        for inode in expected.into_iter().flat_map(|(_, _, inodes)| inodes) {
+            assert_eq!(open_copies(inode), 0);
+        }
+    }
+
+    #[test]
+    fn fewer_descriptors_than_announced_is_an_error_that_closes_them() {
+        let (one, mut two) = pair();
+        let fd = memfd();
+        let inode = inode(&fd);
+        send_raw(&one, &encoded(1, 2, b""), &[fd]);
+        two.fill().unwrap();
+        assert_eq!(open_copies(inode), 1);
+        assert_eq!(fail(&mut two), WireError::Descriptors("fewer arrived than the frame announces"));
+        assert_eq!(open_copies(inode), 0);
+        assert!(two.fill().is_err() && two.next_frame().is_err(), "given again");
+    }
+
+    #[test]
+    fn descriptors_nobody_announced_are_an_error_that_closes_them() {
+        let (one, mut two) = pair();
+        let fd = memfd();
+        let inode = inode(&fd);
+        send_raw(&one, &encoded(1, 0, b""), &[fd]);
+        assert_eq!(fail(&mut two), WireError::Descriptors("more arrived than the frames announce"));
+        assert_eq!(open_copies(inode), 0);
+    }
+
+    #[test]
+    fn a_frame_that_arrives_slowly_cannot_hoard_descriptors() {
+        let (one, mut two) = pair();
+        let frame = encoded(1, 16, &[0; 100]);
+        let sixteen = || (0..16).map(|_| memfd()).collect::<Vec<_>>();
+        send_raw(&one, &frame[..1], &sixteen());
+        two.fill().unwrap();
+        assert_eq!(two.fds.len(), 16);
+        send_raw(&one, &frame[1..2], &sixteen());
+        assert_eq!(fail(&mut two), WireError::Descriptors("more arrived than the frames announce"));
+        assert_eq!(two.fds.len(), 0);
+    }
+
+    #[test]
+    fn more_than_sixteen_at_once_is_an_error_that_closes_them() {
+        for (count, named) in [(17, "more arrived than"), (40, "no free descriptors")] {
+            let (one, mut two) = pair();
+            let fds: Vec<OwnedFd> = (0..count).map(|_| memfd()).collect();
+            let inodes: Vec<u64> = fds.iter().map(inode).collect();
+            send_raw(&one, &encoded(1, 16, b""), &fds);
+            drop(fds);
+            let error = fail(&mut two).to_string();
+            assert!(error.contains(named), "{error}");
+            assert!(inodes.into_iter().all(|inode| open_copies(inode) == 0));
+        }
+
+        let (mut one, _two) = pair();
+        let fds = (0..17).map(|_| memfd()).collect();
+        assert!(matches!(
+            one.queue(LinkFrame { kind: 1, body: Bytes::new(), fds }),
+            Err(WireError::Descriptors(_))
+        ));
+        assert!(!one.wants_write());
+    }
+
+    #[test]
+    fn unsent_descriptors_are_closed_with_the_link() {
+        let (mut one, two) = pair();
+        let fd = memfd();
+        let inode = inode(&fd);
+        one.queue(LinkFrame { kind: 1, body: Bytes::new(), fds: vec![fd] }).unwrap();
+        drop(two);
+        assert_eq!(one.flush().unwrap_err().io_kind(), Some(io::ErrorKind::BrokenPipe));
+        assert!(!one.wants_write());
+        assert_eq!(open_copies(inode), 0);
+    }
+
+    #[test]
+    fn oversized_frames_are_refused_on_both_sides() {
+        let (mut one, mut two) = pair();
+        let body = Bytes::from(vec![0; LINK_FRAME]);
+        assert!(matches!(one.queue(LinkFrame::new(1, body)), Err(WireError::Oversized { .. })));
+        send_raw(&one, &[0, 1, 0, 1], &[]);
+        assert_eq!(fail(&mut two), WireError::Oversized { claimed: 65_537, limit: LINK_FRAME });
+    }
+
+    #[test]
+    fn an_end_inside_a_frame_is_truncated_and_between_frames_clean() {
+        let (one, mut two) = pair();
+        send_raw(&one, &encoded(7, 0, b"x"), &[]);
+        drop(one);
+        assert_eq!(two.fill(), Ok(Filled::Ended));
+        assert_eq!(two.next_frame().unwrap().unwrap().kind, 7);
+        assert!(two.next_frame().unwrap().is_none());
+        assert!(two.recv_blocking(None).unwrap().is_none());
+        for cut in 1..10 {
+            let (one, mut two) = pair();
+            send_raw(&one, &encoded(7, 0, b"x")[..cut], &[]);
+            drop(one);
+            assert_eq!(fail(&mut two), WireError::Truncated);
+        }
+    }
+
+    #[test]
+    fn blocking_calls_wait_for_the_peer_or_the_time() {
+        let (mut one, mut two) = pair();
+        let soon = Some(Duration::from_millis(1));
+        assert_eq!(two.recv_blocking(soon).unwrap_err(), WireError::TimedOut);
+        for kind in 0..20 {
+            one.queue(LinkFrame::new(kind, vec![kind; 60_000].into())).unwrap();
+        }
+        assert_eq!(one.flush_blocking(soon), Err(WireError::TimedOut));
+        let reader = thread::spawn(move || {
+            let mut kinds = Vec::new();
+            while let Some(frame) = two.recv_blocking(None).unwrap() {
+                kinds.push(frame.kind);
+            }
+            kinds
+        });
+        one.flush_blocking(None).unwrap();
+        drop(one);
+        assert_eq!(reader.join().unwrap(), (0..20).collect::<Vec<u8>>());
+    }
+
+    #[test]
+    fn the_buffer_stays_bounded_when_frames_are_not_taken() {
+        let (mut one, mut two) = pair();
+        for _ in 0..20 {
+            one.queue(LinkFrame::new(1, vec![0; 60_000].into())).unwrap();
+        }
+        for _ in 0..1000 {
+            one.flush().unwrap();
+            two.fill().unwrap();
+        }
+        assert!(two.buf.len() < BUFFERED + READ);
+        assert!(one.wants_write());
+        assert!(one.as_fd().as_raw_fd() >= 0);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(96))]
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 1..300), fds in 0usize..4) {
+            let (one, mut two) = pair();
+            let fds: Vec<OwnedFd> = (0..fds).map(|_| memfd()).collect();
+            let inodes: Vec<u64> = fds.iter().map(inode).collect();
+            send_raw(&one, &bytes, &fds);
+            drop((one, fds));
+            while let Ok(Some(_)) = two.recv_blocking(None) {}
+            drop(two);
+            for inode in inodes {
+                prop_assert_eq!(open_copies(inode), 0);
+            }
+        }
+    }
+}

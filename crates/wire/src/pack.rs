@@ -110,7 +110,11 @@ impl<'a> Reader<'a> {
 
     /// The frame must be used up.
     pub(crate) fn end(&self) -> Result<(), WireError> {
-        if self.rest.is_empty() { Ok(()) } else { Err(WireError::Malformed("bytes follow the frame's array")) }
+        if self.rest.is_empty() {
+            Ok(())
+        } else {
+            Err(WireError::Malformed("bytes follow the frame's array"))
+        }
     }
 }
 

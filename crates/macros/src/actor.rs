@@ -1,0 +1,987 @@
+//! `#[actor]`: from the impl block of an actor, its messages as data, their dispatch, and the handle that sends them.
+
+use proc_macro2::{Span, TokenStream, TokenTree};
+use quote::{ToTokens, format_ident, quote, quote_spanned};
+use syn::ext::IdentExt;
+use syn::spanned::Spanned;
+use syn::{
+    Attribute, FnArg, GenericParam, Ident, ImplItem, ImplItemFn, Item, ItemImpl, Receiver, Signature,
+    TraitBoundModifier, Type, TypeParamBound, Visibility,
+};
+
+use crate::travel::{
+    Refusals, as_one, bound_name, is_bytes, is_context, is_result, last_name, peeled, refuse_options,
+    result_of, result_parts, shown_at, told_beside, written,
+};
+
+pub(crate) fn expand(options: TokenStream, item: TokenStream) -> TokenStream {
+    match Actor::read(&options, item.clone()) {
+        Ok((actor, refusals)) => {
+            let errors = refusals.none_or(()).err().map(|error| error.to_compile_error());
+            let actor = actor.written_out();
+            quote!(#errors #actor)
+        }
+        Err(error) => told_beside(&error, &item),
+    }
+}
+
+/// An impl block read as an actor.
+struct Actor {
+    block: ItemImpl,
+    /// The last name of the type; handle and messages are named after it.
+    name: Ident,
+    start: Function,
+    stopped: Option<Function>,
+    messages: Vec<Message>,
+}
+
+/// What the dispatch must know of a function to call it.
+struct Function {
+    name: Ident,
+    is_async: bool,
+    parameters: Vec<Parameter>,
+    /// Where its result is written.
+    result: Span,
+}
+
+/// A parameter is filled in where the actor lives, or travels there.
+enum Parameter {
+    Context,
+    Field { name: Ident, ty: Box<Type> },
+}
+
+/// A method that others may ask for.
+struct Message {
+    function: Function,
+    variant: Ident,
+    visibility: Visibility,
+    /// What the handle's method has in common with the one written: documentation, conditions.
+    attributes: Vec<Attribute>,
+    result: Type,
+}
+
+impl Actor {
+    /// The actor without the methods that are refused: one mistake should not be told again wherever the actor is used.
+    /// Without a `start`, there is none.
+    fn read(options: &TokenStream, item: TokenStream) -> syn::Result<(Actor, Refusals)> {
+        refuse_options(options, "actor", "write it alone")?;
+        let mut block = match syn::parse2(item)? {
+            Item::Impl(block) => block,
+            other => {
+                return Err(syn::Error::new_spanned(
+                    other,
+                    "an actor is the impl block that says what it does: write `#[hatchery::actor] impl Name { .. }`",
+                ));
+            }
+        };
+        if let Some((_, path, _)) = &block.trait_ {
+            return Err(syn::Error::new_spanned(
+                path,
+                format!(
+                    "an actor's messages are methods of its own, not of a trait: write `impl {} {{ .. }}`",
+                    written(&block.self_ty)
+                ),
+            ));
+        }
+        let name = match peeled(&block.self_ty) {
+            Type::Path(path) => path.path.segments.last().map(|segment| segment.ident.clone()),
+            _ => None,
+        };
+        let Some(name) = name else {
+            return Err(syn::Error::new_spanned(
+                &block.self_ty,
+                "an actor is a struct or an enum: write `impl Name { .. }`",
+            ));
+        };
+
+        let mut refusals = Refusals::default();
+        for lifetime in block.generics.lifetimes() {
+            refusals.at(lifetime, "an actor lives in another process and cannot borrow: write owned types");
+        }
+        refusals.none_or(())?;
+
+        let mut refusals = Refusals::default();
+        let mut start = None;
+        let mut stopped = None;
+        let mut messages: Vec<Message> = Vec::new();
+        for item in &block.items {
+            let ImplItem::Fn(method) = item else { continue };
+            let name = &method.sig.ident;
+            if name == "start" {
+                if start.is_some() {
+                    refusals.at(name, "`start` is there twice: an actor starts in one way");
+                }
+                start.get_or_insert_with(|| read_start(method, &block.self_ty));
+            } else if name == "stopped" {
+                if stopped.is_some() {
+                    refusals.at(name, "`stopped` is there twice: write one");
+                }
+                stopped = refusals.unless(read_stopped(method));
+            } else {
+                let message = read_message(method, &block.self_ty);
+                messages.extend(refusals.unless(message.and_then(|message| message.unlike(&messages))));
+            }
+        }
+        for item in &mut block.items {
+            let ImplItem::Fn(method) = item else { continue };
+            method.attrs.retain(|attribute| !is_ours(attribute));
+        }
+        let missing =
+            || Err(syn::Error::new_spanned(&block.self_ty, "an actor needs `fn start(..) -> Self`"));
+        match start.unwrap_or_else(missing) {
+            Ok(start) => Ok((Actor { block, name, start, stopped, messages }, refusals)),
+            Err(mut error) => {
+                error.extend(refusals.none_or(()).err());
+                Err(error)
+            }
+        }
+    }
+
+    fn written_out(&self) -> TokenStream {
+        let Actor { block, .. } = self;
+        let conditions: Vec<_> = conditions(&block.attrs).collect();
+        let handle = self.handle();
+        let messages = self.messages();
+        let behaviour = self.behaviour();
+        let handle_methods = self.handle_methods();
+        let registration = self.registration();
+        // The messages are `pub`, but inside the `const _`, where nobody can name them: so a method may take a type that
+        // is as private as itself.
+        quote! {
+            #[allow(
+                clippy::missing_const_for_fn,
+                clippy::needless_pass_by_ref_mut,
+                clippy::needless_pass_by_value,
+                clippy::unnecessary_wraps,
+                clippy::unused_async,
+                clippy::unused_self,
+                reason = "a message has an owner and an answer, whatever its handler makes of them"
+            )]
+            #block
+
+            #handle
+
+            #(#conditions)*
+            const _: () = {
+                #messages
+                #behaviour
+                #handle_methods
+                #registration
+            };
+        }
+    }
+
+    fn handle_name(&self) -> Ident {
+        format_ident!("{}Handle", self.name.unraw(), span = self.name.span())
+    }
+
+    /// It shadows what is outside, and an actor called `Chat` may well have a type `ChatMessage` of its own.
+    fn message_name(&self) -> Ident {
+        format_ident!("__{}Message", self.name.unraw(), span = shown_at(self.name.span()))
+    }
+
+    fn handle(&self) -> TokenStream {
+        let handle = self.handle_name();
+        let name = handle.to_string();
+        let conditions: Vec<_> = conditions(&self.block.attrs).collect();
+        let documentation = match peeled(&self.block.self_ty) {
+            Type::Path(path) => {
+                let segments = path.path.segments.iter().map(|segment| segment.ident.to_string());
+                format!("Handle of [`{}`].", segments.collect::<Vec<_>>().join("::"))
+            }
+            _ => String::new(),
+        };
+        let bare = self.bare_generics();
+        let (declared, arguments, _) = bare.split_for_impl();
+        let types = bare.type_params().map(|parameter| &parameter.ident);
+        quote! {
+            #(#conditions)*
+            #[doc = #documentation]
+            #[allow(
+                rustdoc::private_intra_doc_links,
+                unreachable_pub,
+                reason = "a handle is public, its actor and the module around them need not be"
+            )]
+            pub struct #handle #declared (
+                ::hatchery::__private::ActorRef,
+                ::core::marker::PhantomData<fn() -> (#(#types,)*)>,
+            );
+
+            #(#conditions)*
+            impl #declared ::core::convert::From<::hatchery::__private::ActorRef> for #handle #arguments {
+                fn from(__actor: ::hatchery::__private::ActorRef) -> Self {
+                    Self(__actor, ::core::marker::PhantomData)
+                }
+            }
+
+            #(#conditions)*
+            impl #declared ::hatchery::__private::AnyHandle for #handle #arguments {
+                fn actor_ref(&self) -> &::hatchery::__private::ActorRef {
+                    &self.0
+                }
+            }
+
+            #(#conditions)*
+            impl #declared ::core::clone::Clone for #handle #arguments {
+                fn clone(&self) -> Self {
+                    Self(::core::clone::Clone::clone(&self.0), ::core::marker::PhantomData)
+                }
+            }
+
+            #(#conditions)*
+            impl #declared ::core::fmt::Debug for #handle #arguments {
+                fn fmt(&self, __f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                    __f.debug_tuple(#name).field(&self.0).finish()
+                }
+            }
+        }
+    }
+
+    /// The actor's generics without bounds: a handle holds none of its types, so it may be named without them.
+    fn bare_generics(&self) -> syn::Generics {
+        let mut generics = self.block.generics.clone();
+        generics.where_clause = None;
+        for parameter in &mut generics.params {
+            if let GenericParam::Type(ty) = parameter {
+                ty.bounds = std::mem::take(&mut ty.bounds)
+                    .into_iter()
+                    .filter(|bound| matches!(bound, TypeParamBound::Trait(bound) if matches!(bound.modifier, TraitBoundModifier::Maybe(_))))
+                    .collect();
+                if ty.bounds.is_empty() {
+                    ty.colon_token = None;
+                }
+            }
+        }
+        generics
+    }
+
+    fn messages(&self) -> TokenStream {
+        let message = self.message_name();
+        let generics = &self.block.generics;
+        let (declared, _, bounds) = generics.split_for_impl();
+        let variants = self.messages.iter().map(|message| {
+            let conditions = conditions(&message.attributes);
+            let variant = &message.variant;
+            let fields: Vec<_> = message
+                .function
+                .fields()
+                .map(|(name, ty)| {
+                    let bytes =
+                        is_bytes(ty).then(|| quote!(#[serde(with = "::hatchery::__private::serde_bytes")]));
+                    quote!(#bytes #name: #ty)
+                })
+                .collect();
+            if fields.is_empty() {
+                quote!(#(#conditions)* #variant)
+            } else {
+                quote!(#(#conditions)* #variant { #(#fields),* })
+            }
+        });
+        // Names the types that no message has, and cannot be made.
+        let unused = self.is_generic().then(|| {
+            let types = generics.type_params().map(|parameter| &parameter.ident);
+            quote!(#[serde(skip)] __Never(
+                ::core::marker::PhantomData<fn() -> (#(#types,)*)>,
+                ::core::convert::Infallible,
+            ))
+        });
+        let variants = variants.chain(unused);
+        quote! {
+            #[derive(::hatchery::__private::serde::Serialize, ::hatchery::__private::serde::Deserialize)]
+            #[serde(crate = "::hatchery::__private::serde", bound = "")]
+            #[allow(
+                dead_code,
+                missing_docs,
+                non_camel_case_types,
+                private_bounds,
+                private_interfaces,
+                unreachable_pub,
+                clippy::large_enum_variant,
+                reason = "nobody but the actor and its handle can name the messages"
+            )]
+            pub enum #message #declared #bounds { #(#variants),* }
+        }
+    }
+
+    fn is_generic(&self) -> bool {
+        !self.block.generics.params.is_empty()
+    }
+
+    fn behaviour(&self) -> TokenStream {
+        let (declared, arguments, bounds) = self.block.generics.split_for_impl();
+        let self_ty = &self.block.self_ty;
+        let (message, handle) = (self.message_name(), self.handle_name());
+        let args = as_one(&self.start.fields().map(|(_, ty)| quote!(#ty)).collect::<Vec<_>>());
+        let name = if self.is_generic() {
+            quote!(::core::any::type_name::<Self>())
+        } else {
+            let name = written(self_ty);
+            quote!(::core::concat!(::core::module_path!(), "::", #name))
+        };
+        // `line!()` reports where its own token stands, so these stand where the actor's name does.
+        let place = quote_spanned!(self.name.span()=> ::core::file!(), ::core::line!(), ::core::column!());
+        let start = {
+            let pattern = as_one(&self.start.bindings().map(|name| quote!(#name)).collect::<Vec<_>>());
+            let call = self.start.call(&quote!());
+            let started = quote_spanned! {shown_at(self.start.result)=>
+                ::hatchery::__private::Started::<Self>::into_started(#call)
+            };
+            quote!(let #pattern = __args; #started)
+        };
+        let arms = self.messages.iter().map(|one| one.arm(&message));
+        let never = self.is_generic().then(|| quote!(#message::__Never(_, __never) => match __never {},));
+        let stopped = self.stopped.as_ref().map(|stopped| {
+            let call = stopped.call(&quote!(self));
+            // Without its method, `Self::stopped` would be the trait's, which calls `Self::stopped`.
+            let conditions = self.block.items.iter().filter_map(|item| match item {
+                ImplItem::Fn(method) if method.sig.ident == "stopped" => Some(conditions(&method.attrs)),
+                _ => None,
+            });
+            let conditions = conditions.flatten();
+            quote! {
+                #(#conditions)*
+                fn stopped(
+                    &mut self,
+                    __cx: &::hatchery::__private::Context,
+                ) -> impl ::core::future::Future<Output = ()> + ::core::marker::Send {
+                    async move { #call }
+                }
+            }
+        });
+        let must_be_send = self.has_async_handlers().then(|| {
+            quote! {
+                /// Where a handler that is not `Send` is told so, once, rather than wherever that matters.
+                fn must_be_send<F>(
+                    future: F,
+                ) -> impl ::core::future::Future<Output = F::Output> + ::core::marker::Send
+                where
+                    F: ::core::future::Future + ::core::marker::Send,
+                {
+                    future
+                }
+            }
+        });
+        quote! {
+            #must_be_send
+
+            impl #declared ::hatchery::__private::Actor for #self_ty #bounds {
+                type Args = #args;
+                type Message = #message #arguments;
+                type Handle = #handle #arguments;
+
+                fn name() -> &'static str {
+                    #name
+                }
+
+                fn place() -> ::hatchery::__private::Place {
+                    ::hatchery::__private::Place::new(#place)
+                }
+
+                fn start(
+                    __args: Self::Args,
+                    __cx: &::hatchery::__private::Context,
+                ) -> impl ::core::future::Future<
+                    Output = ::core::result::Result<Self, ::hatchery::__private::Error>,
+                > + ::core::marker::Send {
+                    async move { #start }
+                }
+
+                fn handle(
+                    &mut self,
+                    __message: Self::Message,
+                    __asked: bool,
+                    __cx: &::hatchery::__private::Context,
+                ) -> impl ::core::future::Future<Output = ::hatchery::__private::Answer> + ::core::marker::Send {
+                    async move {
+                        match __message {
+                            #(#arms)*
+                            #never
+                        }
+                    }
+                }
+
+                #stopped
+            }
+        }
+    }
+
+    fn has_async_handlers(&self) -> bool {
+        let mut functions =
+            self.messages.iter().map(|message| &message.function).chain([&self.start]).chain(&self.stopped);
+        functions.any(|function| function.is_async)
+    }
+
+    fn handle_methods(&self) -> TokenStream {
+        let (declared, arguments, bounds) = self.block.generics.split_for_impl();
+        let handle = self.handle_name();
+        let message = self.message_name();
+        let turbofish = arguments.as_turbofish();
+        let methods = self.messages.iter().map(|one| {
+            let Message { function, variant, visibility, attributes, .. } = one;
+            let name = &function.name;
+            let text = name.unraw().to_string();
+            // The method as written lacks it too, and one warning for that is enough.
+            let documentation =
+                (!attributes.iter().any(|attribute| attribute.path().is_ident("doc"))).then(|| {
+                    let text = format!("Sends `{text}` to the actor.");
+                    quote!(#[doc = #text])
+                });
+            let parameters = function.fields().map(|(name, ty)| quote!(#name: #ty));
+            let names: Vec<_> = function.fields().map(|(name, _)| name).collect();
+            let fields = (!names.is_empty()).then(|| quote!({ #(#names),* }));
+            let ask = one.ask();
+            quote! {
+                #(#attributes)*
+                #documentation
+                #visibility fn #name(&self, #(#parameters),*) -> #ask {
+                    self.0.ask(#text, &#message #turbofish::#variant #fields)
+                }
+            }
+        });
+        quote! {
+            impl #declared #handle #arguments #bounds {
+                #(#methods)*
+            }
+        }
+    }
+
+    /// A generic actor has no name before somebody says of what: `program().hosts::<Cache<u64>>()`.
+    fn registration(&self) -> Option<TokenStream> {
+        let self_ty = &self.block.self_ty;
+        (!self.is_generic()).then(|| {
+            quote! {
+                ::hatchery::__private::inventory::submit! {
+                    ::hatchery::__private::HostedActor::of::<#self_ty>()
+                }
+            }
+        })
+    }
+}
+
+impl Function {
+    fn of(signature: &Signature, parameters: Vec<Parameter>) -> Function {
+        Function {
+            name: signature.ident.clone(),
+            is_async: signature.asyncness.is_some(),
+            parameters,
+            result: match &signature.output {
+                syn::ReturnType::Default => signature.ident.span(),
+                syn::ReturnType::Type(_, ty) => ty.span(),
+            },
+        }
+    }
+
+    fn fields(&self) -> impl Iterator<Item = (&Ident, &Type)> {
+        self.parameters.iter().filter_map(|parameter| match parameter {
+            Parameter::Context => None,
+            Parameter::Field { name, ty } => Some((name, &**ty)),
+        })
+    }
+
+    /// Names for the fields where the function is called, none of which is anybody else's.
+    fn bindings(&self) -> impl Iterator<Item = Ident> {
+        (0..self.fields().count()).map(|index| format_ident!("__arg{index}"))
+    }
+
+    /// The call, waited for. `Self::` prefers what is written over the trait's method of the same name.
+    fn call(&self, receiver: &TokenStream) -> TokenStream {
+        let name = &self.name;
+        let mut bindings = self.bindings();
+        let receiver = (!receiver.is_empty()).then(|| quote!(#receiver));
+        let arguments = receiver.into_iter().chain(self.parameters.iter().map(|parameter| match parameter {
+            Parameter::Context => quote!(__cx),
+            Parameter::Field { .. } => bindings.next().to_token_stream(),
+        }));
+        // One place for the call and what becomes of its future, so that a future that is not `Send` is told once.
+        let at_name = shown_at(name.span());
+        let call = quote_spanned!(at_name=> Self::#name(#(#arguments),*));
+        if self.is_async { quote_spanned!(at_name=> must_be_send(#call).await) } else { call }
+    }
+}
+
+impl Message {
+    /// Unless one of the others has its name; of twins under a `#[cfg]`, one at most is there in the end.
+    fn unlike(self, others: &[Message]) -> syn::Result<Message> {
+        let is_conditional = |message: &Message| conditions(&message.attributes).next().is_some();
+        let twin = others.iter().find(|other| other.variant == self.variant);
+        let Some(twin) = twin.filter(|twin| !is_conditional(twin) && !is_conditional(&self)) else {
+            return Ok(self);
+        };
+        let (this, other) = (&self.function.name, &twin.function.name);
+        let why = if this == other {
+            format!("the message `{this}` is there twice: rename one")
+        } else {
+            format!("`{other}` and `{this}` both make the message `{}`: rename one", self.variant)
+        };
+        Err(syn::Error::new_spanned(this, why))
+    }
+
+    fn arm(&self, message: &Ident) -> TokenStream {
+        let Message { function, variant, attributes, result, .. } = self;
+        let conditions = conditions(attributes);
+        let names: Vec<_> = function.fields().map(|(name, _)| name).collect();
+        let bindings = function.bindings();
+        let fields = (!names.is_empty()).then(|| quote!({ #(#names: #bindings),* }));
+        let call = function.call(&quote!(self));
+        let answer = if is_result(result) {
+            quote_spanned!(shown_at(result.span())=> ::hatchery::__private::Answer::result(__asked, &__result))
+        } else if is_bytes(result) {
+            quote!(::hatchery::__private::Answer::value(
+                __asked,
+                &::hatchery::__private::ByteSlice(&__result),
+            ))
+        } else {
+            quote_spanned!(shown_at(result.span())=> ::hatchery::__private::Answer::value(__asked, &__result))
+        };
+        quote! {
+            #(#conditions)*
+            #message::#variant #fields => {
+                let __result = #call;
+                #answer
+            }
+        }
+    }
+
+    /// What the handle's method returns.
+    fn ask(&self) -> TokenStream {
+        let result = &self.result;
+        if !is_result(result) {
+            return quote!(::hatchery::Ask<#result>);
+        }
+        if let Some((ok, err)) = result_parts(result) {
+            return quote!(::hatchery::Ask<#ok, #err>);
+        }
+        quote! {
+            ::hatchery::Ask<
+                <#result as ::hatchery::__private::ResultParts>::Ok,
+                <#result as ::hatchery::__private::ResultParts>::Err,
+            >
+        }
+    }
+}
+
+fn read_start(method: &ImplItemFn, self_ty: &Type) -> syn::Result<Function> {
+    let mut refusals = Refusals::default();
+    refusals.of_signature(&method.sig, "`start`");
+    if let Some(receiver) = method.sig.receiver() {
+        refusals
+            .at(receiver, "`start` makes the actor, there is no `self` yet: write `fn start(..) -> Self`");
+    }
+    if matches!(method.sig.output, syn::ReturnType::Default) {
+        refusals.at(
+            &method.sig.ident,
+            "`start` makes the actor: write `fn start(..) -> Self` or `-> Result<Self, E>`",
+        );
+    }
+    let function = read_function(&method.sig, self_ty, &mut refusals);
+    refusals.of_many(&method.sig, function.fields().count());
+    refusals.none_or(function)
+}
+
+fn read_stopped(method: &ImplItemFn) -> syn::Result<Function> {
+    const SHAPE: &str = "write `async fn stopped(&mut self)`, with a `&Context` if it needs one";
+    let mut refusals = Refusals::default();
+    refusals.of_signature(&method.sig, "`stopped`");
+    match method.sig.receiver() {
+        Some(receiver) if is_borrowed(receiver) => {}
+        _ => refusals.at(&method.sig.ident, format!("`stopped` is told when the actor stops: {SHAPE}")),
+    }
+    let mut parameters = Vec::new();
+    for input in &method.sig.inputs {
+        match input {
+            FnArg::Receiver(_) => {}
+            FnArg::Typed(parameter) if is_context(&parameter.ty) => parameters.push(Parameter::Context),
+            FnArg::Typed(parameter) => {
+                refusals.at(parameter, format!("nobody sends `stopped`, so it has no arguments: {SHAPE}"));
+            }
+        }
+    }
+    match &method.sig.output {
+        syn::ReturnType::Default => {}
+        syn::ReturnType::Type(_, ty) if matches!(&**ty, Type::Tuple(unit) if unit.elems.is_empty()) => {}
+        syn::ReturnType::Type(_, ty) => {
+            refusals.at(ty, format!("nobody hears what `stopped` returns: {SHAPE}"));
+        }
+    }
+    refusals.none_or(Function::of(&method.sig, parameters))
+}
+
+fn read_message(method: &ImplItemFn, self_ty: &Type) -> syn::Result<Message> {
+    let mut refusals = Refusals::default();
+    let name = &method.sig.ident;
+    for attribute in method.attrs.iter().filter(|attribute| is_ours(attribute)) {
+        refusals.at(
+            attribute,
+            "messages have no options yet: leave this out; a long handler can watch `cx.cancelled()`",
+        );
+    }
+    match method.sig.receiver() {
+        None => refusals.at(
+            name,
+            format!(
+                "every function here is a message, and `{name}` has no `self`: \
+                 write `&mut self` or `&self`, or move it to an impl block of its own"
+            ),
+        ),
+        Some(receiver) if !is_borrowed(receiver) => refusals.at(
+            receiver,
+            "a message does not use up its actor: write `&mut self` or `&self`, or move the function to an impl \
+             block of its own",
+        ),
+        Some(_) => {}
+    }
+    refusals.of_signature(&method.sig, "a message");
+    let function = read_function(&method.sig, self_ty, &mut refusals);
+    let result = without_self(&result_of(&method.sig), self_ty);
+    refusals.of_result(&result);
+    refusals.none_or(Message {
+        variant: variant_of(name),
+        function,
+        visibility: method.vis.clone(),
+        attributes: method.attrs.iter().filter(|attribute| is_shared(attribute)).cloned().collect(),
+        result,
+    })
+}
+
+fn read_function(signature: &Signature, self_ty: &Type, refusals: &mut Refusals) -> Function {
+    let is_taken = |name: &Ident| {
+        signature
+            .inputs
+            .iter()
+            .any(|input| matches!(input, FnArg::Typed(parameter) if bound_name(&parameter.pat) == Some(name)))
+    };
+    let mut parameters = Vec::new();
+    for input in &signature.inputs {
+        let FnArg::Typed(parameter) = input else { continue };
+        if is_context(&parameter.ty) {
+            if matches!(peeled(&parameter.ty), Type::Reference(context) if context.mutability.is_some()) {
+                refusals.at(&parameter.ty, "a context is only ever looked at: write `&Context`");
+            }
+            parameters.push(Parameter::Context);
+            continue;
+        }
+        if let Type::Path(path) = peeled(&parameter.ty) {
+            if last_name(&path.path).as_deref() == Some("Reply") {
+                refusals.at(
+                    parameter,
+                    "an answer cannot be put off with `Reply` yet: leave it out and write what it holds as the \
+                     method's result",
+                );
+                continue;
+            }
+        }
+        refusals.of_parameter(&parameter.ty);
+        let ty = without_self(&parameter.ty, self_ty);
+        let name = bound_name(&parameter.pat).cloned().unwrap_or_else(|| {
+            let mut name = format_ident!("arg{}", parameters.len());
+            while is_taken(&name) {
+                name = format_ident!("{name}_");
+            }
+            name
+        });
+        parameters.push(Parameter::Field { name, ty: Box::new(ty) });
+    }
+    Function::of(signature, parameters)
+}
+
+/// `&self` and `&mut self`, without a lifetime of its own.
+fn is_borrowed(receiver: &Receiver) -> bool {
+    matches!(&*receiver.ty, Type::Reference(reference) if reference.lifetime.is_none())
+}
+
+/// What a method and its twin on the handle have in common.
+fn is_shared(attribute: &Attribute) -> bool {
+    ["doc", "cfg", "deprecated"].iter().any(|name| attribute.path().is_ident(name))
+}
+
+/// `#[message(..)]`, which means something to this macro only.
+fn is_ours(attribute: &Attribute) -> bool {
+    last_name(attribute.path()).as_deref() == Some("message")
+}
+
+/// The `#[cfg]`s of an item, which all that is generated from it shares.
+fn conditions(attributes: &[Attribute]) -> impl Iterator<Item = &Attribute> {
+    attributes.iter().filter(|attribute| attribute.path().is_ident("cfg"))
+}
+
+/// `add_many` becomes `AddMany`.
+fn variant_of(method: &Ident) -> Ident {
+    let mut name = String::new();
+    for word in method.unraw().to_string().split('_') {
+        let mut letters = word.chars();
+        name.extend(letters.next().map(|first| first.to_uppercase().to_string()));
+        name.push_str(letters.as_str());
+    }
+    if name.is_empty() || name == "Self" || name.starts_with(|first: char| first.is_ascii_digit()) {
+        name.insert(0, '_');
+    }
+    Ident::new(&name, shown_at(method.span()))
+}
+
+/// The type with the actor's for `Self`, which means something else in the messages and the handle.
+fn without_self(ty: &Type, self_ty: &Type) -> Type {
+    fn replaced(tokens: TokenStream, self_ty: &Type) -> TokenStream {
+        let mut replaced_tokens = TokenStream::new();
+        let mut tokens = tokens.into_iter().peekable();
+        while let Some(token) = tokens.next() {
+            match token {
+                TokenTree::Ident(ident) if ident == "Self" => {
+                    let is_path =
+                        matches!(tokens.peek(), Some(TokenTree::Punct(punct)) if punct.as_char() == ':');
+                    replaced_tokens.extend(if is_path { quote!(<#self_ty>) } else { quote!(#self_ty) });
+                }
+                TokenTree::Group(group) => {
+                    let mut inner =
+                        proc_macro2::Group::new(group.delimiter(), replaced(group.stream(), self_ty));
+                    inner.set_span(group.span());
+                    replaced_tokens.extend([TokenTree::Group(inner)]);
+                }
+                other => replaced_tokens.extend([other]),
+            }
+        }
+        replaced_tokens
+    }
+    // A type that no longer parses is left as it was for rustc to judge.
+    syn::parse2(replaced(ty.to_token_stream(), self_ty)).unwrap_or_else(|_| ty.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::travel::{assert_contains, file_without_spaces, messages_of, tokens, without_spaces};
+
+    fn expanded(item: &str) -> String {
+        file_without_spaces(expand(TokenStream::new(), tokens(item)))
+    }
+
+    fn refusal(item: &str) -> String {
+        messages_of(
+            Actor::read(&TokenStream::new(), tokens(item)).and_then(|(_, refusals)| refusals.none_or(())),
+        )
+    }
+
+    #[test]
+    fn a_method_becomes_a_message_and_a_method_of_the_handle() {
+        let text = expanded(
+            "impl Counter {
+                fn start(total: u64) -> Self { Counter { total } }
+                #[doc = \"Adds.\"]
+                pub(crate) async fn add(&mut self, n: u64) -> u64 { self.total += n; self.total }
+                fn get(&self) -> u64 { self.total }
+            }",
+        );
+        assert_contains(&text, "pub enum __CounterMessage { Add { n: u64 }, Get }");
+        assert_contains(&text, "type Args = u64;");
+        assert_contains(
+            &text,
+            "__CounterMessage::Add { n: __arg0 } => {
+                let __result = must_be_send(Self::add(self, __arg0)).await;
+                ::hatchery::__private::Answer::value(__asked, &__result)
+            }
+            __CounterMessage::Get => {
+                let __result = Self::get(self);",
+        );
+        assert_contains(
+            &text,
+            "#[doc = \"Adds.\"]
+            pub(crate) fn add(&self, n: u64) -> ::hatchery::Ask<u64> {
+                self.0.ask(\"add\", &__CounterMessage::Add { n })
+            }",
+        );
+        assert_contains(
+            &text,
+            "fn get(&self,) -> ::hatchery::Ask<u64> { self.0.ask(\"get\", &__CounterMessage::Get) }",
+        );
+        assert_contains(&text, "HostedActor::of::<Counter>()");
+    }
+
+    #[test]
+    fn a_context_is_filled_in_and_does_not_travel() {
+        let text = expanded(
+            "impl Counter {
+                async fn start(a: u8, cx: &Context, b: String) -> hatchery::Result<Self> { go() }
+                fn add(&mut self, cx: &hatchery::Context, n: u64) {}
+                async fn stopped(&mut self, cx: &Context) {}
+            }",
+        );
+        assert_contains(&text, "type Args = (u8, String);");
+        assert_contains(&text, "let (__arg0, __arg1) = __args;");
+        assert_contains(&text, "Self::start(__arg0, __cx, __arg1)");
+        assert_contains(&text, "Add { n: u64 }");
+        assert_contains(&text, "Self::add(self, __cx, __arg0)");
+        assert_contains(&text, "Self::stopped(self, __cx)");
+        assert!(!text.contains("Stopped"), "{text}");
+    }
+
+    #[test]
+    fn a_result_is_split() {
+        let text = expanded(
+            "impl Store {
+                fn start() -> Self { Store }
+                fn put(&mut self) -> Result<u64, Full> { go() }
+                fn get(&self) -> hatchery::Result<u64> { go() }
+                fn peek(&self) -> Option<u64> { None }
+            }",
+        );
+        assert_contains(&text, "type Args = ();");
+        assert_contains(&text, "fn put(&self,) -> ::hatchery::Ask<u64, Full>");
+        assert_contains(&text, "<hatchery::Result<u64> as ::hatchery::__private::ResultParts>::Ok,");
+        assert_contains(&text, "<hatchery::Result<u64> as ::hatchery::__private::ResultParts>::Err,");
+        assert_contains(&text, "fn peek(&self,) -> ::hatchery::Ask<Option<u64>>");
+        assert_eq!(text.matches("Answer::result").count(), 2);
+        assert_eq!(text.matches("Answer::value").count(), 1);
+    }
+
+    #[test]
+    fn byte_vectors_travel_as_byte_strings() {
+        let text = expanded(
+            "impl Store {
+                fn start() -> Self { Store }
+                fn put(&mut self, image: Vec<u8>) -> Vec<u8> { image }
+            }",
+        );
+        assert_contains(&text, "#[serde(with = \"::hatchery::__private::serde_bytes\")] image: Vec<u8>");
+        assert_contains(&text, "ByteSlice(&__result)");
+    }
+
+    #[test]
+    fn a_generic_actor_is_registered_by_hand() {
+        let text = expanded(
+            "impl<K: Key, const N: usize> Cache<K, N> where K: Hash {
+                fn start() -> Self { Cache::new() }
+                fn get(&self, key: K) -> bool { true }
+            }",
+        );
+        assert_contains(&text, "pub struct CacheHandle<K, const N: usize>");
+        assert_contains(&text, "pub enum __CacheMessage<K: Key, const N: usize> where K: Hash");
+        assert_contains(&text, "__CacheMessage::<K, N>::Get { key }");
+        assert_contains(&text, "type_name::<Self>");
+        assert!(!text.contains("inventory"), "{text}");
+    }
+
+    #[test]
+    fn patterns_and_self_get_names_that_mean_the_same_elsewhere() {
+        let text = expanded(
+            "impl Point {
+                fn start() -> Self { Point }
+                fn mv(&mut self, (x, y): (i8, i8), mut z: i8, _: [u8; Self::N]) -> Self { go() }
+            }",
+        );
+        assert_contains(&text, "Mv { arg0: (i8, i8), z: i8, arg2: [u8; <Point>::N] }");
+        assert_contains(&text, "-> ::hatchery::Ask<Point>");
+    }
+
+    #[test]
+    fn conditions_reach_all_that_is_generated() {
+        let text = expanded(
+            "#[cfg(unix)]
+            impl Point {
+                const N: usize = 1;
+                fn start() -> Self { Point }
+                #[cfg(feature = \"x\")] #[tracing::instrument] #[deprecated]
+                fn mv(&mut self) {}
+                #[cfg(windows)]
+                fn stopped(&mut self) {}
+            }",
+        );
+        assert_contains(
+            &text,
+            "#[cfg(windows)] fn stopped(&mut self, __cx: &::hatchery::__private::Context,)",
+        );
+        // The block, the handle, its four impls, and all the rest in one.
+        assert_eq!(text.matches("#[cfg(unix)]").count(), 7, "{text}");
+        // The method, the variant, the arm, the handle's method.
+        assert_eq!(text.matches("#[cfg(feature=\"x\")]").count(), 4, "{text}");
+        assert_eq!(text.matches("tracing").count(), 1, "{text}");
+        assert_eq!(text.matches("#[deprecated]").count(), 2, "{text}");
+    }
+
+    #[test]
+    fn every_mistake_says_what_to_write() {
+        for (item, why) in [
+            ("impl A {}", "an actor needs `fn start(..) -> Self`"),
+            ("impl A { fn start(&self) -> Self { A } }", "there is no `self` yet"),
+            ("impl A { fn start() {} }", "write `fn start(..) -> Self`"),
+            ("impl A { fn start(x: &str) -> Self { A } }", "write `String` instead of `&str`"),
+            ("impl A { fn start<T>(x: T) -> Self { A } }", "`start` cannot be generic"),
+            ("impl A { fn start() -> Self { A } fn start() -> Self { A } }", "`start` is there twice"),
+            ("impl Trait for A { fn start() -> Self { A } }", "write `impl A { .. }`"),
+            ("impl<'a> A<'a> { fn start() -> Self { A } }", "cannot borrow: write owned types"),
+            ("impl (A, B) { fn start() -> Self { A } }", "a struct or an enum"),
+            ("struct A;", "write `#[hatchery::actor] impl Name { .. }`"),
+        ] {
+            assert_refusal(item, why);
+        }
+        for (method, why) in [
+            ("fn f() {}", "`f` has no `self`"),
+            ("fn f(self) {}", "does not use up its actor"),
+            ("fn f(self: Box<Self>) {}", "does not use up its actor"),
+            ("fn f<T>(&self, x: T) {}", "write what `T` stands for"),
+            ("fn f(&self, x: impl Into<u8>) {}", "write the type itself"),
+            ("fn f(&self, x: &[u64]) {}", "write `Vec<u64>`"),
+            ("fn f(&self) -> &str { g() }", "write `String`"),
+            ("fn f(&self) -> impl Stream<Item = u8> { g() }", "write the type itself"),
+            ("unsafe fn f(&self) {}", "cannot be `unsafe`"),
+            ("fn f(&self) {} fn f(&mut self) {}", "`f` is there twice"),
+            ("fn foo_bar(&self) {} fn fooBar(&self) {}", "both make the message `FooBar`"),
+            ("fn f(&self, reply: Reply<u8>) {}", "put off with `Reply` yet"),
+            ("fn f(&self, cx: &mut Context) {}", "write `&Context`"),
+            ("#[message(cancel)] fn f(&self) {}", "watch `cx.cancelled()`"),
+            ("fn stopped(self) {}", "write `async fn stopped(&mut self)`"),
+            ("fn stopped(&mut self, x: u8) {}", "no arguments"),
+            ("fn stopped(&mut self) -> u8 { 1 }", "nobody hears"),
+        ] {
+            assert_refusal(&format!("impl A {{ fn start() -> Self {{ A }} {method} }}"), why);
+        }
+    }
+
+    #[track_caller]
+    fn assert_refusal(item: &str, why: &str) {
+        let refusal = refusal(item);
+        assert!(refusal.contains(why), "{item}: {refusal:?} does not say {why:?}");
+        assert!(!refusal.starts_with(char::is_uppercase), "{refusal:?}");
+    }
+
+    #[test]
+    fn what_is_not_refused_is_there_nonetheless() {
+        let item = "impl A { fn start() -> Self { A } fn good(&self) {} #[message(cancel)] fn bad(&self, x: &str) {} }";
+        assert_eq!(refusal(item).lines().count(), 2);
+        let text = without_spaces(&expand(TokenStream::new(), tokens(item)).to_string());
+        assert_eq!(text.matches("compile_error!").count(), 2, "{text}");
+        assert_contains(
+            &text,
+            "impl A { fn start() -> Self { A } fn good(&self) {} fn bad(&self, x: &str) {} }",
+        );
+        assert_contains(&text, "pub enum __AMessage { Good }");
+    }
+
+    #[test]
+    fn names_that_patterns_get_are_nobody_elses() {
+        assert_contains(
+            &expanded("impl A { fn start() -> Self { A } fn f(&self, arg1: u8, (a, b): (u8, u8)) {} }"),
+            "F { arg1: u8, arg1_: (u8, u8) }",
+        );
+    }
+
+    #[test]
+    fn options_are_refused_beside_the_block() {
+        let item = tokens("impl A { fn start() -> Self { A } }");
+        let text = expand(quote!(not_send), item.clone()).to_string();
+        assert!(text.contains("takes no options yet"), "{text}");
+        assert!(text.ends_with(&item.to_string()), "{text}");
+    }
+
+    #[test]
+    fn variants_are_named_in_camel_case() {
+        for (method, variant) in [
+            ("add", "Add"),
+            ("add_many", "AddMany"),
+            ("_x", "X"),
+            ("r#move", "Move"),
+            ("self_", "_Self"),
+            ("_1", "_1"),
+        ] {
+            assert_eq!(variant_of(&syn::parse_str(method).unwrap()), variant);
+        }
+    }
+}

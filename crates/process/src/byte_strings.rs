@@ -1,0 +1,30 @@
+//! `Vec<u8>` as MessagePack byte strings, which serde by itself would encode number by number.
+
+use hatchery_wire::{Body, DecodeError, decode};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Borrowed bytes to be encoded.
+pub struct ByteSlice<'a>(pub &'a [u8]);
+
+impl Serialize for ByteSlice<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(self.0)
+    }
+}
+
+/// Bytes that were decoded.
+pub struct ByteVec(pub Vec<u8>);
+
+impl<'de> Deserialize<'de> for ByteVec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<ByteVec, D::Error> {
+        serde_bytes::deserialize(deserializer).map(ByteVec)
+    }
+}
+
+/// Decodes a body that is one byte string.
+///
+/// # Errors
+/// It is something else.
+pub fn decode_bytes(body: &Body) -> Result<Vec<u8>, DecodeError> {
+    decode::<ByteVec>(body).map(|bytes| bytes.0)
+}

@@ -1,0 +1,416 @@
+//! The door: the first thing a program does, where it turns out whether this process is a worker or the root.
+
+use std::ffi::OsString;
+use std::future::Future;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::exit;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hatchery_actor::actor::Actor;
+use hatchery_actor::exit::Panic;
+use hatchery_actor::panics;
+use hatchery_actor::root::Root;
+use hatchery_wire::{Body, EncodeError, LinkSocket, encode};
+use rustix::process::Signal;
+use serde::Serialize;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::frames::{Frame, Hello, Identity, Invitation, LastWords, PROTOCOL};
+use crate::inside::{self, BROKEN, Ended, Inside, PANICKED};
+use crate::launch::INVITED_BY;
+use crate::os;
+use crate::printer::{Mode, Printer};
+use crate::program::{Current, Program, WORKER};
+use crate::registry::{self, HostedActor};
+use crate::warden::Warden;
+
+/// Which runtime the root's `main` runs on; workers always have one of a single thread.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Flavor {
+    /// One thread.
+    CurrentThread,
+    /// A thread a core, or as many as `worker_threads` says.
+    #[default]
+    MultiThread,
+}
+
+/// A program about to go through the door: what `#[hatchery::main]` writes, for those who write it by hand.
+///
+/// ```no_run
+/// fn main() {
+///     hatchery::program()
+///         .each_process(|| println!("in the root, and in every worker before its actor or task"))
+///         .run(async || println!("in the root only"))
+/// }
+/// ```
+#[must_use = "nothing runs before `run`"]
+#[derive(Default)]
+pub struct Door {
+    flavor: Flavor,
+    worker_threads: Option<usize>,
+    each: Vec<Box<dyn FnOnce()>>,
+    config: Option<Result<Body, EncodeError>>,
+    orderly_signals: bool,
+}
+
+/// A program about to go through the door.
+pub fn program() -> Door {
+    Door::default()
+}
+
+/// The `worker_config` travels on the link, whose frames are small.
+const LARGEST_CONFIG: usize = 32 * 1024;
+
+impl Door {
+    /// Which runtime `main` runs on; multi-threaded unless told otherwise.
+    pub fn flavor(mut self, flavor: Flavor) -> Self {
+        self.flavor = flavor;
+        self
+    }
+
+    /// How many threads a multi-threaded runtime has; one a core unless told otherwise.
+    ///
+    /// # Panics
+    /// Zero.
+    pub fn worker_threads(mut self, threads: usize) -> Self {
+        assert!(threads > 0, "worker_threads must be at least 1");
+        self.worker_threads = Some(threads);
+        self
+    }
+
+    /// Runs in the root and in every worker, before anything else of theirs: for loggers and statics.
+    pub fn each_process(mut self, f: impl FnOnce() + 'static) -> Self {
+        self.each.push(Box::new(f));
+        self
+    }
+
+    /// Hosts an actor by hand, as generic ones need: `hosts::<Cache<u32>>()`.
+    pub fn hosts<A: Actor>(self) -> Self {
+        registry::host(HostedActor::of::<A>());
+        self
+    }
+
+    /// A value that every worker can read by `hatchery::config()`; 32 KiB at most, encoded.
+    pub fn worker_config<T: Serialize>(mut self, value: &T) -> Self {
+        self.config = Some(encode(value));
+        self
+    }
+
+    /// On Ctrl-C or SIGTERM, stop everything in order and exit with 128 + the signal's number; a second one ends the
+    /// program at once. Without this, the first one does, and all workers with it.
+    pub fn orderly_signals(mut self) -> Self {
+        self.orderly_signals = true;
+        self
+    }
+
+    /// Goes through the door. In a worker this does what the worker is for and exits. In the root it runs `main` and
+    /// then leaves: after `Ok` it waits for processes that are no daemons, stops everything else, newest first, and
+    /// exits with 0; after `Err` or a panic it prints that, stops everything, waits for nobody and exits with 1.
+    pub fn run<F, Fut>(self, main: F) -> !
+    where
+        F: FnOnce() -> Fut,
+        Fut: Future,
+        Fut::Output: Outcome,
+    {
+        let mut door = self;
+        if let Some(invited) = Invited::accept() {
+            be_worker(invited, std::mem::take(&mut door.each), Vec::new());
+        }
+        panics::note_places();
+        let config = match door.config.take().transpose() {
+            Ok(config) => config.unwrap_or_default(),
+            Err(error) => refuse(&format!("the worker_config can not be encoded: {error}")),
+        };
+        if config.len() > LARGEST_CONFIG {
+            refuse(&format!(
+                "the worker_config has {} bytes, over the limit of {LARGEST_CONFIG}",
+                config.len()
+            ));
+        }
+        for f in std::mem::take(&mut door.each) {
+            f();
+        }
+        let program = Arc::new(Program {
+            root: Root::new(String::new()),
+            depth: 0,
+            again: Vec::new(),
+            capture_stdout: false,
+            config,
+            printer: Printer::new(Mode::Plain),
+            children: Default::default(),
+        });
+        let runtime = match runtime(door.flavor, door.worker_threads, &program) {
+            Ok(runtime) => runtime,
+            Err(error) => refuse(&format!("no runtime: {error}")),
+        };
+        let orderly = door.orderly_signals;
+        let outcome = be_root(
+            &program,
+            runtime,
+            main,
+            |outcome| match outcome {
+                Ok(outcome) => outcome.succeeded(),
+                Err(_) => false,
+            },
+            orderly,
+        );
+        exit(i32::from(!matches!(outcome, Ok(true))))
+    }
+}
+
+fn refuse(why: &str) -> ! {
+    eprintln!("hatchery: {why}");
+    exit(1)
+}
+
+/// What a `main` may return: nothing, or a `Result` of nothing whose error can be shown.
+pub trait Outcome {
+    /// Whether it is a success; a failure is printed.
+    fn succeeded(&self) -> bool;
+}
+
+impl Outcome for () {
+    fn succeeded(&self) -> bool {
+        true
+    }
+}
+
+impl<E: std::fmt::Debug> Outcome for Result<(), E> {
+    fn succeeded(&self) -> bool {
+        if let Err(error) = self {
+            eprintln!("Error: {error:?}");
+        }
+        self.is_ok()
+    }
+}
+
+pub(crate) fn runtime(
+    flavor: Flavor,
+    worker_threads: Option<usize>,
+    program: &Arc<Program>,
+) -> std::io::Result<Runtime> {
+    let mut builder = match flavor {
+        Flavor::CurrentThread => Builder::new_current_thread(),
+        Flavor::MultiThread => Builder::new_multi_thread(),
+    };
+    if let Some(threads) = worker_threads {
+        builder.worker_threads(threads);
+    }
+    let program = program.clone();
+    builder.enable_all().on_thread_start(move || program.enter()).build()
+}
+
+/// Runs a root's (or a test's) main, and leaves in order. `judge` says, and prints, whether it succeeded.
+///
+/// # Errors
+/// The panic of main.
+pub(crate) fn be_root<F, Fut, T>(
+    program: &Arc<Program>,
+    runtime: Runtime,
+    main: F,
+    judge: impl FnOnce(&Result<Fut::Output, Panic>) -> T,
+    orderly_signals: bool,
+) -> Result<T, Panic>
+where
+    F: FnOnce() -> Fut,
+    Fut: Future,
+    T: Success,
+{
+    program.enter();
+    let judged = runtime.block_on(async {
+        let root = program.root.clone();
+        let whole = async {
+            let outcome = panics::catch(async { main().await }).await;
+            let judged = judge(&outcome);
+            if judged.is_success() {
+                root.linger().await;
+            }
+            outcome.map(|_| judged)
+        };
+        let judged = if orderly_signals {
+            tokio::select! {
+                biased;
+                judged = whole => judged,
+                number = a_signal() => {
+                    tokio::spawn(async { exit(128 + a_signal().await) });
+                    program.root.close().await;
+                    program.printer.flush();
+                    exit(128 + number)
+                }
+            }
+        } else {
+            whole.await
+        };
+        program.root.close().await;
+        judged
+    });
+    program.printer.flush();
+    runtime.shutdown_background();
+    Program::leave();
+    judged
+}
+
+/// Whether a judged outcome lets the program wait for its processes.
+pub(crate) trait Success {
+    fn is_success(&self) -> bool;
+}
+
+impl Success for bool {
+    fn is_success(&self) -> bool {
+        *self
+    }
+}
+
+/// Waits for SIGINT or SIGTERM; gives its number.
+async fn a_signal() -> i32 {
+    use tokio::signal::unix::{SignalKind, signal};
+    let kinds = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
+    let (Ok(mut interrupt), Ok(mut terminate)) = kinds else { return std::future::pending().await };
+    tokio::select! {
+        _ = interrupt.recv() => SignalKind::interrupt().as_raw_value(),
+        _ = terminate.recv() => SignalKind::terminate().as_raw_value(),
+    }
+}
+
+/// An invitation that has been found good.
+pub(crate) struct Invited {
+    invitation: Invitation,
+    link: LinkSocket,
+    channel: UnixStream,
+    stdout: Option<OwnedFd>,
+    parent: u32,
+}
+
+impl Invited {
+    /// Whether this process is a worker. If so it is set up as one: on return its stdin is empty, signals are as in
+    /// a fresh process, and its death follows its parent's.
+    pub(crate) fn accept() -> Option<Invited> {
+        let by: i32 = std::env::var(INVITED_BY).ok()?.parse().ok()?;
+        let stdin = std::io::stdin();
+        // A variable is inherited by grandchildren of all kinds; the socket is not.
+        let peer = rustix::net::sockopt::socket_peercred(stdin.as_fd()).ok()?;
+        if peer.pid.as_raw_nonzero().get() != by {
+            return None;
+        }
+        match Invited::enter(by) {
+            Ok(invited) => Some(invited),
+            Err(why) => {
+                eprintln!("hatchery: this worker can not begin: {why}");
+                exit(BROKEN)
+            }
+        }
+    }
+
+    fn enter(by: i32) -> Result<Invited, String> {
+        let link = std::io::stdin().as_fd().try_clone_to_owned().map_err(|e| format!("no link: {e}"))?;
+        let null = std::fs::File::open("/dev/null").map_err(|e| format!("no /dev/null: {e}"))?;
+        rustix::stdio::dup2_stdin(&null).map_err(|e| format!("stdin: {e}"))?;
+        os::reset_signals();
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+            .map_err(|e| format!("prctl: {e}"))?;
+        // Armed first, then asked: a parent that dies in between is seen by one or the other.
+        if rustix::process::getppid().is_none_or(|parent| parent.as_raw_nonzero().get() != by) {
+            exit(BROKEN);
+        }
+        let mut link = LinkSocket::new(link);
+        let frame = match link.recv_blocking(Some(Duration::from_secs(30))) {
+            Ok(Some(frame)) => Frame::unpack(frame)?,
+            // The parent is gone.
+            Ok(None) => exit(BROKEN),
+            Err(error) => return Err(error.to_string()),
+        };
+        let Frame::Invitation(invitation, fds) = frame else {
+            return Err(format!("expected an invitation, got {frame:?}"));
+        };
+        if invitation.protocol != PROTOCOL {
+            let theirs = invitation.protocol;
+            return Err(format!(
+                "the parent speaks version {theirs} of the protocol, this program {PROTOCOL}"
+            ));
+        }
+        let mut fds = fds.into_iter();
+        let channel = fds.next().map(UnixStream::from).ok_or("an invitation without a channel")?;
+        let parent = by.unsigned_abs();
+        Ok(Invited { invitation, link, channel, stdout: fds.next(), parent })
+    }
+}
+
+/// Does what a worker does, and leaves; never unwinds, never returns.
+pub(crate) fn be_worker(invited: Invited, each: Vec<Box<dyn FnOnce()>>, again: Vec<OsString>) -> ! {
+    let caught = panics::catch_call(move || worker(invited, each, again));
+    let (warden, ended) = match caught {
+        Ok(ended) => ended,
+        Err(panic) => {
+            let words = LastWords { code: PANICKED, panic: Some(panic), ..LastWords::default() };
+            (Warden::get().ok(), Ended(words))
+        }
+    };
+    let _ = std::io::Write::flush(&mut std::io::stdout());
+    let code = ended.0.code;
+    if let Some(warden) = warden {
+        warden.up_and_wait(Frame::LastWords(ended.0));
+    }
+    exit(code)
+}
+
+fn worker(
+    invited: Invited,
+    each: Vec<Box<dyn FnOnce()>>,
+    again: Vec<OsString>,
+) -> (Option<&'static Warden>, Ended) {
+    let Invited { invitation, mut link, channel, stdout, parent } = invited;
+    panics::note_places();
+    let capture_stdout = stdout.is_some();
+    if let Some(stdout) = stdout {
+        // What the harness has printed goes where it was sent; from here on it is the worker's own.
+        let _ = std::io::Write::flush(&mut std::io::stdout());
+        if let Err(error) = rustix::stdio::dup2_stdout(&stdout) {
+            return (None, Ended::broken(format!("stdout: {error}")));
+        }
+    }
+    let _ = std::fs::write("/proc/self/comm", comm(&invitation.name));
+    let _ = WORKER.set(Current {
+        name: invitation.name.clone(),
+        path: invitation.path.clone(),
+        incarnation: invitation.incarnation,
+        depth: invitation.depth,
+        parent: Some(parent),
+    });
+    let program = Arc::new(Program {
+        root: Root::new(invitation.path.clone()),
+        depth: invitation.depth,
+        again,
+        capture_stdout,
+        config: Body::from_bytes(invitation.config.clone().into()),
+        printer: Printer::new(Mode::Plain),
+        children: Default::default(),
+    });
+    program.enter();
+    let hello = match Identity::own() {
+        Ok(program) => Frame::Hello(Hello { protocol: PROTOCOL, features: 0, program }),
+        Err(error) => return (None, Ended::broken(format!("/proc/self/exe: {error}"))),
+    };
+    // From here the warden writes it, together with what else is ready by then; code of the user's comes after it.
+    if hello.pack().and_then(|hello| link.queue(hello).map_err(|error| error.to_string())).is_err() {
+        return (None, Ended::broken("the hello can not be sent"));
+    }
+    if !each.is_empty() {
+        let _ = link.flush();
+        for f in each {
+            f();
+        }
+    }
+    let warden = match Warden::get() {
+        Ok(warden) => warden,
+        Err(error) => return (None, Ended::broken(format!("no warden: {error}"))),
+    };
+    (Some(warden), inside::live(Inside { invitation, channel, link, warden, program }))
+}
+
+/// What `top` shows: the kernel keeps 15 bytes.
+fn comm(name: &str) -> &[u8] {
+    let bytes = name.as_bytes();
+    &bytes[..bytes.len().min(15)]
+}

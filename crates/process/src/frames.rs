@@ -1,0 +1,180 @@
+//! The frames of the link, as values: what a worker and its parent tell each other.
+
+use std::os::fd::OwnedFd;
+
+use hatchery_actor::error::Error;
+use hatchery_actor::exit::Panic;
+use hatchery_wire::{Body, LinkFrame, decode, encode};
+use serde::{Deserialize, Serialize};
+
+/// Both sides must speak the same version.
+pub(crate) const PROTOCOL: u16 = 1;
+
+/// Down: what the parent writes before the child runs. The first channel travels with it, in a test also stdout.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Invitation {
+    pub(crate) protocol: u16,
+    /// Bits for what a side can do beyond the version; none yet.
+    pub(crate) features: u64,
+    pub(crate) path: String,
+    pub(crate) name: String,
+    pub(crate) incarnation: u64,
+    pub(crate) depth: u8,
+    pub(crate) what: What,
+    /// The program's `worker_config`, encoded.
+    #[serde(with = "serde_bytes")]
+    pub(crate) config: Vec<u8>,
+}
+
+/// What a worker hosts.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum What {
+    Task { name: String, place: String },
+    Actor { name: String, place: String },
+}
+
+/// Up, at the door.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Hello {
+    pub(crate) protocol: u16,
+    pub(crate) features: u64,
+    pub(crate) program: Identity,
+}
+
+/// Which executable a process runs: a file that was replaced on disk is another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Identity {
+    dev: u64,
+    ino: u64,
+    size: i64,
+    mtime: (i64, i64),
+}
+
+impl Identity {
+    /// Of this process.
+    pub(crate) fn own() -> std::io::Result<Identity> {
+        use std::os::unix::fs::MetadataExt;
+        // Through the link, which leads to the image even when the file has been deleted or replaced.
+        let stat = std::fs::metadata("/proc/self/exe")?;
+        Ok(Identity {
+            dev: stat.dev(),
+            ino: stat.ino(),
+            size: i64::try_from(stat.size()).unwrap_or(i64::MAX),
+            mtime: (stat.mtime(), stat.mtime_nsec()),
+        })
+    }
+}
+
+/// Up, before a worker leaves by itself: what the operating system can not tell.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct LastWords {
+    pub(crate) code: i32,
+    pub(crate) failed: bool,
+    pub(crate) panic: Option<Panic>,
+    pub(crate) reason: Option<String>,
+}
+
+/// A frame of the link.
+#[derive(Debug)]
+pub(crate) enum Frame {
+    Invitation(Invitation, Vec<OwnedFd>),
+    Shutdown,
+    Hello(Hello),
+    Ready,
+    StartFailed(Error),
+    LastWords(LastWords),
+}
+
+const INVITATION: u8 = 0;
+const SHUTDOWN: u8 = 1;
+const HELLO: u8 = 16;
+const READY: u8 = 17;
+const START_FAILED: u8 = 18;
+const LAST_WORDS: u8 = 19;
+
+/// Long texts are cut so that a frame of the link stays below its limit.
+const LONGEST_TEXT: usize = 16 * 1024;
+
+impl Frame {
+    pub(crate) fn pack(self) -> Result<LinkFrame, String> {
+        fn body<T: Serialize>(value: &T) -> Result<Body, String> {
+            encode(value).map_err(|error| error.to_string())
+        }
+        let (kind, body, fds) = match self {
+            Frame::Invitation(invitation, fds) => (INVITATION, body(&invitation)?, fds),
+            Frame::Shutdown => (SHUTDOWN, Body::default(), Vec::new()),
+            Frame::Hello(hello) => (HELLO, body(&hello)?, Vec::new()),
+            Frame::Ready => (READY, Body::default(), Vec::new()),
+            Frame::StartFailed(error) => {
+                let mut packed = body(&error)?;
+                if packed.len() > LONGEST_TEXT {
+                    packed = body(&Error::msg(cut(error.to_string())))?;
+                }
+                (START_FAILED, packed, Vec::new())
+            }
+            Frame::LastWords(mut words) => {
+                if let Some(panic) = &mut words.panic {
+                    panic.message = cut(std::mem::take(&mut panic.message));
+                }
+                words.reason = words.reason.map(cut);
+                (LAST_WORDS, body(&words)?, Vec::new())
+            }
+        };
+        Ok(LinkFrame { kind, body: body.into_bytes(), fds })
+    }
+
+    pub(crate) fn unpack(frame: LinkFrame) -> Result<Frame, String> {
+        fn body<T: serde::de::DeserializeOwned>(body: &Body) -> Result<T, String> {
+            decode(body).map_err(|error| format!("malformed link frame: {error}"))
+        }
+        let LinkFrame { kind, body: bytes, fds } = frame;
+        let bytes = Body::from_bytes(bytes);
+        if kind != INVITATION && !fds.is_empty() {
+            return Err(format!("link frame of kind {kind} with descriptors nobody expects"));
+        }
+        Ok(match kind {
+            INVITATION => Frame::Invitation(body(&bytes)?, fds),
+            SHUTDOWN => Frame::Shutdown,
+            HELLO => Frame::Hello(body(&bytes)?),
+            READY => Frame::Ready,
+            START_FAILED => Frame::StartFailed(body(&bytes)?),
+            LAST_WORDS => Frame::LastWords(body(&bytes)?),
+            other => return Err(format!("unknown kind of link frame: {other}")),
+        })
+    }
+}
+
+fn cut(mut text: String) -> String {
+    if text.len() > LONGEST_TEXT {
+        let mut end = LONGEST_TEXT;
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push_str(" […]");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_words_of_any_length_fit_the_link() {
+        let panic = Some(Panic { message: "ä".repeat(1 << 20), place: None });
+        let words = LastWords { code: 101, panic, ..LastWords::default() };
+        let frame = Frame::LastWords(words).pack().unwrap();
+        assert!(frame.body.len() < hatchery_wire::LINK_FRAME);
+        let Ok(Frame::LastWords(words)) = Frame::unpack(frame) else { panic!("another frame") };
+        assert!(words.panic.unwrap().message.ends_with("ä […]"));
+    }
+
+    #[test]
+    fn unknown_and_malformed_frames_are_named() {
+        let unknown = LinkFrame { kind: 99, body: Default::default(), fds: vec![] };
+        assert_eq!(Frame::unpack(unknown).unwrap_err(), "unknown kind of link frame: 99");
+        let malformed = LinkFrame { kind: HELLO, body: vec![0xc1].into(), fds: vec![] };
+        assert!(Frame::unpack(malformed).unwrap_err().starts_with("malformed link frame"));
+    }
+}

@@ -1,0 +1,264 @@
+//! Starting one worker process, up to its hello, and caring for it until its end.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use hatchery_actor::exit::{Exit, Status};
+use hatchery_actor::fault::Fault;
+use hatchery_wire::LinkSocket;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::channel::{Channel, Desk, Outgoing};
+use crate::frames::{Frame, Invitation, PROTOCOL, What};
+use crate::program::{ActiveChild, DEEPEST, Program};
+use crate::spawner;
+use crate::warden::{Adoption, Ward, Warden};
+
+/// The environment variable that invites a process to be a worker of the process with this pid.
+pub(crate) const INVITED_BY: &str = "HATCHERY_PARENT";
+
+/// How long a start may take unless told otherwise.
+pub const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a worker may live on after its channel closed.
+const WITHOUT_CHANNEL: Duration = Duration::from_secs(1);
+
+/// What to start, and how.
+#[derive(Clone)]
+pub(crate) struct Launch {
+    pub(crate) path: String,
+    pub(crate) name: String,
+    pub(crate) incarnation: u64,
+    pub(crate) what: What,
+    pub(crate) env: BTreeMap<OsString, Option<OsString>>,
+    pub(crate) current_dir: Option<PathBuf>,
+    pub(crate) deadline: Instant,
+    pub(crate) timeout: Duration,
+}
+
+/// A worker that has said hello.
+pub(crate) struct Launched {
+    pub(crate) ward: Arc<Ward>,
+    pub(crate) channel: UnixStream,
+    active: ActiveChild,
+    program: Arc<Program>,
+}
+
+/// Starts a worker and waits for its hello, its end or the deadline, whichever is first. Dropping the future kills
+/// what it started.
+pub(crate) async fn launch(program: &Arc<Program>, launch: Launch) -> Result<Launched, Fault> {
+    if program.depth >= DEEPEST {
+        return Err(Fault::Refused(format!(
+            "workers of workers are nested {DEEPEST} deep: refused, since this looks like a program that starts \
+             itself without end"
+        )));
+    }
+    program.printer.start();
+    let warden =
+        Warden::get().map_err(|error| cannot("start the thread that watches over workers", &error))?;
+    let (program_there, launch_there) = (program.clone(), launch.clone());
+    let spawned = spawner::run(move || spawn(&program_there, warden, &launch_there)).await;
+    let (ward, channel) = spawned
+        .and_then(|spawned| spawned)
+        .map_err(|error| cannot(&format!("start the worker {}", launch.path), &error))?;
+    let unless_hello = KillOnDrop(Some(ward.clone()));
+    let first = ward.reached(|now| now.hello || now.exit.is_some());
+    match tokio::time::timeout_at(launch.deadline, first).await {
+        Ok(now) if now.hello => {}
+        Ok(_) => return Err(ended(&*ward.exited().await)),
+        Err(_) => {
+            ward.condemn(format!("no hello within {:?}", launch.timeout));
+            return Err(ended(&*ward.exited().await));
+        }
+    }
+    unless_hello.forget();
+    let active = ActiveChild { name: launch.name, path: launch.path, pid: u32::from(&*ward) };
+    Ok(Launched { ward, channel, active, program: program.clone() })
+}
+
+fn cannot(what: &str, error: &io::Error) -> Fault {
+    Fault::StartFailed(format!("can not {what}: {error}"))
+}
+
+/// The fault of a start that ended early.
+pub(crate) fn ended(exit: &Exit) -> Fault {
+    Fault::Ended { exit: Box::new(exit.clone()), maybe_executed: false }
+}
+
+/// On the spawner thread: everything is queued in the sockets before the child runs.
+fn spawn(
+    program: &Arc<Program>,
+    warden: &'static Warden,
+    launch: &Launch,
+) -> io::Result<(Arc<Ward>, UnixStream)> {
+    let (ours, theirs) = LinkSocket::pair()?;
+    let (channel, their_channel) = UnixStream::pair()?;
+    let mut link = LinkSocket::new(ours);
+    let mut fds = vec![OwnedFd::from(their_channel)];
+    let mut stdout = None;
+    if program.capture_stdout {
+        let (read, write) = io::pipe()?;
+        stdout = Some(OwnedFd::from(read));
+        fds.push(OwnedFd::from(write));
+    }
+    let invitation = Invitation {
+        protocol: PROTOCOL,
+        features: 0,
+        path: launch.path.clone(),
+        name: launch.name.clone(),
+        incarnation: launch.incarnation,
+        depth: program.depth + 1,
+        what: launch.what.clone(),
+        config: program.config.bytes().to_vec(),
+    };
+    let frame = Frame::Invitation(invitation, fds).pack().map_err(io::Error::other)?;
+    link.queue(frame).map_err(io::Error::other)?;
+    link.flush_blocking(Some(Duration::from_secs(1))).map_err(io::Error::other)?;
+
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg0(argv0(&launch.path))
+        .args(&program.again)
+        .env(INVITED_BY, std::process::id().to_string())
+        .stdin(Stdio::from(theirs))
+        .stderr(Stdio::piped())
+        .process_group(0);
+    if program.capture_stdout {
+        command.stdout(Stdio::null());
+    }
+    for (name, value) in &launch.env {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    if let Some(dir) = &launch.current_dir {
+        command.current_dir(dir);
+    }
+    let mut child = command.spawn()?;
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or_else(|| io::Error::other("the system gave an impossible pid"))?;
+    // None only if it has ended and been reaped already, by a foreign wait or because SIGCHLD is ignored.
+    let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(pidfd) => Some(pidfd),
+        Err(rustix::io::Errno::SRCH) => None,
+        Err(error) => {
+            // Without its pidfd it can not be watched. The child is ours and not yet reaped: kill and reap it here.
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(error.into());
+        }
+    };
+    let ward = Ward::new(warden.number(), pid, pidfd);
+    let stderr = child.stderr.take().map(OwnedFd::from);
+    let printer = program.printer.clone();
+    warden.adopt(Adoption { ward: ward.clone(), link, stderr, stdout, printer });
+    Ok((ward, channel))
+}
+
+/// What `ps` shows: the program and the place of the worker in its tree.
+fn argv0(path: &str) -> String {
+    let exe = std::env::current_exe().ok();
+    let name = exe.as_deref().and_then(|exe| exe.file_name()).map(|name| name.to_string_lossy());
+    format!("{}: {path}", name.as_deref().unwrap_or("hatchery"))
+}
+
+/// Kills a worker whose start was given up.
+pub(crate) struct KillOnDrop(pub(crate) Option<Arc<Ward>>);
+
+impl KillOnDrop {
+    pub(crate) fn forget(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        if let Some(ward) = &self.0 {
+            ward.condemn("its start was given up");
+        }
+    }
+}
+
+/// Follows the end of a worker from outside its task.
+pub(crate) type Ended = watch::Receiver<Option<Arc<Exit>>>;
+
+/// Waits for the end that [`live`] reports.
+pub(crate) async fn wait(mut ended: Ended) -> Arc<Exit> {
+    match ended.wait_for(Option::is_some).await.as_deref() {
+        Ok(Some(exit)) => exit.clone(),
+        // The sender sends from its own drop, so it can not go without a word.
+        _ => Arc::new(Exit::new(Status::Unknown)),
+    }
+}
+
+/// Runs the channel of a worker as a task of this runtime until the worker has ended, delivers everything it said
+/// before, and only then reports the end: first to `at_end`, then to the receiver this gives.
+pub(crate) fn live<D: Desk + Unpin>(
+    launched: Launched,
+    outgoing: Arc<Outgoing>,
+    desk: D,
+    at_end: impl FnOnce(&Exit) + Send + 'static,
+) -> Result<Ended, Fault> {
+    let Launched { ward, channel, active, program } = launched;
+    let unless_living = KillOnDrop(Some(ward.clone()));
+    let mut channel = Channel::new(channel, outgoing.clone(), desk)
+        .map_err(|error| cannot("use the channel of the worker", &error))?;
+    unless_living.forget();
+    let (sender, receiver) = watch::channel(None);
+    program.children.lock().unwrap_or_else(PoisonError::into_inner).insert(ward.id, active);
+    let mut end = End { ward: ward.clone(), program, at_end: Some(at_end), sender, exit: None };
+    tokio::spawn(async move {
+        tokio::select! {
+            biased;
+            over = &mut channel => {
+                if let Err(reason) = over {
+                    ward.condemn(reason);
+                } else if tokio::time::timeout(WITHOUT_CHANNEL, ward.exited()).await.is_err() {
+                    ward.condemn("it closed its channel but lived on");
+                }
+            }
+            _ = ward.exited() => {
+                outgoing.drain();
+                // What is wrong with its last bytes no longer matters.
+                let _ = channel.await;
+            }
+        }
+        end.exit = Some(ward.exited().await);
+        drop(end);
+    });
+    Ok(receiver)
+}
+
+/// Reports the end on every way out of the task, its runtime's shutdown included.
+struct End<F: FnOnce(&Exit)> {
+    ward: Arc<Ward>,
+    program: Arc<Program>,
+    at_end: Option<F>,
+    sender: watch::Sender<Option<Arc<Exit>>>,
+    exit: Option<Arc<Exit>>,
+}
+
+impl<F: FnOnce(&Exit)> Drop for End<F> {
+    fn drop(&mut self) {
+        let exit = self.exit.take().unwrap_or_else(|| {
+            self.ward.condemn("the runtime that it was started on has ended");
+            Arc::new(Exit::new(Status::Unknown).with_reason(Some("its runtime has ended".to_owned())))
+        });
+        self.program.children.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.ward.id);
+        if let Some(at_end) = self.at_end.take() {
+            at_end(&exit);
+        }
+        self.sender.send_replace(Some(exit));
+    }
+}

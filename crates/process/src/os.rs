@@ -1,0 +1,26 @@
+//! The few system calls for which nobody offers a safe wrapper: the only unsafe code of this crate.
+
+#![expect(unsafe_code, reason = "signal dispositions can not be reset through any safe wrapper")]
+
+/// Sets every signal back to its default and blocks none.
+///
+/// A launcher that ignores signals (`nohup`, many test harnesses) hands that down through every exec; a worker that
+/// ignores SIGTERM because its grandparent did could not be terminated. SIGPIPE stays ignored, as Rust's runtime set
+/// it: a broken pipe is an error to the caller, not a death.
+pub(crate) fn reset_signals() {
+    for signal in 1..=libc::SIGRTMAX() {
+        if matches!(signal, libc::SIGKILL | libc::SIGSTOP | libc::SIGPIPE | libc::SIGSEGV | libc::SIGBUS) {
+            // The first two can not be changed; the last two are Rust's own guard against stack overflow.
+            continue;
+        }
+        // SAFETY: SIG_DFL is a valid disposition and no handler of ours is replaced: this runs at the door, before
+        // any other code of the program. A signal number that the C library keeps for itself gives EINVAL.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: `sigemptyset` initialises the set it is given; the third argument may be null.
+    unsafe {
+        libc::sigemptyset(none.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut());
+    }
+}

@@ -1,0 +1,451 @@
+//! One task in a process of its own.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hatchery_actor::child::BoxFuture;
+use hatchery_actor::exit::{Exit, Panic};
+use hatchery_actor::fault::Fault;
+use hatchery_actor::root::{Residence, Resident, check_segment};
+use hatchery_wire::{Body, DecodeError, EncodeError, Envelope, Kind};
+use rustix::process::Signal;
+use tokio::time::Instant;
+
+use crate::channel::{Desk, Outgoing, fault_of, measure};
+use crate::frames::What;
+use crate::launch::{Ended, Launch, START_TIMEOUT, launch, live, wait};
+use crate::program::Program;
+use crate::registry;
+use crate::task::{Runs, TaskEntry};
+use crate::warden::Ward;
+use crate::worker::TENANT;
+
+/// A function that runs in a process of its own. See [`Process::spawn`].
+///
+/// Dropping it detaches the process: it goes on, and a `main` that returns `Ok` still waits for it, unless it is a
+/// [`daemon`](Builder::daemon). With [`kill_on_drop`](Builder::kill_on_drop) it ends there and then.
+#[doc(alias = "multiprocessing")]
+pub struct Process<R> {
+    shared: Arc<Shared>,
+    decode: fn(&Body) -> Result<R, DecodeError>,
+    kill_on_drop: bool,
+}
+
+/// What the handle, the channel and the end of the program have in common.
+struct Shared {
+    name: String,
+    path: String,
+    ward: Arc<Ward>,
+    ended: Ended,
+    result: Arc<Mutex<Option<Result<Body, Fault>>>>,
+    daemon: bool,
+}
+
+/// How a process is to be started.
+#[must_use = "nothing starts before `spawn`"]
+pub struct Builder<R> {
+    entry: &'static TaskEntry,
+    args: Result<Body, EncodeError>,
+    decode: fn(&Body) -> Result<R, DecodeError>,
+    name: Option<String>,
+    daemon: bool,
+    kill_on_drop: bool,
+    env: std::collections::BTreeMap<OsString, Option<OsString>>,
+    current_dir: Option<PathBuf>,
+    start_timeout: Duration,
+}
+
+impl Process<()> {
+    /// Starts a task in a new process and resolves when that process has said hello.
+    ///
+    /// # Errors
+    /// The program did not come through the door; the arguments can not be encoded; the process can not be started,
+    /// or ended before it said hello (the error has its exit then), or did not say it within 30 s.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends what it started.
+    pub async fn spawn<T: Runs>(task: T, args: T::Args) -> Result<Process<T::Output>, ProcessError> {
+        Self::builder(task, args).spawn().await
+    }
+
+    /// Says more about the process before it starts.
+    pub fn builder<T: Runs>(task: T, args: T::Args) -> Builder<T::Output> {
+        Builder {
+            entry: task.entry(),
+            args: task.encode_args(&args),
+            decode: task.decoder(),
+            name: None,
+            daemon: false,
+            kill_on_drop: false,
+            env: Default::default(),
+            current_dir: None,
+            start_timeout: START_TIMEOUT,
+        }
+    }
+}
+
+impl<R> Builder<R> {
+    /// A name, unique among the processes and trees that this process starts; else it is made of the task's.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Whether the end of the program ends this process instead of waiting for it.
+    pub fn daemon(mut self, daemon: bool) -> Self {
+        self.daemon = daemon;
+        self
+    }
+
+    /// Whether dropping the handle kills the process.
+    pub fn kill_on_drop(mut self, kill: bool) -> Self {
+        self.kill_on_drop = kill;
+        self
+    }
+
+    /// Sets a variable of its environment; the rest it inherits.
+    pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.env.insert(name.into(), Some(value.into()));
+        self
+    }
+
+    /// Keeps it from inheriting a variable.
+    pub fn env_remove(mut self, name: impl Into<OsString>) -> Self {
+        self.env.insert(name.into(), None);
+        self
+    }
+
+    /// The directory it works in; else this process's.
+    pub fn current_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.current_dir = Some(dir.into());
+        self
+    }
+
+    /// How long it may take to say hello, instead of 30 s.
+    pub fn start_timeout(mut self, timeout: Duration) -> Self {
+        self.start_timeout = timeout;
+        self
+    }
+
+    /// Starts it; see [`Process::spawn`].
+    ///
+    /// # Errors
+    /// As [`Process::spawn`]; also a name that is taken.
+    pub async fn spawn(self) -> Result<Process<R>, ProcessError> {
+        let short = self.entry.name.rsplit("::").next().unwrap_or(self.entry.name).to_owned();
+        let shown = self.name.clone().unwrap_or_else(|| short.clone());
+        self.try_spawn(short).await.map_err(|fault| ProcessError { name: shown, fault })
+    }
+
+    async fn try_spawn(self, short: String) -> Result<Process<R>, Fault> {
+        let program = Program::current()?;
+        registry::task(self.entry.name, &self.entry.place.to_string())?;
+        if self.env.keys().any(|name| name == crate::launch::INVITED_BY) {
+            let name = crate::launch::INVITED_BY;
+            return Err(Fault::Refused(format!("the variable {name} belongs to the library")));
+        }
+        let args = self.args.map_err(|error| Fault::NotSent(error.to_string()))?;
+        measure(&args)?;
+        let (name, path) = match self.name {
+            Some(name) => {
+                let path = program.root.take_name(&name)?;
+                (name, path)
+            }
+            None => loop {
+                // The counter makes it unique among those made up; a name that a user gave may still be in the way.
+                let name = format!("{short}-{}", program.root.count_unnamed());
+                check_segment(&name)?;
+                if let Ok(path) = program.root.take_name(&name) {
+                    break (name, path);
+                }
+            },
+        };
+        let named = NameGuard { program: program.clone(), path: path.clone() };
+        let order = Launch {
+            path: path.clone(),
+            name: name.clone(),
+            incarnation: 1,
+            what: What::Task { name: self.entry.name.to_owned(), place: self.entry.place.to_string() },
+            env: self.env,
+            current_dir: self.current_dir,
+            deadline: Instant::now() + self.start_timeout,
+            timeout: self.start_timeout,
+        };
+        let launched = launch(&program, order).await?;
+        let ward = launched.ward.clone();
+        let result = Arc::new(Mutex::new(None));
+        let outgoing = Arc::new(Outgoing::default());
+        outgoing.send(Envelope::new(Kind::Start, TENANT, 0, args));
+        let desk = ResultDesk { result: result.clone() };
+        let residence: Arc<Mutex<Option<Residence>>> = Arc::default();
+        let until_the_end = residence.clone();
+        let ended = live(launched, outgoing, desk, move |_| {
+            // However it ended: its name is free again and the program need not wait for it any more.
+            drop(named);
+            let residence = until_the_end.lock().unwrap_or_else(PoisonError::into_inner).take();
+            drop(residence);
+        })?;
+        let shared = Arc::new(Shared { name, path, ward: ward.clone(), ended, result, daemon: self.daemon });
+        let moved_in = program.root.move_in(shared.clone());
+        match moved_in {
+            Ok(place) => {
+                *residence.lock().unwrap_or_else(PoisonError::into_inner) = Some(place);
+                if shared.ended.borrow().is_some() {
+                    // It ended before it was on the list.
+                    residence.lock().unwrap_or_else(PoisonError::into_inner).take();
+                }
+            }
+            Err(fault) => {
+                ward.condemn("the program is ending");
+                return Err(fault);
+            }
+        }
+        Ok(Process { shared, decode: self.decode, kill_on_drop: self.kill_on_drop })
+    }
+}
+
+/// Gives a name back when its process has ended, or was never started.
+struct NameGuard {
+    program: Arc<Program>,
+    path: String,
+}
+
+impl Drop for NameGuard {
+    fn drop(&mut self) {
+        self.program.root.free_name(&self.path);
+    }
+}
+
+impl<R> Process<R> {
+    /// Waits for the process to end and gives what its function returned. May be asked again.
+    ///
+    /// # Errors
+    /// It ended without a result: killed, panicked, exited. The error has its exit.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn join(&self) -> Result<R, ProcessError> {
+        let exit = self.wait().await;
+        let result = self.shared.result.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let outcome = match result {
+            Some(Ok(body)) => (self.decode)(&body).map_err(|error| Fault::BadAnswer(error.to_string())),
+            Some(Err(fault)) => Err(fault),
+            None => Err(Fault::Ended { exit: Box::new((*exit).clone()), maybe_executed: true }),
+        };
+        outcome.map_err(|fault| self.error(fault))
+    }
+
+    /// Waits for the process to end. May be asked again, by anyone.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn wait(&self) -> Arc<Exit> {
+        wait(self.shared.ended.clone()).await
+    }
+
+    /// How it ended, if it has.
+    pub fn try_wait(&self) -> Option<Arc<Exit>> {
+        self.shared.ended.borrow().clone()
+    }
+
+    /// Waits for the process to end, for so long at most.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn wait_timeout(&self, timeout: Duration) -> Option<Arc<Exit>> {
+        tokio::time::timeout(timeout, self.wait()).await.ok()
+    }
+
+    /// Python's `exitcode`: `None` while it runs, and if nobody could tell; else the code, or minus the signal.
+    pub fn exitcode(&self) -> Option<i32> {
+        self.try_wait().and_then(|exit| exit.exitcode())
+    }
+
+    /// Whether it has not ended; a paused one has not.
+    pub fn is_alive(&self) -> bool {
+        self.shared.ward.is_alive()
+    }
+
+    /// Sends SIGTERM, and SIGCONT so that a paused process hears it. Nothing happens if it has ended.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn terminate(&self) -> Result<(), ProcessError> {
+        self.signal(Signal::TERM)?;
+        self.signal(Signal::CONT)
+    }
+
+    /// Sends SIGKILL. Nothing happens if it has ended.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn kill(&self) -> Result<(), ProcessError> {
+        self.signal(Signal::KILL)
+    }
+
+    /// Sends SIGINT, as Ctrl-C does. Nothing happens if it has ended.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn interrupt(&self) -> Result<(), ProcessError> {
+        self.signal(Signal::INT)
+    }
+
+    /// Sends SIGSTOP: it stands still, wherever it is, until [`resume`](Process::resume).
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn pause(&self) -> Result<(), ProcessError> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Sends SIGCONT: it goes on.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn resume(&self) -> Result<(), ProcessError> {
+        self.signal(Signal::CONT)
+    }
+
+    /// Its process id. It may belong to another process once this one has ended.
+    #[doc(alias = "ident")]
+    pub fn pid(&self) -> u32 {
+        u32::from(&*self.shared.ward)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// Its place in the tree, e.g. `/sleeper`.
+    pub fn path(&self) -> &str {
+        &self.shared.path
+    }
+
+    fn signal(&self, signal: Signal) -> Result<(), ProcessError> {
+        self.shared
+            .ward
+            .signal(signal)
+            .map_err(|error| self.error(Fault::Refused(format!("can not send {signal:?} to it: {error}"))))
+    }
+
+    fn error(&self, fault: Fault) -> ProcessError {
+        ProcessError { name: self.shared.name.clone(), fault }
+    }
+}
+
+impl<R> Drop for Process<R> {
+    fn drop(&mut self) {
+        if self.kill_on_drop {
+            let _ = self.shared.ward.signal(Signal::KILL);
+        }
+    }
+}
+
+impl<R> std::fmt::Debug for Process<R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Process")
+            .field("name", &self.name())
+            .field("pid", &self.pid())
+            .field("exit", &self.try_wait())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<R> AsFd for Process<R> {
+    /// Its pidfd: readable once it has ended.
+    ///
+    /// # Panics
+    /// Another part of this program had waited for the process before the library could look at it.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.shared.ward.pidfd {
+            Some(pidfd) => pidfd.as_fd(),
+            None => panic!(
+                "the process had ended, and was waited for elsewhere, before its pidfd could be opened"
+            ),
+        }
+    }
+}
+
+impl Resident for Shared {
+    fn linger(&self) -> Option<BoxFuture<()>> {
+        let ended = self.ended.clone();
+        if self.daemon { None } else { Some(Box::pin(async move { drop(wait(ended).await) })) }
+    }
+
+    fn close(&self) -> BoxFuture<()> {
+        let (ward, ended) = (self.ward.clone(), self.ended.clone());
+        Box::pin(async move {
+            ward.signal_group(Signal::TERM);
+            ward.signal_group(Signal::CONT);
+            if tokio::time::timeout(PATIENCE, wait(ended.clone())).await.is_err() {
+                ward.signal_group(Signal::KILL);
+                let _ = tokio::time::timeout(AFTER_KILL, wait(ended)).await;
+            }
+        })
+    }
+}
+
+/// How long a process has after SIGTERM, when the program ends.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long one that hangs in the kernel can hold up the end of the program.
+const AFTER_KILL: Duration = Duration::from_secs(2);
+
+/// Keeps the one result of a task.
+struct ResultDesk {
+    result: Arc<Mutex<Option<Result<Body, Fault>>>>,
+}
+
+impl Desk for ResultDesk {
+    fn deliver(&mut self, envelope: Envelope) -> Result<(), String> {
+        let result = match envelope.kind {
+            Kind::Reply => Ok(envelope.body),
+            Kind::Fault => Err(fault_of(&envelope.body)?),
+            other => return Err(format!("a message of kind {other:?}, which a task does not send")),
+        };
+        let mut slot = self.result.lock().unwrap_or_else(PoisonError::into_inner);
+        if slot.is_some() {
+            return Err("a second result".to_owned());
+        }
+        *slot = Some(result);
+        Ok(())
+    }
+}
+
+/// Why a process could not be started, signalled or joined.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("process {name}: {fault}")]
+pub struct ProcessError {
+    name: String,
+    #[source]
+    fault: Fault,
+}
+
+impl ProcessError {
+    /// Whether it ended without a result: killed, panicked, exited.
+    pub fn is_crash(&self) -> bool {
+        matches!(self.fault, Fault::Ended { .. })
+    }
+
+    /// Whether a panic ended it.
+    pub fn is_panic(&self) -> bool {
+        self.panic().is_some()
+    }
+
+    /// The panic that ended it.
+    pub fn panic(&self) -> Option<&Panic> {
+        self.exit().and_then(Exit::panic)
+    }
+
+    /// How it ended, where that is the reason.
+    pub fn exit(&self) -> Option<&Exit> {
+        match &self.fault {
+            Fault::Ended { exit, .. } => Some(exit),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! What this process knows of itself: who it is in the tree, and how it starts others.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use hatchery_actor::error::{Error, Result};
+use hatchery_actor::fault::Fault;
+use hatchery_actor::root::Root;
+use hatchery_wire::{Body, decode};
+use serde::de::DeserializeOwned;
+
+use crate::printer::Printer;
+
+/// Workers of workers of workers …: a program that gets this deep has run away.
+pub(crate) const DEEPEST: u8 = 16;
+
+thread_local! {
+    static CURRENT: RefCell<Option<Arc<Program>>> = const { RefCell::new(None) };
+}
+
+/// One run of the program, seen from this process; beside the [`Root`] of the same run.
+pub(crate) struct Program {
+    pub(crate) root: Arc<Root>,
+    pub(crate) depth: u8,
+    /// The arguments that make the executable come to this door again: none, or a test's own name.
+    pub(crate) again: Vec<OsString>,
+    /// Whether workers' stdout goes through the printer (in a test) or straight to ours.
+    pub(crate) capture_stdout: bool,
+    pub(crate) config: Body,
+    pub(crate) printer: Arc<Printer>,
+    pub(crate) children: Mutex<BTreeMap<u64, ActiveChild>>,
+}
+
+impl Program {
+    pub(crate) fn current() -> Result<Arc<Program>, Fault> {
+        Root::current()?;
+        CURRENT.with_borrow(Clone::clone).ok_or_else(|| Fault::Refused("not inside a program".to_owned()))
+    }
+
+    /// Makes this run the one of this thread.
+    pub(crate) fn enter(self: &Arc<Program>) {
+        self.root.clone().enter();
+        CURRENT.with_borrow_mut(|current| *current = Some(self.clone()));
+    }
+
+    /// Makes no run the one of this thread.
+    pub(crate) fn leave() {
+        CURRENT.with_borrow_mut(Option::take);
+        Root::exit();
+    }
+}
+
+/// Who this process is, where it is a worker. A process is one worker at most, whatever runs in it.
+pub(crate) static WORKER: OnceLock<Current> = OnceLock::new();
+
+/// This process, as its tree knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Current {
+    pub(crate) name: String,
+    pub(crate) path: String,
+    pub(crate) incarnation: u64,
+    pub(crate) depth: u8,
+    pub(crate) parent: Option<u32>,
+}
+
+impl Current {
+    /// Its name, e.g. `resizer-1`; `root` in the process that the user started.
+    #[doc(alias = "current_process")]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its place in the tree, e.g. `/thumbs/resizer-1`; `/` in the root.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Which incarnation of its seat it is, counted from 1; 0 in the root.
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        std::process::id()
+    }
+
+    /// Whether this program started it; false in the process that the user started.
+    pub fn is_worker(&self) -> bool {
+        self.depth > 0
+    }
+
+    /// How many workers are above it: 0 in the root.
+    pub fn depth(&self) -> u8 {
+        self.depth
+    }
+}
+
+/// This process.
+#[doc(alias = "current_process")]
+pub fn current() -> Current {
+    WORKER.get().cloned().unwrap_or_else(|| Current {
+        name: "root".to_owned(),
+        path: "/".to_owned(),
+        incarnation: 0,
+        depth: 0,
+        parent: None,
+    })
+}
+
+/// The process id of the process that started this one, if this is a worker.
+#[doc(alias = "parent_process")]
+pub fn parent() -> Option<u32> {
+    current().parent
+}
+
+/// The value that the program's root gave to `worker_config`.
+///
+/// # Errors
+/// None was given, or it is of another type.
+pub fn config<T: DeserializeOwned>() -> Result<T> {
+    let program = Program::current()?;
+    if program.config.is_empty() {
+        return Err(Error::msg("no `worker_config` was given to this program"));
+    }
+    Ok(decode(&program.config)?)
+}
+
+/// A worker process that this process has started and that has not ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ActiveChild {
+    pub(crate) name: String,
+    pub(crate) path: String,
+    pub(crate) pid: u32,
+}
+
+impl ActiveChild {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+    /// Its place in the tree.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+}
+
+/// The worker processes that this run has started from this process and that have not ended, oldest first. Outside
+/// of a program there are none.
+pub fn active_children() -> Vec<ActiveChild> {
+    let Ok(program) = Program::current() else { return Vec::new() };
+    let children = program.children.lock().unwrap_or_else(PoisonError::into_inner);
+    children.values().cloned().collect()
+}

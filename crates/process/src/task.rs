@@ -1,0 +1,142 @@
+//! Named functions that another process can run.
+
+use std::marker::PhantomData;
+use std::ops::Deref;
+
+use hatchery_actor::actor::Place;
+use hatchery_actor::child::BoxFuture;
+use hatchery_actor::fault::Fault;
+use hatchery_wire::{Body, DecodeError, EncodeError, decode, encode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// What a registered task is to the process that runs it.
+#[derive(Debug)]
+pub struct TaskEntry {
+    /// Its path in the program.
+    pub name: &'static str,
+    /// Where in the source it stands, which tells twins of one name apart.
+    pub place: Place,
+    /// How to run it on encoded arguments.
+    pub run: TaskRun,
+}
+
+impl TaskEntry {
+    /// All of it at once, for a `static`.
+    pub const fn new(name: &'static str, place: Place, run: TaskRun) -> TaskEntry {
+        TaskEntry { name, place, run }
+    }
+}
+
+/// How to run a task on encoded arguments.
+#[derive(Clone, Copy, Debug)]
+pub enum TaskRun {
+    /// On the thread it is called on.
+    Sync(fn(Body) -> TaskOutcome),
+    /// As a future.
+    Async(fn(Body) -> BoxFuture<TaskOutcome>),
+}
+
+/// What became of a task.
+#[derive(Debug)]
+pub struct TaskOutcome {
+    pub(crate) result: Result<Body, Fault>,
+    pub(crate) failed: bool,
+}
+
+impl TaskOutcome {
+    /// Decodes a task's arguments.
+    ///
+    /// # Errors
+    /// The outcome of a task whose arguments can not be decoded.
+    pub fn args<A: DeserializeOwned>(body: &Body) -> Result<A, TaskOutcome> {
+        decode(body)
+            .map_err(|error| TaskOutcome { result: Err(Fault::Undecodable(error.to_string())), failed: true })
+    }
+
+    /// The outcome of a task that returned; `failed` says that it returned an `Err`.
+    pub fn value<R: Serialize>(value: &R, failed: bool) -> TaskOutcome {
+        match encode(value) {
+            Ok(body) => TaskOutcome { result: Ok(body), failed },
+            Err(error) => TaskOutcome { result: Err(Fault::BadAnswer(error.to_string())), failed: true },
+        }
+    }
+}
+
+/// A function that another process can run: what `#[task]` makes of a function. It derefs to the function, so
+/// calling it is a plain call.
+pub struct Task<A, R, F> {
+    entry: &'static TaskEntry,
+    call: F,
+    encode: fn(&A) -> Result<Body, EncodeError>,
+    decode: fn(&Body) -> Result<R, DecodeError>,
+    types: PhantomData<fn(A) -> R>,
+}
+
+impl<A, R, F> Task<A, R, F> {
+    /// Written by `#[task]`.
+    pub const fn new(
+        entry: &'static TaskEntry,
+        call: F,
+        encode: fn(&A) -> Result<Body, EncodeError>,
+        decode: fn(&Body) -> Result<R, DecodeError>,
+    ) -> Task<A, R, F> {
+        Task { entry, call, encode, decode, types: PhantomData }
+    }
+}
+
+impl<A, R, F> Deref for Task<A, R, F> {
+    type Target = F;
+    fn deref(&self) -> &F {
+        &self.call
+    }
+}
+
+impl<A, R, F: Copy> Clone for Task<A, R, F> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<A, R, F: Copy> Copy for Task<A, R, F> {}
+
+impl<A, R, F> std::fmt::Debug for Task<A, R, F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Task({})", self.entry.name)
+    }
+}
+
+/// What a process can run: a [`Task`].
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` can not run in another process",
+    label = "not a task",
+    note = "write `#[hatchery::task]` on a named function and give that; a closure or a plain function has no name \
+            that another process could find it by"
+)]
+pub trait Runs {
+    /// What it takes: nothing, its one parameter, or the tuple of them.
+    type Args;
+    /// What it returns, literally.
+    type Output;
+
+    #[doc(hidden)]
+    fn entry(&self) -> &'static TaskEntry;
+    #[doc(hidden)]
+    fn encode_args(&self, args: &Self::Args) -> Result<Body, EncodeError>;
+    #[doc(hidden)]
+    fn decoder(&self) -> fn(&Body) -> Result<Self::Output, DecodeError>;
+}
+
+impl<A, R, F> Runs for Task<A, R, F> {
+    type Args = A;
+    type Output = R;
+
+    fn entry(&self) -> &'static TaskEntry {
+        self.entry
+    }
+    fn encode_args(&self, args: &A) -> Result<Body, EncodeError> {
+        (self.encode)(args)
+    }
+    fn decoder(&self) -> fn(&Body) -> Result<R, DecodeError> {
+        self.decode
+    }
+}

@@ -1,0 +1,712 @@
+//! The warden: one plain thread in every process that owns its links, up and down.
+//!
+//! It runs no user code and waits for nothing but its poll, so it answers whatever the rest of the process does. It
+//! alone reads and writes links, learns how children ended, reaps them, and drains what they write. When the link up
+//! closes, the parent is gone: it kills its own process group at once, whatever else is going on (`exit` could hang
+//! in an atexit handler).
+//!
+//! The end of a child, in this order, so that nothing it said is lost and its pid is never signalled after reuse:
+//!
+//! 1. its pidfd becomes readable: it is a zombie, its pid still its own
+//! 2. if it did not leave in order, what is left of its process group is killed
+//! 3. it is reaped, under the lock that every signal takes
+//! 4. link, stderr and captured stdout are read until they would block (a grandchild may hold them)
+//! 5. the exit is published
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use hatchery_actor::error::Error;
+use hatchery_actor::exit::{Exit, Status};
+use hatchery_wire::{Filled, LinkSocket};
+use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_send_signal, waitid};
+use rustix::time::Timespec;
+use tokio::sync::watch;
+
+use crate::frames::{Frame, Hello, Identity, LastWords, PROTOCOL};
+use crate::printer::{Printer, Stream};
+
+/// How many lines of stderr an exit carries.
+const TAIL: usize = 100;
+/// A line longer than this is cut in two.
+const LONGEST_LINE: usize = 8 * 1024;
+/// How long a child may live on without its link.
+const UNLINKED: Duration = Duration::from_secs(1);
+/// Commands that may wait for the warden; it takes them all at every wake.
+const OUTBOX: usize = 65_536;
+
+/// The warden of this process, as other threads see it.
+pub(crate) struct Warden {
+    outbox: Mutex<VecDeque<Command>>,
+    bell: OwnedFd,
+    next: AtomicU64,
+}
+
+enum Command {
+    Adopt(Box<Child>),
+    /// Asks a child to stop in order.
+    Shutdown(u64),
+    /// The link to this process's parent.
+    LinkUp(Box<LinkUp>),
+    /// A frame to this process's parent; the sender learns when it has been written.
+    Up(Frame, Option<SyncSender<()>>),
+}
+
+/// What other threads know of a child, and do to it.
+pub(crate) struct Ward {
+    pub(crate) id: u64,
+    pub(crate) pid: Pid,
+    pub(crate) pidfd: Option<OwnedFd>,
+    /// Whether its pid may belong to another process by now. Held while signalling and while reaping.
+    reaped: Mutex<bool>,
+    /// Why this side ended it, if it did.
+    condemned: Mutex<Option<String>>,
+    progress: watch::Sender<Progress>,
+}
+
+/// How far a child has come; each field is set once.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Progress {
+    pub(crate) hello: bool,
+    pub(crate) ready: bool,
+    pub(crate) start_failed: Option<Error>,
+    pub(crate) exit: Option<Arc<Exit>>,
+}
+
+impl Ward {
+    pub(crate) fn new(id: u64, pid: Pid, pidfd: Option<OwnedFd>) -> Arc<Ward> {
+        Arc::new(Ward {
+            id,
+            pid,
+            pidfd,
+            reaped: Mutex::new(false),
+            condemned: Mutex::new(None),
+            progress: watch::Sender::new(Progress::default()),
+        })
+    }
+
+    /// Resolves when it has come so far; gives how far that is.
+    pub(crate) async fn reached(&self, far_enough: impl Fn(&Progress) -> bool) -> Progress {
+        let mut progress = self.progress.subscribe();
+        let seen = progress.wait_for(far_enough).await.map(|now| now.clone());
+        // Fails only when the sender is gone, and that lives in `self`.
+        seen.unwrap_or_default()
+    }
+
+    /// Resolves when it has ended and been reaped.
+    pub(crate) async fn exited(&self) -> Arc<Exit> {
+        let ended = self.reached(|now| now.exit.is_some()).await;
+        ended.exit.unwrap_or_else(|| Arc::new(Exit::new(Status::Unknown)))
+    }
+
+    pub(crate) fn exit(&self) -> Option<Arc<Exit>> {
+        self.progress.borrow().exit.clone()
+    }
+
+    fn reaped(&self) -> MutexGuard<'_, bool> {
+        self.reaped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it runs (or is stopped), asked of the kernel here and now.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.pidfd.as_ref().map_or_else(|| self.exit().is_none(), |pidfd| !readable(pidfd.as_fd()))
+    }
+
+    /// Sends a signal to the process alone. To one that has ended, nothing is sent.
+    pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
+        match &self.pidfd {
+            Some(pidfd) => match pidfd_send_signal(pidfd, signal) {
+                Err(rustix::io::Errno::SRCH) => Ok(()),
+                other => Ok(other?),
+            },
+            None => Ok(()),
+        }
+    }
+
+    /// Sends a signal to its process group, as long as that group is certainly its own.
+    pub(crate) fn signal_group(&self, signal: Signal) {
+        let reaped = self.reaped();
+        if !*reaped && self.is_alive() {
+            // It can end here and stay a zombie: the pid is its own until `reaped` is set.
+            let _ = kill_process_group(self.pid, signal);
+        }
+        drop(reaped);
+    }
+
+    /// Ends it, for a reason that its exit will tell.
+    pub(crate) fn condemn(&self, reason: impl Into<String>) {
+        self.condemned.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| reason.into());
+        let _ = self.signal(Signal::KILL);
+        self.signal_group(Signal::KILL);
+    }
+}
+
+fn readable(fd: BorrowedFd<'_>) -> bool {
+    let mut fds = [rustix::event::PollFd::from_borrowed_fd(fd, rustix::event::PollFlags::IN)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    matches!(rustix::event::poll(&mut fds, Some(&now)), Ok(n) if n > 0)
+}
+
+/// What the warden takes over when a child has been spawned.
+pub(crate) struct Adoption {
+    pub(crate) ward: Arc<Ward>,
+    pub(crate) link: LinkSocket,
+    pub(crate) stderr: Option<OwnedFd>,
+    pub(crate) stdout: Option<OwnedFd>,
+    pub(crate) printer: Arc<Printer>,
+}
+
+/// What the warden of a worker takes over at the door.
+pub(crate) struct LinkUp {
+    pub(crate) link: LinkSocket,
+    /// Called when the parent asks for an orderly stop; must not block.
+    pub(crate) on_shutdown: Box<dyn Fn() + Send>,
+}
+
+impl Warden {
+    /// The warden of this process, started on first use.
+    pub(crate) fn get() -> io::Result<&'static Warden> {
+        static WARDEN: OnceLock<Warden> = OnceLock::new();
+        static STARTING: Mutex<()> = Mutex::new(());
+        if let Some(warden) = WARDEN.get() {
+            return Ok(warden);
+        }
+        let _one_at_a_time = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(warden) = WARDEN.get() {
+            return Ok(warden);
+        }
+        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        epoll::add(&poll, &bell, epoll::EventData::new_u64(BELL), epoll::EventFlags::IN)?;
+        let mine = bell.try_clone()?;
+        let (go, gone) = std::sync::mpsc::sync_channel::<&'static Warden>(1);
+        std::thread::Builder::new().name("hatchery-warden".into()).spawn(move || {
+            if let Ok(warden) = gone.recv() {
+                Rounds { warden, poll, bell: mine, children: BTreeMap::new(), up: None, acks: Vec::new() }
+                    .walk();
+            }
+        })?;
+        let warden =
+            WARDEN.get_or_init(|| Warden { outbox: Mutex::default(), bell, next: AtomicU64::new(1) });
+        // The thread waits for exactly this one message.
+        let _ = go.send(warden);
+        Ok(warden)
+    }
+
+    /// A number for a new child.
+    pub(crate) fn number(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn post(&self, command: Command) -> Result<(), Command> {
+        let mut outbox = self.outbox.lock().unwrap_or_else(PoisonError::into_inner);
+        if outbox.len() >= OUTBOX {
+            return Err(command);
+        }
+        outbox.push_back(command);
+        drop(outbox);
+        // Fails only when the counter is full, which wakes the warden just as well.
+        let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
+        Ok(())
+    }
+
+    /// Hands a new child over.
+    pub(crate) fn adopt(&self, adoption: Adoption) {
+        let Adoption { ward, link, stderr, stdout, printer } = adoption;
+        let child = Child {
+            ward: ward.clone(),
+            link: Some(link),
+            err: stderr.map(|fd| Pipe::new(fd, Stream::Err)),
+            out: stdout.map(|fd| Pipe::new(fd, Stream::Out)),
+            tail: VecDeque::new(),
+            words: None,
+            hello: false,
+            printer,
+            unlinked: None,
+        };
+        if self.post(Command::Adopt(Box::new(child))).is_err() {
+            ward.condemn("its parent's warden is overloaded");
+            ward.progress.send_modify(|now| now.exit = Some(Arc::new(Exit::new(Status::Unknown))));
+        }
+    }
+
+    /// Asks a child to stop in order.
+    pub(crate) fn shutdown(&self, ward: &Ward) {
+        let _ = self.post(Command::Shutdown(ward.id));
+    }
+
+    /// Takes over the link to the parent.
+    pub(crate) fn link_up(&self, link: LinkUp) {
+        let _ = self.post(Command::LinkUp(Box::new(link)));
+    }
+
+    /// Sends a frame to the parent.
+    pub(crate) fn up(&self, frame: Frame) {
+        let _ = self.post(Command::Up(frame, None));
+    }
+
+    /// Sends a frame to the parent and waits until it is written, for a second at most.
+    pub(crate) fn up_and_wait(&self, frame: Frame) {
+        let (done, is_done) = std::sync::mpsc::sync_channel(1);
+        if self.post(Command::Up(frame, Some(done))).is_ok() {
+            let _ = is_done.recv_timeout(Duration::from_secs(1));
+        }
+    }
+}
+
+/// A child as the warden knows it.
+struct Child {
+    ward: Arc<Ward>,
+    link: Option<LinkSocket>,
+    err: Option<Pipe>,
+    out: Option<Pipe>,
+    tail: VecDeque<String>,
+    words: Option<LastWords>,
+    hello: bool,
+    printer: Arc<Printer>,
+    /// When its link closed although it lives.
+    unlinked: Option<Instant>,
+}
+
+/// One end of what a child writes, gathered into lines.
+struct Pipe {
+    fd: OwnedFd,
+    stream: Stream,
+    partial: Vec<u8>,
+}
+
+impl Pipe {
+    fn new(fd: OwnedFd, stream: Stream) -> Pipe {
+        // Set on our end of the pipe only: the other end has a file description of its own.
+        let _ = rustix::io::ioctl_fionbio(&fd, true);
+        Pipe { fd, stream, partial: Vec::new() }
+    }
+
+    /// Reads what is there, a round's worth at most; false at the end.
+    fn drain(&mut self, rounds: usize, mut line: impl FnMut(Stream, &[u8])) -> bool {
+        let mut buffer = [0_u8; 16 * 1024];
+        for _ in 0..rounds {
+            match rustix::io::read(&self.fd, &mut buffer) {
+                Ok(0) => {
+                    self.rest(line);
+                    return false;
+                }
+                Ok(n) => {
+                    for piece in buffer[..n].split_inclusive(|byte| *byte == b'\n') {
+                        self.partial.extend_from_slice(piece);
+                        if self.partial.ends_with(b"\n") || self.partial.len() >= LONGEST_LINE {
+                            line(self.stream, &self.partial);
+                            self.partial.clear();
+                        }
+                    }
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) => return true,
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+
+    /// A last line without an end.
+    fn rest(&mut self, mut line: impl FnMut(Stream, &[u8])) {
+        if !self.partial.is_empty() {
+            self.partial.push(b'\n');
+            line(self.stream, &self.partial);
+            self.partial.clear();
+        }
+    }
+}
+
+/// The warden's thread.
+struct Rounds {
+    warden: &'static Warden,
+    poll: OwnedFd,
+    bell: OwnedFd,
+    children: BTreeMap<u64, Child>,
+    up: Option<LinkUp>,
+    /// Who waits until everything to the parent is written.
+    acks: Vec<SyncSender<()>>,
+}
+
+// What an event is about: a child's number and which of its descriptors, or one of our own.
+const PIDFD: u64 = 0;
+const LINK: u64 = 1;
+const STDERR: u64 = 2;
+const STDOUT: u64 = 3;
+const BELL: u64 = u64::MAX;
+const LINK_UP: u64 = u64::MAX - 1;
+
+impl Rounds {
+    fn walk(mut self) {
+        // The death signal belongs to the thread that arms it, too: main armed its own at the door.
+        if crate::program::WORKER.get().is_some() {
+            let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+        }
+        let mut events: Vec<epoll::Event> = Vec::with_capacity(64);
+        loop {
+            let timeout = self.next_deadline();
+            events.clear();
+            match epoll::wait(&self.poll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => {
+                    // Never seen; without a poll this process can not keep its promises.
+                    eprintln!("hatchery: the warden can not wait for events: {error}");
+                    std::process::abort();
+                }
+            }
+            for event in events.drain(..) {
+                match event.data.u64() {
+                    BELL => {
+                        let mut count = [0_u8; 8];
+                        let _ = rustix::io::read(&self.bell, &mut count);
+                        self.commands();
+                    }
+                    LINK_UP => self.link_up(),
+                    data => self.child_event(data / 4, data % 4),
+                }
+            }
+            self.overdue();
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Timespec> {
+        let at = self.children.values().filter_map(|child| child.unlinked).min()? + UNLINKED;
+        let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+        Timespec::try_from(left).ok()
+    }
+
+    fn overdue(&mut self) {
+        let now = Instant::now();
+        for child in self.children.values_mut() {
+            if child.unlinked.is_some_and(|since| now >= since + UNLINKED) {
+                child.unlinked = None;
+                child.ward.condemn("it closed its link but lived on");
+            }
+        }
+    }
+
+    fn commands(&mut self) {
+        let commands =
+            std::mem::take(&mut *self.warden.outbox.lock().unwrap_or_else(PoisonError::into_inner));
+        for command in commands {
+            match command {
+                Command::Adopt(child) => self.adopt(*child),
+                Command::Shutdown(id) => {
+                    if let Some(child) = self.children.get_mut(&id) {
+                        child.send(Frame::Shutdown);
+                    }
+                    self.watch_link(id);
+                }
+                Command::LinkUp(up) => {
+                    let data = epoll::EventData::new_u64(LINK_UP);
+                    if epoll::add(&self.poll, &up.link, data, epoll::EventFlags::IN).is_err() {
+                        die();
+                    }
+                    self.up = Some(*up);
+                    // Closes the race between the parent's end and arming the death signal.
+                    self.link_up();
+                }
+                Command::Up(frame, ack) => {
+                    if let (Some(up), Ok(frame)) = (&mut self.up, frame.pack()) {
+                        let _ = up.link.queue(frame);
+                    }
+                    self.acks.extend(ack);
+                }
+            }
+        }
+        self.flush_up();
+    }
+
+    fn adopt(&mut self, child: Child) {
+        let id = child.ward.id;
+        let add = |fd: BorrowedFd<'_>, which: u64| {
+            epoll::add(&self.poll, fd, epoll::EventData::new_u64(id * 4 + which), epoll::EventFlags::IN)
+        };
+        let fds = [
+            (PIDFD, child.ward.pidfd.as_ref().map(AsFd::as_fd)),
+            (LINK, child.link.as_ref().map(AsFd::as_fd)),
+            (STDERR, child.err.as_ref().map(|pipe| pipe.fd.as_fd())),
+            (STDOUT, child.out.as_ref().map(|pipe| pipe.fd.as_fd())),
+        ];
+        let watched =
+            fds.into_iter().filter_map(|(which, fd)| Some(add(fd?, which))).all(|added| added.is_ok());
+        if !watched {
+            // Out of memory or over the limit of watches: it can not be cared for, so it can not live.
+            child.ward.condemn("its parent has no room to watch over it");
+            let _ = waitid(WaitId::Pid(child.ward.pid), WaitIdOptions::EXITED);
+            *child.ward.reaped() = true;
+            child.publish(Exit::new(Status::Unknown));
+            return;
+        }
+        self.children.insert(id, child);
+        self.watch_link(id);
+    }
+
+    /// Asks to be told when a link can be written, as long as something waits for that.
+    fn watch_link(&mut self, id: u64) {
+        let Some(link) = self.children.get_mut(&id).and_then(|child| child.link.as_mut()) else { return };
+        let _ = link.flush();
+        let mut flags = epoll::EventFlags::IN;
+        flags.set(epoll::EventFlags::OUT, link.wants_write());
+        let _ = epoll::modify(&self.poll, &*link, epoll::EventData::new_u64(id * 4 + LINK), flags);
+    }
+
+    fn child_event(&mut self, id: u64, which: u64) {
+        let Some(child) = self.children.get_mut(&id) else { return };
+        match which {
+            PIDFD => self.end(id),
+            LINK => {
+                let open = child.read_link();
+                if !open {
+                    if let Some(link) = child.link.take() {
+                        let _ = epoll::delete(&self.poll, &link);
+                    }
+                    if child.ward.exit().is_none() {
+                        if child.ward.pidfd.is_some() {
+                            child.unlinked = Some(Instant::now());
+                        } else {
+                            // Somebody reaped it before we could look: the link is all there was.
+                            self.end(id);
+                        }
+                    }
+                } else {
+                    self.watch_link(id);
+                }
+            }
+            STDERR => child.read_stderr(4),
+            _ => child.read_stdout(4),
+        }
+        self.tidy(id);
+    }
+
+    /// The five steps on top of this file.
+    fn end(&mut self, id: u64) {
+        let Some(child) = self.children.get_mut(&id) else { return };
+        let ward = child.ward.clone();
+        let mut reaped = ward.reaped();
+        if *reaped {
+            return;
+        }
+        let status = match &ward.pidfd {
+            Some(pidfd) => {
+                let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+                match waitid(WaitId::PidFd(pidfd.as_fd()), look) {
+                    Ok(Some(status)) => {
+                        // Still a zombie, so the group's number is still its own.
+                        if status.exit_status() != Some(0) {
+                            let _ = kill_process_group(ward.pid, Signal::KILL);
+                        }
+                        let reap = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+                        let _ = waitid(WaitId::PidFd(pidfd.as_fd()), reap);
+                        match (status.exit_status(), status.terminating_signal()) {
+                            (Some(code), _) => Status::Code(code),
+                            (_, Some(signal)) => Status::Signal(signal),
+                            _ => Status::Unknown,
+                        }
+                    }
+                    // Not yet.
+                    Ok(None) => return,
+                    // Somebody else has waited for it, or SIGCHLD is ignored.
+                    Err(_) => Status::Unknown,
+                }
+            }
+            None => Status::Unknown,
+        };
+        *reaped = true;
+        drop(reaped);
+        if let Some(pidfd) = &ward.pidfd {
+            let _ = epoll::delete(&self.poll, pidfd);
+        }
+        child.read_link();
+        if let Some(link) = child.link.take() {
+            let _ = epoll::delete(&self.poll, &link);
+        }
+        child.unlinked = None;
+        child.read_stderr(1024);
+        child.read_stdout(1024);
+        child.exit(status);
+    }
+
+    /// Forgets a child of which nothing more can come.
+    fn tidy(&mut self, id: u64) {
+        let Some(child) = self.children.get(&id) else { return };
+        if child.err.is_none() && child.out.is_none() && child.ward.exit().is_some() {
+            self.children.remove(&id);
+        }
+    }
+
+    fn link_up(&mut self) {
+        let Some(up) = &mut self.up else { return };
+        match up.link.fill() {
+            Ok(Filled::Open) => {}
+            Ok(Filled::Ended) | Err(_) => die(),
+        }
+        loop {
+            match up.link.next_frame() {
+                Ok(None) => break,
+                Ok(Some(frame)) => match Frame::unpack(frame) {
+                    Ok(Frame::Shutdown) => (up.on_shutdown)(),
+                    // A parent of this very program says nothing else; whatever this is, it can not be trusted.
+                    Ok(_) | Err(_) => die(),
+                },
+                Err(_) => die(),
+            }
+        }
+        self.flush_up();
+    }
+
+    fn flush_up(&mut self) {
+        let Some(up) = &mut self.up else { return };
+        // A write that fails is followed by the link's end, which is acted upon there.
+        let written = up.link.flush().unwrap_or(false);
+        let mut flags = epoll::EventFlags::IN;
+        flags.set(epoll::EventFlags::OUT, up.link.wants_write());
+        let _ = epoll::modify(&self.poll, &up.link, epoll::EventData::new_u64(LINK_UP), flags);
+        if written {
+            for ack in self.acks.drain(..) {
+                let _ = ack.try_send(());
+            }
+        }
+    }
+}
+
+impl Child {
+    fn send(&mut self, frame: Frame) {
+        if let (Some(link), Ok(frame)) = (&mut self.link, frame.pack()) {
+            let _ = link.queue(frame);
+        }
+    }
+
+    /// Reads what the link holds; false when it has ended.
+    fn read_link(&mut self) -> bool {
+        let Some(link) = &mut self.link else { return false };
+        let filled = link.fill();
+        let mut wrong = None;
+        let mut heard = Vec::new();
+        while wrong.is_none() {
+            match link.next_frame() {
+                Ok(None) => break,
+                Ok(Some(frame)) => match Frame::unpack(frame) {
+                    Ok(frame) => heard.push(frame),
+                    Err(error) => wrong = Some(error),
+                },
+                Err(error) => wrong = Some(error.to_string()),
+            }
+        }
+        for frame in heard {
+            wrong = wrong.or(self.hear(frame).err());
+        }
+        let open = match filled {
+            Ok(Filled::Open) => true,
+            Ok(Filled::Ended) => false,
+            Err(error) => {
+                wrong = wrong.or(Some(error.to_string()));
+                false
+            }
+        };
+        if let Some(wrong) = wrong {
+            self.ward.condemn(format!("it broke the protocol of the link: {wrong}"));
+            return false;
+        }
+        open
+    }
+
+    fn hear(&mut self, frame: Frame) -> Result<(), String> {
+        match frame {
+            Frame::Hello(hello) if !self.hello => {
+                self.hello = true;
+                check(&hello)?;
+                self.ward.progress.send_modify(|now| now.hello = true);
+            }
+            Frame::Ready if self.hello => self.ward.progress.send_modify(|now| now.ready = true),
+            Frame::StartFailed(error) if self.hello => {
+                self.ward.progress.send_modify(|now| now.start_failed = Some(error));
+            }
+            Frame::LastWords(words) => self.words = Some(words),
+            other => return Err(format!("unexpected {other:?}")),
+        }
+        Ok(())
+    }
+
+    fn read_stderr(&mut self, rounds: usize) {
+        let Child { err, tail, printer, .. } = self;
+        let Some(pipe) = err else { return };
+        let open = pipe.drain(rounds, |stream, line| {
+            if tail.len() == TAIL {
+                tail.pop_front();
+            }
+            tail.push_back(String::from_utf8_lossy(line).trim_end_matches('\n').to_owned());
+            printer.line(stream, line);
+        });
+        if !open {
+            *err = None;
+        }
+    }
+
+    fn read_stdout(&mut self, rounds: usize) {
+        let Child { out, printer, .. } = self;
+        let Some(pipe) = out else { return };
+        if !pipe.drain(rounds, |stream, line| printer.line(stream, line)) {
+            *out = None;
+        }
+    }
+
+    fn exit(&mut self, status: Status) {
+        // A line without an end is complete now, unless a grandchild goes on with it.
+        let Child { err, tail, printer, .. } = self;
+        if let Some(pipe) = err {
+            pipe.rest(|stream, line| {
+                tail.push_back(String::from_utf8_lossy(line).trim_end_matches('\n').to_owned());
+                printer.line(stream, line);
+            });
+        }
+        let words = self.words.take();
+        let status = match (status, &words) {
+            // Nobody could tell, but it did.
+            (Status::Unknown, Some(words)) => Status::Code(words.code),
+            (status, _) => status,
+        };
+        let words = words.unwrap_or_default();
+        let condemned = self.ward.condemned.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let exit = Exit::new(status)
+            .with_panic(words.panic)
+            .with_failed(words.failed && matches!(status, Status::Code(_)))
+            .with_reason(condemned.or(words.reason))
+            .with_stderr(self.tail.drain(..).collect());
+        self.publish(exit);
+    }
+
+    fn publish(&self, exit: Exit) {
+        self.ward.progress.send_modify(|now| now.exit = Some(Arc::new(exit)));
+    }
+}
+
+/// Whether this is our own program, speaking our protocol.
+fn check(hello: &Hello) -> Result<(), String> {
+    if hello.protocol != PROTOCOL {
+        return Err(format!("it speaks version {} of the protocol, this program {PROTOCOL}", hello.protocol));
+    }
+    let own = Identity::own().map_err(|error| format!("this program can not look at itself: {error}"))?;
+    if hello.program != own {
+        return Err("it is another executable than this program".to_owned());
+    }
+    Ok(())
+}
+
+/// The end of a worker whose parent is gone.
+fn die() -> ! {
+    let own = rustix::process::getpid();
+    // The group this process leads, helpers that it started included; then itself, should it lead none.
+    let _ = kill_process_group(own, Signal::KILL);
+    let _ = rustix::process::kill_process(own, Signal::KILL);
+    loop {
+        std::thread::park();
+    }
+}

@@ -1,0 +1,201 @@
+//! An actor in a process of its own.
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use hatchery_actor::actor::Actor;
+use hatchery_actor::child::{BoxFuture, Child, Order, Rung, Start, Started};
+use hatchery_actor::exit::Exit;
+use hatchery_actor::fault::Fault;
+use hatchery_actor::handle::ActorRef;
+use hatchery_actor::outlet::{Answer, Line, Request};
+use hatchery_actor::seat::Seat;
+use hatchery_wire::{Body, EncodeError, Envelope, Kind, encode};
+use rustix::process::Signal;
+use tokio::time::Instant;
+
+use crate::channel::{Desk, Outgoing, fault_of, measure};
+use crate::frames::What;
+use crate::launch::{self, Ended, KillOnDrop, Launch, launch, live, wait};
+use crate::program::Program;
+use crate::registry;
+use crate::warden::{Ward, Warden};
+
+/// The actor or task that a worker was started for is target 0 of its first channel.
+pub(crate) const TENANT: u32 = 0;
+
+/// What [`Start`]s an actor in a process of its own.
+pub struct Worker<A> {
+    name: String,
+    args: Result<Body, EncodeError>,
+    actor: PhantomData<fn() -> A>,
+}
+
+impl<A: Actor> Worker<A> {
+    /// An actor of this name; its arguments are kept encoded, for restarts.
+    pub fn new(name: impl Into<String>, args: &A::Args) -> Worker<A> {
+        Worker { name: name.into(), args: encode(args), actor: PhantomData }
+    }
+}
+
+impl<A: Actor> Start for Worker<A> {
+    type Handle = A::Handle;
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn actor(&self) -> &'static str {
+        A::name()
+    }
+
+    fn check(&self) -> Result<(), Fault> {
+        registry::actor(A::name(), &A::place().to_string())?;
+        measure(self.args.as_ref().map_err(|error| Fault::NotSent(error.to_string()))?)
+    }
+
+    fn handle(&self, reference: ActorRef) -> A::Handle {
+        reference.into()
+    }
+
+    fn start(&self, order: Order) -> BoxFuture<Result<Started, Fault>> {
+        let args = self.args.clone();
+        let name = self.name.clone();
+        Box::pin(async move {
+            let args = args.map_err(|error| Fault::NotSent(error.to_string()))?;
+            let program = Program::current()?;
+            let deadline = Instant::now() + order.timeout;
+            let launch_order = Launch {
+                path: order.seat.path().to_owned(),
+                name,
+                incarnation: order.incarnation,
+                what: What::Actor { name: A::name().to_owned(), place: A::place().to_string() },
+                env: Default::default(),
+                current_dir: None,
+                deadline,
+                timeout: order.timeout,
+            };
+            let launched = launch(&program, launch_order).await?;
+            let ward = launched.ward.clone();
+            let unless_ready = KillOnDrop(Some(ward.clone()));
+            let outgoing = Arc::new(Outgoing::default());
+            outgoing.send(Envelope::new(Kind::Start, TENANT, 0, args));
+            let (seat, incarnation) = (order.seat.clone(), order.incarnation);
+            let desk = SeatDesk { seat: seat.clone(), incarnation };
+            let ended = live(launched, outgoing.clone(), desk, move |exit| seat.ended(incarnation, exit))?;
+
+            let ready = ward.reached(|now| now.ready || now.start_failed.is_some() || now.exit.is_some());
+            match tokio::time::timeout_at(deadline, ready).await {
+                Ok(now) if now.ready => {}
+                Ok(now) => {
+                    // One live process a seat: it is gone before anybody hears that it failed.
+                    if tokio::time::timeout(launch::START_TIMEOUT, wait(ended.clone())).await.is_err() {
+                        ward.condemn("it lived on after its start failed");
+                    }
+                    let exit = wait(ended).await;
+                    unless_ready.forget();
+                    return Err(match now.start_failed {
+                        Some(error) => Fault::StartFailed(error.to_string()),
+                        None => launch::ended(&exit),
+                    });
+                }
+                Err(_) => {
+                    ward.condemn(format!("not ready within {:?}", order.timeout));
+                    unless_ready.forget();
+                    return Err(launch::ended(&*wait(ended).await));
+                }
+            }
+            unless_ready.forget();
+            let child = Arc::new(WorkerChild { ward, ended });
+            let line = Arc::new(ChannelLine { outgoing });
+            Ok(Started { child, line })
+        })
+    }
+}
+
+struct WorkerChild {
+    ward: Arc<Ward>,
+    ended: Ended,
+}
+
+impl Child for WorkerChild {
+    fn stop(&self, rung: Rung) {
+        match (rung, Warden::get()) {
+            (Rung::Graceful, Ok(warden)) => warden.shutdown(&self.ward),
+            (Rung::Kill, _) => self.ward.signal_group(Signal::KILL),
+            _ => {
+                self.ward.signal_group(Signal::TERM);
+                self.ward.signal_group(Signal::CONT);
+            }
+        }
+    }
+
+    fn pid(&self) -> Option<u32> {
+        let pid = u32::try_from(self.ward.pid.as_raw_nonzero().get()).ok();
+        pid.filter(|_| self.ended.borrow().is_none())
+    }
+
+    fn exited(&self) -> BoxFuture<Arc<Exit>> {
+        Box::pin(wait(self.ended.clone()))
+    }
+}
+
+/// The way of requests to the worker.
+struct ChannelLine {
+    outgoing: Arc<Outgoing>,
+}
+
+impl Line for ChannelLine {
+    fn send(&self, request: Request) -> Result<(), Fault> {
+        let Request { id, ask, deadline, body } = request;
+        measure(&body)?;
+        let kind = if ask { Kind::Ask } else { Kind::Tell };
+        let mut envelope = Envelope::new(kind, TENANT, id, body);
+        if ask {
+            // Time left rather than a point in time: the two processes compare no clocks.
+            envelope.deadline = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        }
+        self.outgoing.send(envelope);
+        Ok(())
+    }
+
+    fn withdraw(&self, id: u64) {
+        self.outgoing.send(Envelope::new(Kind::Withdraw, TENANT, id, Body::default()));
+    }
+}
+
+/// Takes a worker's answers to the seat.
+struct SeatDesk {
+    seat: Arc<Seat>,
+    incarnation: u64,
+}
+
+impl Desk for SeatDesk {
+    fn deliver(&mut self, envelope: Envelope) -> Result<(), String> {
+        let Envelope { kind, release, id, target, body, .. } = envelope;
+        if target != TENANT {
+            return Err(format!("an answer from target {target}, which does not exist"));
+        }
+        let answer = match kind {
+            Kind::Reply => Answer::Value(body),
+            Kind::Error => Answer::Error(body),
+            Kind::Fault => Answer::Fault(fault_of(&body)?),
+            Kind::Release => {
+                let places = u32::try_from(id).unwrap_or(u32::MAX);
+                return self.seat.released(self.incarnation, places).map_err(|_| too_many());
+            }
+            other => return Err(format!("a message of kind {other:?}, which a worker does not send")),
+        };
+        self.seat.answered(self.incarnation, id, answer, release).map_err(|_| too_many())
+    }
+}
+
+fn too_many() -> String {
+    "it gave back more places in its window than there are".to_owned()
+}
+
+impl From<&Ward> for u32 {
+    fn from(ward: &Ward) -> u32 {
+        ward.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+}
