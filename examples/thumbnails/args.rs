@@ -10,7 +10,8 @@ Usage: thumbnails [OPTIONS] [DIR]
   DIR            where the pictures are (.jpg, .jpeg, .png);
                  without it, 48 samples are rendered into a temporary directory
   --out DIR      where the thumbnails go, a new or empty directory;
-                 without it, a temporary one
+                 without it, DIR-thumbnails beside DIR; those of samples
+                 are only made, measured and deleted again
   --workers N    how many worker processes, 1 to 256; without it, one per core
   --chaos        kill a random worker every 200 ms, then check every thumbnail
   --compare      run again with one worker, and compare

@@ -78,7 +78,11 @@ async fn main() -> hatchery::Result<()> {
         }
     };
     let scratch = tempfile::Builder::new().prefix("thumbnails-").tempdir()?;
-    let out = args.out.clone().unwrap_or_else(|| scratch.path().join("out"));
+    let out = match (&args.out, &args.dir) {
+        (Some(out), _) => out.clone(),
+        (None, Some(dir)) => beside(dir)?,
+        (None, None) => scratch.path().join("out"),
+    };
     scan::claim_output(&out).map_err(hatchery::Error::msg)?;
     let dir = match &args.dir {
         Some(dir) => dir.clone(),
@@ -103,6 +107,9 @@ async fn main() -> hatchery::Result<()> {
         runs.push(run(&scan::pictures(&dir, &alone).map_err(hatchery::Error::msg)?, 1, false).await?);
     }
     print!("\n{}", report::table(&runs));
+    if !out.starts_with(scratch.path()) {
+        println!("\nthe thumbnails are in {}", out.display());
+    }
     if args.chaos && complaints.is_empty() {
         println!("\nevery thumbnail is there, whole and of the right size");
     }
@@ -110,6 +117,15 @@ async fn main() -> hatchery::Result<()> {
         return Err(hatchery::Error::msg(format!("chaos won:\n  {}", complaints.join("\n  "))));
     }
     Ok(())
+}
+
+/// `pictures-thumbnails` for `pictures`.
+fn beside(dir: &Path) -> hatchery::Result<PathBuf> {
+    let name =
+        dir.file_name().ok_or_else(|| hatchery::Error::msg("say where the thumbnails go: --out DIR"))?;
+    let mut name = name.to_owned();
+    name.push("-thumbnails");
+    Ok(dir.with_file_name(name))
 }
 
 /// Renders the samples, on all cores.

@@ -22,7 +22,7 @@ pub use hatchery_process::task::{Runs, Task};
 
 pub use hatchery_actor::actor::Actor;
 pub use hatchery_actor::ask::{Ask, Tell};
-pub use hatchery_actor::child::Shutdown;
+pub use hatchery_actor::child::{Shutdown, Start};
 pub use hatchery_actor::context::Context;
 pub use hatchery_actor::error::{CallError, Error, Never, Result, SendError};
 pub use hatchery_actor::exit::{Exit, Panic, Status};
@@ -57,3 +57,8 @@ pub mod __private {
     pub use hatchery_wire::{Body, DecodeError, EncodeError, decode, encode};
     pub use {inventory, serde, serde_bytes};
 }
+
+/// The programs of the README, as doc tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+mod readme {}

@@ -50,6 +50,7 @@ pub enum Flavor {
 pub struct Door {
     flavor: Flavor,
     worker_threads: Option<usize>,
+    thread_keep_alive: Option<Duration>,
     each: Vec<Box<dyn FnOnce()>>,
     config: Option<Result<Body, EncodeError>>,
     orderly_signals: bool,
@@ -77,6 +78,12 @@ impl Door {
     pub fn worker_threads(mut self, threads: usize) -> Self {
         assert!(threads > 0, "worker_threads must be at least 1");
         self.worker_threads = Some(threads);
+        self
+    }
+
+    /// How long an idle thread for blocking work lives on; tokio's 10 s unless told otherwise.
+    pub fn thread_keep_alive(mut self, time: Duration) -> Self {
+        self.thread_keep_alive = Some(time);
         self
     }
 
@@ -141,7 +148,7 @@ impl Door {
             printer: Printer::new(Mode::Plain),
             children: Default::default(),
         });
-        let runtime = match runtime(door.flavor, door.worker_threads, &program) {
+        let runtime = match runtime(door.flavor, door.worker_threads, door.thread_keep_alive, &program) {
             Ok(runtime) => runtime,
             Err(error) => refuse(&format!("no runtime: {error}")),
         };
@@ -189,6 +196,7 @@ impl<E: std::fmt::Debug> Outcome for Result<(), E> {
 pub(crate) fn runtime(
     flavor: Flavor,
     worker_threads: Option<usize>,
+    thread_keep_alive: Option<Duration>,
     program: &Arc<Program>,
 ) -> std::io::Result<Runtime> {
     let mut builder = match flavor {
@@ -197,6 +205,9 @@ pub(crate) fn runtime(
     };
     if let Some(threads) = worker_threads {
         builder.worker_threads(threads);
+    }
+    if let Some(time) = thread_keep_alive {
+        builder.thread_keep_alive(time);
     }
     let program = program.clone();
     builder.enable_all().on_thread_start(move || program.enter()).build()

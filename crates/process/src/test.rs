@@ -76,7 +76,7 @@ where
         printer: Printer::new(Mode::Captured),
         children: Default::default(),
     });
-    let runtime = match runtime(options.flavor, options.worker_threads, &program) {
+    let runtime = match runtime(options.flavor, options.worker_threads, None, &program) {
         Ok(runtime) => runtime,
         Err(error) => panic!("no runtime: {error}"),
     };

@@ -1,0 +1,561 @@
+//! Actors in worker processes and in this one: calls, deaths, restarts, and peers that break the protocol.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use hatchery::prelude::*;
+use hatchery::{CallError, ChildSpec};
+use hatchery_tests::{BOUND, becomes_true, ends, own_channel, runs, send, state};
+use rustix::process::Signal;
+
+struct Worker {
+    seen: Vec<u64>,
+    stop_file: Option<String>,
+}
+
+#[hatchery::actor]
+impl Worker {
+    async fn start(stop_file: Option<String>) -> Self {
+        Worker { seen: Vec::new(), stop_file }
+    }
+
+    async fn note(&mut self, n: u64) -> usize {
+        self.seen.push(n);
+        self.seen.len()
+    }
+
+    fn seen(&self) -> Vec<u64> {
+        self.seen.clone()
+    }
+
+    fn checked(&mut self, n: i64) -> Result<u64, String> {
+        u64::try_from(n).map_err(|_| format!("{n} is negative"))
+    }
+
+    fn echo(&self, bytes: Vec<u8>) -> Vec<u8> {
+        bytes
+    }
+
+    fn panics(&mut self, why: String) {
+        panic!("because of {why}")
+    }
+
+    fn aborts(&mut self) {
+        std::process::abort()
+    }
+
+    fn exits(&mut self, code: i32) {
+        eprintln!("last words");
+        std::process::exit(code)
+    }
+
+    /// Blocks the only thread of the runtime, and with it the whole actor.
+    fn blocks(&mut self) {
+        loop {
+            std::thread::park()
+        }
+    }
+
+    async fn hangs(&mut self, begun: String) {
+        std::fs::write(begun, "").expect("a file");
+        std::future::pending().await
+    }
+
+    /// Runs until its caller leaves; says so in a file.
+    async fn watches_its_caller(&mut self, begun: String, left: String, cx: &Context) {
+        std::fs::write(begun, "").expect("a file");
+        cx.cancelled().await;
+        std::fs::write(left, "").expect("a file");
+    }
+
+    fn ignores_sigterm_and_blocks(&mut self, begun: String) {
+        ignore_sigterm();
+        std::fs::write(begun, "").expect("a file");
+        loop {
+            std::thread::park()
+        }
+    }
+
+    /// Answers, and is killed as soon as the answer has been written.
+    fn answers_and_dies(&mut self) -> u64 {
+        let own = rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs();
+        std::thread::spawn(move || {
+            // The actor's thread is awake now. It writes the answer when this handler has returned, and goes to sleep
+            // in its poll only after that.
+            while !asleep_in_poll(own) {
+                std::hint::spin_loop();
+            }
+            send(std::process::id(), Signal::KILL);
+        });
+        42
+    }
+
+    fn stops(&mut self, cx: &Context) {
+        cx.stop();
+    }
+
+    /// Writes something to its own channel, between its messages.
+    fn says_nonsense(&mut self, nonsense: Nonsense) {
+        let bytes: Vec<u8> = match nonsense {
+            Nonsense::Garbage => vec![0, 0, 0, 3, 0xc1, 0xc1, 0xc1],
+            Nonsense::Oversized => vec![0xff; 64],
+            Nonsense::HalfFrame | Nonsense::HalfFrameAndDeath => vec![0, 0, 1, 0, 0x99, 3],
+        };
+        rustix::net::send(own_channel(), &bytes, rustix::net::SendFlags::empty()).expect("room for it");
+        match nonsense {
+            Nonsense::HalfFrameAndDeath => send(std::process::id(), Signal::KILL),
+            Nonsense::HalfFrame => {
+                rustix::net::shutdown(own_channel(), rustix::net::Shutdown::Write).expect("it is open");
+            }
+            _ => {}
+        }
+    }
+
+    async fn stopped(&mut self) {
+        if let Some(file) = &self.stop_file {
+            std::fs::write(file, "in order").expect("a file");
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
+enum Nonsense {
+    Garbage,
+    Oversized,
+    HalfFrame,
+    HalfFrameAndDeath,
+}
+
+/// A shell with `trap ''` can not change its parent, so this asks the runtime: a signal that tokio listens to no
+/// longer ends the process, and nobody reads what it heard.
+fn ignore_sigterm() {
+    let runtime = tokio::runtime::Handle::current();
+    let _inside = runtime.enter();
+    let kind = tokio::signal::unix::SignalKind::terminate();
+    std::mem::forget(tokio::signal::unix::signal(kind).expect("signals can be heard"));
+}
+
+/// Whether a thread of this process waits in `epoll_wait`.
+fn asleep_in_poll(thread: u32) -> bool {
+    let call = std::fs::read_to_string(format!("/proc/self/task/{thread}/syscall")).unwrap_or_default();
+    // 232 and 281 are epoll_wait and epoll_pwait on x86_64, 22 is epoll_pwait on aarch64.
+    ["232 ", "281 ", "22 "].iter().any(|number| call.starts_with(number))
+}
+
+async fn tree() -> Tree {
+    Supervisor::new(Strategy::OneForOne).intensity(100, Duration::from_secs(60)).start().await.unwrap()
+}
+
+fn plain(name: &str) -> ChildSpec<impl hatchery::Start<Handle = WorkerHandle> + use<>> {
+    worker::<Worker>(name, None)
+}
+
+#[hatchery::test]
+async fn asks_tells_and_errors_of_an_actor_in_a_worker_and_in_this_process() {
+    let tree = tree().await;
+    let far = tree.start_child(plain("far")).await.unwrap();
+    let near = tree.start_child(local::<Worker>("near", None)).await.unwrap();
+    assert_ne!(far.pid(), Some(std::process::id()));
+    assert_eq!(near.pid(), Some(std::process::id()));
+    for actor in [far, near] {
+        assert_eq!(ends("ask", actor.note(7)).await.unwrap(), 1);
+        actor.note(8).tell().await.unwrap();
+        assert_eq!(ends("ask", actor.seen()).await.unwrap(), [7, 8]);
+        assert_eq!(ends("ask", actor.checked(3)).await.unwrap(), 3);
+        let error = ends("ask", actor.checked(-3)).await.unwrap_err();
+        assert_eq!(error.handler_error().unwrap(), "-3 is negative");
+        assert!(!error.is_crash() && error.maybe_executed());
+        assert_eq!(actor.incarnation(), Some(1));
+        let bytes: Vec<u8> = (0..2_000_000_u32).map(|n| n as u8).collect();
+        assert_eq!(ends("ask", actor.echo(bytes.clone())).await.unwrap(), bytes);
+    }
+}
+
+/// Promise "order": first in, first out from one handle to one incarnation, large messages included.
+#[hatchery::test]
+async fn messages_of_one_handle_arrive_in_the_order_of_their_first_poll() {
+    let tree = tree().await;
+    let actor = tree.start_child(plain("order")).await.unwrap();
+    for n in 0..5_000 {
+        actor.note(n).tell().await.unwrap();
+        if n % 1000 == 0 {
+            // Not awaited in turn: it only takes its place.
+            drop(tokio::spawn(actor.echo(vec![1; 1_000_000])));
+        }
+    }
+    let seen = ends("ask", actor.seen()).await.unwrap();
+    assert!(seen.iter().copied().eq(0..5_000), "{} of 5000 in order", seen.len());
+}
+
+/// Promise "worker killed in mid-request", and the answer to "what if the other side dies right here".
+#[hatchery::test]
+async fn a_worker_killed_in_mid_request_is_a_crash_with_its_signal_and_the_handle_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let begun = dir.path().join("begun");
+    let tree = tree().await;
+    let actor = tree.start_child(plain("victim")).await.unwrap();
+    let pid = actor.pid().unwrap();
+    let asking = tokio::spawn(actor.hangs(begun.display().to_string()));
+    becomes_true("the handler runs", || begun.exists()).await;
+    send(pid, Signal::KILL);
+    let error: CallError = ends("the ask", asking).await.unwrap().unwrap_err();
+    assert!(error.is_crash() && error.maybe_executed());
+    assert_eq!(error.exit().unwrap().signal(), Some(9));
+    assert_eq!(ends("ask", actor.note(1)).await.unwrap(), 1);
+    assert_eq!(actor.incarnation(), Some(2));
+    assert!(!runs(pid));
+}
+
+#[hatchery::test]
+async fn asks_made_while_nobody_sits_there_reach_the_next_incarnation() {
+    let tree = tree().await;
+    let actor = tree.start_child(plain("seat")).await.unwrap();
+    for round in 2..12 {
+        assert!(ends("ask", actor.aborts()).await.unwrap_err().is_crash());
+        let waiting: Vec<_> = (0..200).map(|n| tokio::spawn(actor.note(n))).collect();
+        for waiting in waiting {
+            ends("ask", waiting).await.unwrap().unwrap();
+        }
+        assert_eq!(actor.incarnation(), Some(round));
+    }
+}
+
+#[hatchery::test]
+async fn a_panic_in_a_handler_ends_the_worker_and_its_callers_learn_message_and_place() {
+    let tree = tree().await;
+    for actor in [
+        tree.start_child(plain("far")).await.unwrap(),
+        tree.start_child(local::<Worker>("near", None)).await.unwrap(),
+    ] {
+        let error = ends("ask", actor.panics("rain".to_owned())).await.unwrap_err();
+        assert!(error.is_crash());
+        let panic = error.exit().unwrap().panic().unwrap();
+        assert_eq!(panic.message, "because of rain");
+        assert!(panic.place.as_ref().unwrap().contains("actor.rs:"));
+        assert_eq!(error.exit().unwrap().exitcode(), Some(101));
+        assert_eq!(ends("ask", actor.note(1)).await.unwrap(), 1);
+    }
+}
+
+#[hatchery::test]
+async fn exit_inside_a_handler_is_a_crash_whatever_its_code() {
+    let tree = tree().await;
+    let actor = tree.start_child(plain("leaver")).await.unwrap();
+    for code in [0, 7] {
+        let error = ends("ask", actor.exits(code)).await.unwrap_err();
+        assert!(error.is_crash());
+        let exit = error.exit().unwrap();
+        assert_eq!((exit.exitcode(), exit.stderr_tail()), (Some(code), &["last words".to_owned()][..]));
+    }
+}
+
+/// Fault: killed right after its reply. The reply counts.
+#[hatchery::test]
+async fn an_answer_written_before_the_death_arrives() {
+    let tree = tree().await;
+    let actor = tree.start_child(plain("brave")).await.unwrap();
+    for round in 1..=20 {
+        assert_eq!(ends("ask", actor.answers_and_dies()).await.unwrap(), 42);
+        becomes_true("the next one sits", || actor.incarnation() == Some(round + 1)).await;
+    }
+}
+
+#[hatchery::test]
+async fn a_deadline_answers_the_caller_of_a_worker_that_stands_still() {
+    let tree = tree().await;
+    let actor = tree.start_child(plain("still")).await.unwrap();
+    let pid = actor.pid().unwrap();
+    send(pid, Signal::STOP);
+    becomes_true("it is stopped", || state(pid) == Some('T')).await;
+    let error = ends("ask", actor.note(1).timeout(Duration::from_millis(50))).await.unwrap_err();
+    assert!(error.is_timeout() && error.maybe_executed());
+    // By the time this one has its answer, the withdrawal of the first has left.
+    assert!(ends("ask", actor.seen().timeout(Duration::from_millis(50))).await.unwrap_err().is_timeout());
+    send(pid, Signal::CONT);
+    // Withdrawn before it started, so it never does.
+    assert_eq!(ends("ask", actor.seen()).await.unwrap(), []);
+}
+
+/// Promise "stop": bounded, whatever the child does.
+#[hatchery::test]
+async fn a_stop_ends_what_stands_still_what_blocks_and_what_ignores_sigterm() {
+    let dir = tempfile::tempdir().unwrap();
+    let begun = dir.path().join("begun");
+    let tree = tree().await;
+    let quick = Shutdown::graceful(Duration::from_millis(50));
+    let still = tree.start_child(plain("still").shutdown(quick)).await.unwrap();
+    let blocked = tree.start_child(plain("blocked").shutdown(quick)).await.unwrap();
+    let deaf = tree.start_child(plain("deaf").shutdown(quick)).await.unwrap();
+    let pids = [still.pid().unwrap(), blocked.pid().unwrap(), deaf.pid().unwrap()];
+    send(pids[0], Signal::STOP);
+    let blocked = tokio::spawn(blocked.blocks());
+    let deaf = tokio::spawn(deaf.ignores_sigterm_and_blocks(begun.display().to_string()));
+    becomes_true("it ignores SIGTERM", || begun.exists()).await;
+    ends("stop", tree.stop()).await.unwrap();
+    assert!(pids.iter().all(|pid| !runs(*pid)));
+    assert_eq!(ends("ask", blocked).await.unwrap().unwrap_err().exit().unwrap().signal(), Some(15));
+    assert_eq!(ends("ask", deaf).await.unwrap().unwrap_err().exit().unwrap().signal(), Some(9));
+    assert!(ends("ask", still.note(1)).await.unwrap_err().is_closed());
+}
+
+#[hatchery::test]
+async fn an_orderly_stop_runs_stopped_and_answers_the_rest_stopping() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("stopped");
+    let tree = tree().await;
+    let spec = worker::<Worker>("orderly", Some(file.display().to_string()));
+    let actor = tree.start_child(spec).await.unwrap();
+    let (stops, late) = tokio::join!(actor.stops(), actor.note(1));
+    stops.unwrap();
+    // It may also have been the next incarnation's, if it left only then.
+    if let Err(late) = late {
+        assert!(late.is_stopping() && !late.maybe_executed(), "{late}");
+    }
+    becomes_true("`stopped` ran", || file.exists()).await;
+    // Permanent: a clean end is followed by the next incarnation, too. An ask that is on its way when the old one
+    // leaves ends with it.
+    becomes_true("the next one sits", || actor.incarnation() == Some(2)).await;
+    assert_eq!(ends("ask", actor.seen()).await.unwrap().len(), 0);
+    std::fs::remove_file(&file).unwrap();
+    ends("stop", actor.stop()).await.unwrap();
+    assert!(file.exists());
+    ends("stop", tree.stop()).await.unwrap();
+    assert!(!actor.is_alive());
+}
+
+/// Promise "caller gone".
+#[hatchery::test]
+async fn a_withdrawn_request_never_starts_and_a_running_one_is_told_but_not_torn() {
+    let dir = tempfile::tempdir().unwrap();
+    let (begun, left) = (dir.path().join("begun"), dir.path().join("left"));
+    let tree = tree().await;
+    let actor = tree.start_child(plain("watcher")).await.unwrap();
+    let running =
+        tokio::spawn(actor.watches_its_caller(begun.display().to_string(), left.display().to_string()));
+    becomes_true("the handler runs", || begun.exists()).await;
+    let waiting = tokio::spawn(actor.note(1));
+    tokio::task::yield_now().await;
+    waiting.abort();
+    let _ = waiting.await;
+    assert!(!left.exists());
+    running.abort();
+    becomes_true("the handler is told", || left.exists()).await;
+    assert_eq!(ends("ask", actor.seen()).await.unwrap(), []);
+}
+
+/// Promise "malformed, oversized or too deep input": that peer ends with a named reason, nothing else is touched.
+#[hatchery::test]
+async fn a_worker_that_breaks_the_protocol_is_ended_with_a_reason() {
+    let tree = tree().await;
+    let rogue = tree.start_child(plain("rogue")).await.unwrap();
+    let bystander = tree.start_child(plain("bystander")).await.unwrap();
+    for (nonsense, reason) in [
+        (Nonsense::Garbage, "broke the protocol of the channel"),
+        (Nonsense::Oversized, "over the limit"),
+        (Nonsense::HalfFrame, "closed its channel"),
+    ] {
+        let error = match ends("ask", rogue.says_nonsense(nonsense)).await {
+            Err(error) => error,
+            // Its answer was faster than its nonsense; the next ask meets the end.
+            Ok(()) => ends("ask", rogue.blocks()).await.unwrap_err(),
+        };
+        let exit = error.exit().unwrap();
+        assert!(exit.reason().unwrap().contains(reason), "{nonsense:?}: {exit}");
+        assert_eq!(exit.signal(), Some(9));
+    }
+    let error = ends("ask", rogue.says_nonsense(Nonsense::HalfFrameAndDeath)).await.unwrap_err();
+    assert_eq!(error.exit().unwrap().to_string(), "killed by SIGKILL (signal 9)");
+    assert_eq!(bystander.incarnation(), Some(1));
+    assert_eq!(ends("ask", rogue.note(1)).await.unwrap(), 1);
+}
+
+struct SlowStart;
+
+#[hatchery::actor]
+impl SlowStart {
+    async fn start(how: String) -> hatchery::Result<Self> {
+        match how.as_str() {
+            "fails" => Err(hatchery::Error::msg("no such luck")),
+            "panics" => panic!("no luck at all"),
+            "exits" => std::process::exit(9),
+            "hangs" => std::future::pending().await,
+            _ => Ok(SlowStart),
+        }
+    }
+}
+
+#[hatchery::test]
+async fn a_start_that_fails_says_why_and_leaves_nothing() {
+    let tree = tree().await;
+    let error = ends("start", tree.start_child(worker::<SlowStart>("a", "fails".into()))).await.unwrap_err();
+    assert!(error.to_string().contains("no such luck"), "{error}");
+    let error = ends("start", tree.start_child(worker::<SlowStart>("a", "panics".into()))).await.unwrap_err();
+    assert!(error.to_string().contains("no luck at all"), "{error}");
+    let error = ends("start", tree.start_child(worker::<SlowStart>("a", "exits".into()))).await.unwrap_err();
+    assert_eq!(error.exit().unwrap().exitcode(), Some(9));
+    let slow = worker::<SlowStart>("a", "hangs".into()).start_timeout(Duration::from_millis(100));
+    let error = ends("start", tree.start_child(slow)).await.unwrap_err();
+    assert!(error.to_string().contains("not ready within 100ms"), "{error}");
+    assert_eq!(tree.count().specs, 0);
+    assert!(hatchery::active_children().is_empty());
+    tree.start_child(worker::<SlowStart>("a", "works".into())).await.unwrap();
+}
+
+/// Fault: killed between hello and ready.
+#[hatchery::test]
+async fn a_worker_killed_between_hello_and_ready_is_an_error_of_the_start() {
+    let tree = tree().await;
+    let starting = tokio::spawn({
+        let tree = tree.clone();
+        async move { tree.start_child(worker::<SlowStart>("slow", "hangs".into())).await.map(drop) }
+    });
+    // It is listed from its hello on.
+    becomes_true("it said hello", || !hatchery::active_children().is_empty()).await;
+    send(hatchery::active_children()[0].pid(), Signal::KILL);
+    let error = ends("start", starting).await.unwrap().unwrap_err();
+    assert_eq!(error.exit().unwrap().signal(), Some(9));
+}
+
+#[hatchery::test]
+async fn a_stop_during_a_slow_start_ends_that_start() {
+    let tree = tree().await;
+    let starting = tokio::spawn({
+        let tree = tree.clone();
+        async move { tree.start_child(worker::<SlowStart>("slow", "hangs".into())).await.map(drop) }
+    });
+    becomes_true("it said hello", || !hatchery::active_children().is_empty()).await;
+    let pid = hatchery::active_children()[0].pid();
+    ends("stop", tree.stop()).await.unwrap();
+    assert!(ends("start", starting).await.unwrap().is_err());
+    becomes_true("it is gone", || !runs(pid)).await;
+}
+
+#[hatchery::test]
+async fn too_many_restarts_end_the_tree_with_the_last_exit_in_words() {
+    let tree = Supervisor::new(Strategy::OneForOne)
+        .name("frail")
+        .intensity(2, Duration::from_secs(60))
+        .child(plain("bystander"))
+        .child(plain("culprit"))
+        .start()
+        .await
+        .unwrap();
+    let culprit = tree.get::<Worker>("culprit").unwrap();
+    let bystander = tree.get::<Worker>("bystander").unwrap();
+    assert_eq!(culprit.path(), "/frail/culprit");
+    for _ in 0..3 {
+        assert!(ends("ask", culprit.aborts()).await.unwrap_err().is_crash());
+    }
+    let error = ends("ask", culprit.note(1)).await.unwrap_err();
+    assert!(error.is_closed(), "{error}");
+    let error = ends("stop", tree.stop()).await.unwrap_err();
+    assert!(error.to_string().contains("more than 2 restarts"), "{error}");
+    assert!(error.to_string().contains("SIGABRT"), "{error}");
+    assert!(!bystander.is_alive());
+    assert!(ends("ask", bystander.note(1)).await.unwrap_err().is_closed());
+}
+
+#[hatchery::test]
+async fn children_are_found_by_name_and_type() {
+    let tree = tree().await;
+    tree.start_child(plain("a")).await.unwrap();
+    assert_eq!(ends("ask", tree.get::<Worker>("a").unwrap().note(1)).await.unwrap(), 1);
+    let error = tree.get::<Worker>("b").unwrap_err();
+    assert!(error.to_string().contains("its children are: a"), "{error}");
+    assert!(tree.get::<SlowStart>("a").unwrap_err().to_string().contains("is a actor::Worker"));
+    let error = tree.start_child(plain("a")).await.map(drop).unwrap_err();
+    assert!(error.to_string().contains("taken"), "{error}");
+    assert_eq!((tree.count().specs, tree.count().active), (1, 1));
+}
+
+struct Cache<T>(Vec<T>);
+
+#[hatchery::actor]
+impl<T: serde::Serialize + serde::de::DeserializeOwned + Send + Sync + 'static> Cache<T> {
+    fn start(first: T) -> Self {
+        Cache(vec![first])
+    }
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+#[hatchery::test]
+async fn a_name_that_is_not_hosted_is_refused_before_anything_is_spawned() {
+    let tree = tree().await;
+    let error = tree.start_child(worker::<Cache<u32>>("cache", 1)).await.map(drop).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.contains("is not hosted") && text.contains("Hosted are: actor::SlowStart, actor::Worker"),
+        "{text}"
+    );
+    assert!(text.contains("program().hosts::<"), "{text}");
+    let here = tree.start_child(local::<Cache<u32>>("cache", 1)).await.unwrap();
+    assert_eq!(ends("ask", here.len()).await.unwrap(), 1);
+}
+
+/// Promise "tell": backpressure, never an unbounded buffer.
+#[hatchery::test]
+async fn tells_to_a_busy_actor_wait_at_the_window() {
+    let dir = tempfile::tempdir().unwrap();
+    let begun = dir.path().join("begun");
+    let tree = tree().await;
+    let actor = tree.start_child(plain("busy")).await.unwrap();
+    let hanging = tokio::spawn(actor.hangs(begun.display().to_string()));
+    becomes_true("the handler runs", || begun.exists()).await;
+    let mut sent = 0;
+    while let Ok(()) = actor.note(1).timeout(Duration::from_millis(100)).tell().await {
+        sent += 1;
+        assert!(sent < 100);
+    }
+    // The ask that runs has its place until it is answered.
+    assert_eq!(sent, 63);
+    hanging.abort();
+}
+
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
+/// Promises "ask: exactly one outcome" and "restart": callers on all sides while the worker is killed again and again.
+#[hatchery::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_ask_ends_exactly_once_under_random_kills() {
+    let tree =
+        Supervisor::new(Strategy::OneForOne).intensity(1000, Duration::from_secs(60)).start().await.unwrap();
+    let actor = tree.start_child(plain("target")).await.unwrap();
+    let callers: Vec<_> = (0..8)
+        .map(|_| {
+            let actor = actor.clone();
+            tokio::spawn(async move {
+                let (mut answered, mut crashed) = (0, 0);
+                for _ in 0..500 {
+                    match actor.note(NEXT.fetch_add(1, Ordering::Relaxed)).timeout(BOUND).await {
+                        Ok(_) => answered += 1,
+                        Err(error) if error.is_crash() => crashed += 1,
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+                (answered, crashed)
+            })
+        })
+        .collect();
+    let killer = tokio::spawn({
+        let actor = actor.clone();
+        async move {
+            let mut ticks = tokio::time::interval(Duration::from_millis(5));
+            loop {
+                ticks.tick().await;
+                if let Some(pid) = actor.pid() {
+                    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+                    let _ = rustix::process::kill_process(pid, Signal::KILL);
+                }
+            }
+        }
+    });
+    let mut sum = (0, 0);
+    for caller in callers {
+        let (answered, crashed) = ends("the callers", caller).await.unwrap();
+        sum = (sum.0 + answered, sum.1 + crashed);
+    }
+    killer.abort();
+    assert_eq!(sum.0 + sum.1, 4000);
+    assert!(sum.1 > 0, "no ask met a kill");
+}

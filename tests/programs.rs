@@ -1,0 +1,223 @@
+//! Programs that end in all the ways there are, for the tests in `leaving.rs` and `orphans.rs` to run and look at.
+//!
+//! Each prints what it does, line by line: `worker PID`, `ready`, and what its workers say.
+
+use std::io::Write;
+use std::time::Duration;
+
+use hatchery::prelude::*;
+
+#[hatchery::task]
+fn stays() {
+    loop {
+        std::thread::park()
+    }
+}
+
+/// Ends when the file is there.
+#[hatchery::task]
+async fn waits_for(file: String) {
+    let mut ticks = tokio::time::interval(Duration::from_millis(1));
+    while !std::path::Path::new(&file).exists() {
+        ticks.tick().await;
+    }
+    say("the process is done");
+}
+
+/// A worker with a worker of its own.
+#[hatchery::task]
+async fn parent_of_one() -> hatchery::Result<()> {
+    let inner = Process::spawn(stays, ()).await?;
+    say(&format!("worker {}", inner.pid()));
+    say("ready");
+    inner.join().await?;
+    Ok(())
+}
+
+struct Polite;
+
+#[hatchery::actor]
+impl Polite {
+    fn start() -> Self {
+        Polite
+    }
+    fn blocks(&self) {
+        loop {
+            std::thread::park()
+        }
+    }
+    fn stopped(&mut self) {
+        say("stopped in order");
+    }
+}
+
+/// Takes its time, and says where it is.
+struct Slow;
+
+#[hatchery::actor]
+impl Slow {
+    async fn start() -> Self {
+        say("hello");
+        pause(3).await;
+        Slow
+    }
+}
+
+/// Time passes.
+async fn pause(milliseconds: u64) {
+    let mut ticks = tokio::time::interval(Duration::from_millis(milliseconds));
+    ticks.tick().await;
+    ticks.tick().await;
+}
+
+/// One line at once, whole even beside others'.
+fn say(line: &str) {
+    let mut out = std::io::stdout();
+    // The reader may be gone: then nobody listens.
+    let _ = out.write_all(format!("{line}\n").as_bytes());
+    let _ = out.flush();
+}
+
+fn main() {
+    let word = std::env::var("PROGRAM").unwrap_or_default();
+    let file = std::env::var("PROGRAM_FILE").unwrap_or_default();
+    let mut door = hatchery::program().flavor(hatchery::Flavor::CurrentThread);
+    match word.as_str() {
+        "orderly signals" | "orderly signals, deaf" => door = door.orderly_signals(),
+        "keep alive" => {
+            door = door.thread_keep_alive(Duration::from_millis(100)).flavor(hatchery::Flavor::MultiThread);
+        }
+        "each process" => door = door.each_process(|| say("each")).worker_config(&7_u32),
+        _ => {}
+    }
+    door.run(async move || program(&word, file).await)
+}
+
+async fn program(word: &str, file: String) -> hatchery::Result<()> {
+    match word {
+        "returns" => {
+            // Dropped at once: waited for all the same.
+            let process = Process::spawn(waits_for, file).await?;
+            say(&format!("worker {}", process.pid()));
+            let daemon = Process::builder(stays, ()).daemon(true).spawn().await?;
+            say(&format!("worker {}", daemon.pid()));
+            let tree = polite().await?;
+            say("main is done");
+            std::mem::forget(tree);
+            Ok(())
+        }
+        "fails" => {
+            let process = Process::spawn(stays, ()).await?;
+            say(&format!("worker {}", process.pid()));
+            let _tree = polite().await?;
+            Err(hatchery::Error::msg("a bad day").context("living"))
+        }
+        "panics" => {
+            let process = Process::spawn(stays, ()).await?;
+            say(&format!("worker {}", process.pid()));
+            let _tree = polite().await?;
+            panic!("a worse day")
+        }
+        "exits" => {
+            let process = Process::spawn(stays, ()).await?;
+            say(&format!("worker {}", process.pid()));
+            let _tree = polite().await?;
+            std::process::exit(5)
+        }
+        "stays" => {
+            let process = Process::spawn(stays, ()).await?;
+            say(&format!("worker {}", process.pid()));
+            let nested = Process::spawn(parent_of_one, ()).await?;
+            say(&format!("worker {}", nested.pid()));
+            let stopped = Process::spawn(stays, ()).await?;
+            stopped.pause()?;
+            say(&format!("worker {}", stopped.pid()));
+            let _tree = polite().await?;
+            nested.join().await??;
+            Ok(())
+        }
+        "runs until a signal" => until_signal(polite().await?).await,
+        "runs until a signal, deaf" => {
+            let tree = Supervisor::new(Strategy::OneForOne).start().await?;
+            let spec = worker::<Polite>("polite", ()).shutdown(Shutdown::infinity());
+            let polite = tree.start_child(spec).await?;
+            polite.blocks().tell().await?;
+            say(&format!("worker {}", polite.pid().unwrap_or_default()));
+            until_signal(tree).await
+        }
+        "orderly signals" => {
+            let _tree = polite().await?;
+            std::future::pending().await
+        }
+        "orderly signals, deaf" => {
+            let tree = Supervisor::new(Strategy::OneForOne).start().await?;
+            let spec = worker::<Polite>("polite", ()).shutdown(Shutdown::infinity());
+            let polite = tree.start_child(spec).await?;
+            polite.blocks().tell().await?;
+            say(&format!("worker {}", polite.pid().unwrap_or_default()));
+            say("ready");
+            std::future::pending().await
+        }
+        "keep alive" => keep_alive().await,
+        "each process" => {
+            let process = Process::spawn(reads_config, ()).await?;
+            say(&format!("config {}", process.join().await??));
+            Ok(())
+        }
+        "spawns for ever" => loop {
+            say("start");
+            let tree = Supervisor::new(Strategy::OneForOne).start().await?;
+            tree.start_child(worker::<Slow>("slow", ())).await?;
+            say("ready");
+            pause(3).await;
+            tree.stop().await?;
+        },
+        other => Err(hatchery::Error::msg(format!("there is no program {other:?}"))),
+    }
+}
+
+/// Says that it is ready when it hears signals.
+async fn until_signal(tree: Tree) -> hatchery::Result<()> {
+    let mut run = std::pin::pin!(tree.run_until_signal());
+    tokio::select! {
+        biased;
+        over = &mut run => return over,
+        () = async {} => say("listens"),
+    }
+    run.await
+}
+
+#[hatchery::task]
+fn reads_config() -> hatchery::Result<u32> {
+    hatchery::config::<u32>()
+}
+
+async fn polite() -> hatchery::Result<Tree> {
+    let tree = Supervisor::new(Strategy::OneForOne).start().await?;
+    let polite = tree.start_child(worker::<Polite>("polite", ())).await?;
+    say(&format!("worker {}", polite.pid().unwrap_or_default()));
+    say("ready");
+    Ok(tree)
+}
+
+/// Promise "idle thread pools": a worker does not die because the thread that asked for it went idle and ended.
+async fn keep_alive() -> hatchery::Result<()> {
+    let (thread, process) = tokio::task::spawn_blocking(|| {
+        let thread = rustix::thread::gettid();
+        let process = tokio::runtime::Handle::current().block_on(Process::spawn(stays, ()));
+        (thread, process)
+    })
+    .await?;
+    let process = process?;
+    let task = format!("/proc/self/task/{}", thread.as_raw_nonzero());
+    let mut ticks = tokio::time::interval(Duration::from_millis(5));
+    while std::path::Path::new(&task).exists() {
+        ticks.tick().await;
+    }
+    say("the thread is gone");
+    // Its death signal, had it been bound to that thread, was sent when the thread ended.
+    let survived = process.wait_timeout(Duration::from_millis(100)).await.is_none() && process.is_alive();
+    say(if survived { "the worker lives" } else { "the worker died" });
+    process.kill()?;
+    Ok(())
+}

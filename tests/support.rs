@@ -1,0 +1,103 @@
+//! What the tests share: waiting for things to become true, and looking at processes from outside.
+
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::future::Future;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, getpid, pidfd_getfd, pidfd_open};
+
+/// How long anything may take that is promised to end.
+pub const BOUND: Duration = Duration::from_secs(30);
+
+/// Waits for something that has to end.
+///
+/// # Panics
+/// It did not.
+pub async fn ends<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(BOUND, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("{what} did not end within {BOUND:?}"),
+    }
+}
+
+/// Waits until a condition holds that can only be looked at.
+///
+/// # Panics
+/// It never did.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < BOUND, "never happened within {BOUND:?}: {what}");
+        std::thread::park_timeout(Duration::from_millis(1));
+    }
+}
+
+/// The same in a task.
+///
+/// # Panics
+/// It never did.
+pub async fn becomes_true(what: &str, mut condition: impl FnMut() -> bool) {
+    let mut ticks = tokio::time::interval(Duration::from_millis(1));
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < BOUND, "never happened within {BOUND:?}: {what}");
+        ticks.tick().await;
+    }
+}
+
+/// The letter that the kernel gives a process's state, `None` when there is no such process.
+pub fn state(pid: u32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name before it is in brackets and may hold anything.
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
+/// Whether a process exists and is no zombie.
+pub fn runs(pid: u32) -> bool {
+    !matches!(state(pid), None | Some('Z' | 'X'))
+}
+
+/// Sends a signal from outside, as anybody could.
+///
+/// # Panics
+/// There is no such process.
+pub fn send(pid: u32, signal: Signal) {
+    let pid = Pid::from_raw(i32::try_from(pid).expect("a pid")).expect("not 0");
+    rustix::process::kill_process(pid, signal).expect("the process exists");
+}
+
+/// In a worker: another descriptor of its channel to its parent, to misuse. The link is older, so it has the lower
+/// number of the two sockets that the parent made.
+///
+/// # Panics
+/// There is none.
+pub fn own_channel() -> OwnedFd {
+    let parent = i32::try_from(hatchery::parent().expect("in a worker")).expect("a pid");
+    let own = pidfd_open(getpid(), PidfdFlags::empty()).expect("a pidfd of its own");
+    let mut numbers: Vec<i32> = fs::read_dir("/proc/self/fd")
+        .expect("its descriptors")
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    numbers.sort_unstable();
+    let from_parent = |fd: &OwnedFd| {
+        rustix::net::sockopt::socket_peercred(fd.as_fd())
+            .is_ok_and(|peer| peer.pid.as_raw_nonzero().get() == parent)
+    };
+    numbers
+        .into_iter()
+        .rev()
+        .filter_map(|number| pidfd_getfd(&own, number, PidfdGetfdFlags::empty()).ok())
+        .find(from_parent)
+        .expect("a channel")
+}
+
+/// How many descriptors this process has open.
+///
+/// # Panics
+/// `/proc` can not be read.
+pub fn open_descriptors() -> usize {
+    fs::read_dir("/proc/self/fd").expect("its descriptors").count()
+}
