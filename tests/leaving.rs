@@ -28,7 +28,11 @@ impl Program {
     }
 
     fn start_with(word: &str, file: &str) -> Program {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_programs"))
+        Program::launch(&mut Command::new(env!("CARGO_BIN_EXE_programs")), word, file)
+    }
+
+    fn launch(command: &mut Command, word: &str, file: &str) -> Program {
+        let mut child = command
             .envs([("PROGRAM", word), ("PROGRAM_FILE", file), ("RUST_BACKTRACE", "0")])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -142,6 +146,13 @@ fn run_until_signal_stops_in_order_on_ctrl_c_and_sigterm() {
 }
 
 #[test]
+fn a_program_that_no_longer_listens_to_ctrl_c_is_ended_by_it() {
+    let program = Program::start("ran until a signal").until("listens", 1);
+    program.signal(Signal::INT);
+    assert_eq!(program.end().status.code(), Some(130));
+}
+
+#[test]
 fn orderly_signals_stop_in_order_and_exit_with_the_signals_number() {
     let program = Program::start("orderly signals").until("ready", 1);
     program.signal(Signal::INT);
@@ -175,6 +186,21 @@ fn a_worker_outlives_the_thread_that_asked_for_it() {
     let end = Program::start("keep alive").end();
     assert!(end.says("the thread is gone") && end.says("the worker lives"), "{:?} {}", end.said, end.stderr);
     assert_eq!(end.status.code(), Some(0));
+}
+
+#[test]
+fn two_hundred_restarts_and_processes_leave_no_descriptor_thread_or_zombie() {
+    let end = Program::start("leaks").end();
+    assert!(end.says("nothing leaked"), "{:?} {}", end.said, end.stderr);
+}
+
+/// Promise "SIGCHLD ignored by the launcher": no effect.
+#[test]
+fn a_launcher_that_ignores_sigchld_does_not_hide_how_workers_ended() {
+    let script = format!("trap '' CHLD; exec {}", env!("CARGO_BIN_EXE_programs"));
+    let mut shell = Command::new("sh");
+    let end = Program::launch(shell.args(["-c", &script]), "tells how a worker ended", "").end();
+    assert_eq!(end.said, ["exitcode Some(-9)"], "{}", end.stderr);
 }
 
 #[test]

@@ -38,6 +38,7 @@ fn a_parent_killed_at_random_moments_of_spawning_leaves_no_worker() {
 }
 
 /// Starts a program, kills it after a while, waits for all that it left; gives its last word.
+#[expect(clippy::zombie_processes, reason = "it is waited for together with all that it leaves")]
 fn one_round(after: Duration) -> String {
     let mut program = Command::new(env!("CARGO_BIN_EXE_programs"))
         .envs([("PROGRAM", "spawns for ever")])

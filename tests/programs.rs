@@ -41,6 +41,10 @@ impl Polite {
     fn start() -> Self {
         Polite
     }
+    fn lives(&self) {}
+    fn aborts(&self) {
+        std::process::abort()
+    }
     fn blocks(&self) {
         loop {
             std::thread::park()
@@ -145,6 +149,18 @@ async fn program(word: &str, file: String) -> hatchery::Result<()> {
             say(&format!("worker {}", polite.pid().unwrap_or_default()));
             until_signal(tree).await
         }
+        "ran until a signal" => {
+            // It listened for a while, and no longer does.
+            let tree = polite().await?;
+            let mut run = Box::pin(tree.run_until_signal());
+            tokio::select! {
+                biased;
+                over = &mut run => return over,
+                () = async {} => drop(run),
+            }
+            say("listens");
+            std::future::pending().await
+        }
         "orderly signals" => {
             let _tree = polite().await?;
             std::future::pending().await
@@ -164,6 +180,13 @@ async fn program(word: &str, file: String) -> hatchery::Result<()> {
             say(&format!("config {}", process.join().await??));
             Ok(())
         }
+        "tells how a worker ended" => {
+            let process = Process::spawn(stays, ()).await?;
+            process.kill()?;
+            say(&format!("exitcode {:?}", process.wait().await.exitcode()));
+            Ok(())
+        }
+        "leaks" => leaks().await,
         "spawns for ever" => loop {
             say("start");
             let tree = Supervisor::new(Strategy::OneForOne).start().await?;
@@ -198,6 +221,53 @@ async fn polite() -> hatchery::Result<Tree> {
     say(&format!("worker {}", polite.pid().unwrap_or_default()));
     say("ready");
     Ok(tree)
+}
+
+/// Promise "leaks", in small: what restarts and processes leave behind in their parent.
+async fn leaks() -> hatchery::Result<()> {
+    let tree = Supervisor::new(Strategy::OneForOne).intensity(1000, Duration::from_secs(60)).start().await?;
+    let polite = tree.start_child(worker::<Polite>("polite", ())).await?;
+    let mut before = None;
+    for round in 0..220_u64 {
+        let crash = polite.aborts().await;
+        assert!(crash.is_err_and(|error| error.is_crash()));
+        polite.lives().await?;
+        Process::spawn(returns, ()).await?.join().await?;
+        if round == 20 {
+            // Until the process that has just ended is gone altogether, more may be seen than is kept.
+            pause(50).await;
+            before = Some(holdings());
+        }
+    }
+    // What ended last may still be on its way out.
+    let before = before.unwrap_or_default();
+    let begun = std::time::Instant::now();
+    let mut ticks = tokio::time::interval(Duration::from_millis(5));
+    while leaked(before) && begun.elapsed() < hatchery_tests::BOUND {
+        ticks.tick().await;
+    }
+    say(&format!("before {before:?}, after {:?}", holdings()));
+    say(if leaked(before) { "something leaked" } else { "nothing leaked" });
+    tree.stop().await
+}
+
+#[hatchery::task]
+fn returns() {}
+
+fn leaked(before: (usize, usize, usize)) -> bool {
+    let now = holdings();
+    now.0 > before.0 || now.1 > before.1 || now.2 > before.2
+}
+
+/// Descriptors, threads, and children, zombies included.
+fn holdings() -> (usize, usize, usize) {
+    let list = |path: &str| std::fs::read_dir(path).map_or(0, Iterator::count);
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let children = tasks
+        .map(|task| std::fs::read_to_string(task.path().join("children")).unwrap_or_default())
+        .map(|list| list.split_whitespace().count())
+        .sum();
+    (list("/proc/self/fd"), list("/proc/self/task"), children)
 }
 
 /// Promise "idle thread pools": a worker does not die because the thread that asked for it went idle and ended.

@@ -151,19 +151,26 @@ async fn run(pictures: &[Picture], workers: usize, chaos: bool) -> hatchery::Res
     let begun = Instant::now();
     let chaos = chaos.then(|| Chaos::begin(resizers.clone()));
     let bar = ProgressBar::new(pictures.len() as u64).with_style(style());
+    // Ctrl-C: the workers finish the picture they are at and leave.
+    let mut until_signal = tokio::spawn({
+        let tree = tree.clone();
+        async move { tree.run_until_signal().await }
+    });
     let mut pids = BTreeSet::new();
     let mut hits = 0;
     for _ in 0..ROUNDS {
         let round = Round::new(pictures, totals.clone(), bar.clone());
         let over = tokio::select! {
-            over = round.done_by(&resizers) => over?,
-            // Ctrl-C: the workers finish the picture they are at and leave.
-            ended = tree.run_until_signal() => {
-                bar.abandon();
-                ended?;
-                return Err(hatchery::Error::msg("stopped before all pictures were done"));
-            }
+            over = round.done_by(&resizers) => over,
+            ended = &mut until_signal => Err(stopped(&bar, ended?)),
         };
+        let over = match over {
+            // Its tree was stopping while it asked: why, the tree knows.
+            Err(error) if error.is_closed() || error.is_stopping() => {
+                Err(stopped(&bar, (&mut until_signal).await?))
+            }
+            over => over,
+        }?;
         hits += over.hits;
         pids.extend(over.pids);
         if chaos.is_none() || hits >= ENOUGH_HITS {
@@ -179,7 +186,7 @@ async fn run(pictures: &[Picture], workers: usize, chaos: bool) -> hatchery::Res
     let wall = begun.elapsed();
 
     if kills.is_some() {
-        let out = pictures.first().and_then(|picture| output_root(picture));
+        let out = pictures.first().and_then(output_root);
         for pid in pids {
             part_file::remove_leftovers(&out.clone().unwrap_or_default(), pid)
                 .map_err(hatchery::Error::msg)?;
@@ -196,6 +203,12 @@ async fn run(pictures: &[Picture], workers: usize, chaos: bool) -> hatchery::Res
         kills,
         wall,
     })
+}
+
+/// The run is over before its time: stopped, or given up.
+fn stopped(bar: &ProgressBar, ended: hatchery::Result<()>) -> hatchery::Error {
+    bar.abandon();
+    ended.err().unwrap_or_else(|| hatchery::Error::msg("stopped before all pictures were done"))
 }
 
 /// The directory that all thumbnails are below.

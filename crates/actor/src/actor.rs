@@ -1,5 +1,7 @@
 //! What an actor is: the trait that `#[actor]` implements, and how its answers are encoded.
 
+use std::any::Any;
+use std::fmt::Display;
 use std::future::Future;
 
 use hatchery_wire::{Body, encode};
@@ -84,9 +86,12 @@ impl<A: Actor> IntoStarted<A> for A {
     }
 }
 
-impl<A: Actor, E: Into<Error>> IntoStarted<A> for Result<A, E> {
+impl<A: Actor, E: Display + 'static> IntoStarted<A> for Result<A, E> {
     fn into_started(self) -> Result<A, Error> {
-        self.map_err(Into::into)
+        self.map_err(|error| match (&error as &dyn Any).downcast_ref::<Error>() {
+            Some(ours) => ours.clone(),
+            None => Error::msg(error),
+        })
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::error::{CallError, Never, SendError};
 use crate::fault::Fault;
-use crate::outlet::Answer;
+use crate::outlet::{Answer, Left};
 use crate::seat::Seat;
 
 /// How long an ask waits for its answer unless told otherwise.
@@ -22,7 +22,15 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 /// A request that has not been sent yet. `.await` sends it and waits for the answer; [`tell`](Ask::tell) wants none.
 ///
 /// It takes its place in line at its first poll and waits 30 s for the answer unless [`timeout`](Ask::timeout) says
-/// otherwise; time spent in line, or before a vacant seat, counts.
+/// otherwise; time spent in line, or before a vacant seat, counts. It runs at most once.
+///
+/// # Errors
+/// [`CallError`]: the handler answered with an `Err`, the worker ended (`is_crash`), the deadline passed
+/// (`is_timeout`), the actor was stopping (`is_stopping`) or is gone for good (`is_closed`), or request or answer could
+/// not travel. `maybe_executed` says whether it may have run.
+///
+/// # Panics
+/// Awaited outside of a tokio runtime with timers, such as the one of `#[hatchery::main]`.
 ///
 /// # Cancel safety
 /// Dropping it withdraws the request: if it has not begun when the withdrawal reaches the worker it never will; if
@@ -34,10 +42,16 @@ pub struct Ask<T, E = Never> {
     error: PhantomData<fn() -> E>,
 }
 
-/// A message without an answer. `.await` waits only until there is room in the actor's window: 64 messages a sender.
+/// A message without an answer. `.await` waits only until there is room in the actor's window: 64 requests under way
+/// from this process, all handles together.
+///
+/// # Errors
+/// [`SendError`]: no room within the timeout (30 s, counted from the first poll), the actor is gone for good, or the
+/// message can not travel. Nothing was executed then.
 ///
 /// # Cancel safety
-/// Dropped before it is ready, the message was not sent.
+/// Dropped while it waits in line, the message is not sent. It leaves as soon as there is room, though, which may be
+/// before the future is polled again: who drops it can not know.
 #[must_use = "a message is not sent until it is awaited"]
 pub struct Tell {
     order: Outgoing,
@@ -132,8 +146,11 @@ impl Outgoing {
             let now = Instant::now();
             // A timeout beyond what the clock can hold waits as long as the clock can.
             let deadline = now.checked_add(self.timeout).unwrap_or(now + FAR);
-            let id = self.seat.submit(ask, Some(deadline), body);
-            self.state = State::Waiting { id, timer: Box::pin(tokio::time::sleep_until(deadline)) };
+            // The timer first: without a runtime it panics, and then nothing must be in line.
+            let timer = Box::pin(tokio::time::sleep_until(deadline));
+            // The deadline of a tell is for its place in line; once it is sent nobody waits for it.
+            let id = self.seat.submit(ask, ask.then_some(deadline), body);
+            self.state = State::Waiting { id, timer };
         }
         let State::Waiting { id, timer } = &mut self.state else {
             panic!("polled after it was ready");
@@ -144,9 +161,13 @@ impl Outgoing {
             return Poll::Ready(answer);
         }
         if timer.as_mut().poll(cx).is_ready() {
-            let maybe_executed = self.seat.cancel(*id);
+            let answer = match self.seat.cancel(*id) {
+                // It came between the two looks, and counts: a tell that was sent must not be called unsent.
+                Left::Over(answer) => answer,
+                left => Answer::Fault(Fault::Timeout { maybe_executed: left == Left::Sent }),
+            };
             self.state = State::Over;
-            return Poll::Ready(Answer::Fault(Fault::Timeout { maybe_executed }));
+            return Poll::Ready(answer);
         }
         Poll::Pending
     }

@@ -91,12 +91,13 @@ pub struct Shutdown {
 }
 
 impl Shutdown {
-    /// Ask; after this long send SIGTERM, two seconds later SIGKILL. The default is 5 s.
+    /// Ask; after this long send SIGTERM, two seconds later SIGKILL. The default is 5 s. A local actor is asked
+    /// twice, and then cut off at its next await.
     pub const fn graceful(patience: Duration) -> Shutdown {
         Shutdown { graceful: Some(patience), term: Duration::from_secs(2) }
     }
 
-    /// Ask, and wait as long as it takes.
+    /// Ask, and wait as long as it takes: then the stop of its tree, and the end of the program, take as long, too.
     pub const fn infinity() -> Shutdown {
         Shutdown { graceful: None, term: Duration::ZERO }
     }

@@ -1,6 +1,5 @@
 //! What a handler can ask about the request it works on and the actor it belongs to.
 
-use std::future::poll_fn;
 use std::sync::Arc;
 
 use tokio::time::Instant;
@@ -13,13 +12,15 @@ pub struct Context {
     path: Arc<str>,
     incarnation: u64,
     mailbox: Arc<Mailbox>,
+    /// Which of the mailbox's requests this is about, counted from 1.
+    request: u64,
     deadline: Option<Instant>,
 }
 
 impl Context {
     /// The context of one incarnation.
     pub fn new(path: &str, incarnation: u64, mailbox: Arc<Mailbox>) -> Context {
-        Context { path: path.into(), incarnation, mailbox, deadline: None }
+        Context { path: path.into(), incarnation, mailbox, request: 0, deadline: None }
     }
 
     /// Where the actor sits, e.g. `/shop/web`.
@@ -32,26 +33,40 @@ impl Context {
         self.incarnation
     }
 
-    /// When the caller of this request stops waiting, by this process's clock.
+    /// When the caller of this request stops waiting, by this process's clock; `None` for a tell, and outside of a
+    /// request.
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline
     }
 
     /// Resolves when the caller of this request has left (its future was dropped, or its deadline passed). The
-    /// handler is not torn down by that: it may use this to stop early.
+    /// handler is not torn down by that: it may use this to stop early. Never resolves outside of a request: in
+    /// `start`, in `stopped`, or in a clone that has outlived the request.
     ///
+    /// # Cancel safety
     /// Cancel safe.
     pub async fn cancelled(&self) {
-        poll_fn(|cx| self.mailbox.poll_caller_left(cx)).await;
+        match self.mailbox.caller_left(self.request) {
+            Some(left) => left.cancelled().await,
+            None => std::future::pending().await,
+        }
     }
 
-    /// Stops this actor in order after the current message. Its supervisor decides what comes then.
+    /// Stops this actor in order after the current message: what waits behind it is answered `is_stopping()`, and
+    /// `stopped` runs. Its supervisor decides what comes then.
     pub fn stop(&self) {
         self.mailbox.stop();
     }
 
+    /// The next request is taken out of the mailbox.
     pub(crate) fn begin(&mut self, deadline: Option<Instant>) {
+        self.request += 1;
         self.deadline = deadline;
+    }
+
+    /// The last request is over.
+    pub(crate) fn rest(&mut self) {
+        self.deadline = None;
     }
 }
 

@@ -11,7 +11,21 @@ use crate::fault::{Fault, predicates};
 /// causes, able to travel between processes.
 ///
 /// `?` builds it from any `std::error::Error`; the predicates of the library's own errors survive that. It is no
-/// `std::error::Error` itself (it could not be built from all of them then), much as in `anyhow`.
+/// `std::error::Error` itself, since it could not be built from all of them then.
+///
+/// `Display` is one line with all causes; `Debug`, which a failing `main` prints, has a line for each and the last ten
+/// lines that a crashed worker wrote to standard error.
+///
+/// ```
+/// use hatchery_actor::error::{Error, Result};
+///
+/// fn port(text: &str) -> Result<u16> {
+///     let port: u16 = text.parse()?;
+///     if port == 0 { Err(Error::msg("port 0 is none").context("reading the settings")) } else { Ok(port) }
+/// }
+/// assert_eq!(port("0").unwrap_err().to_string(), "reading the settings: port 0 is none");
+/// assert!(!port("http").unwrap_err().is_crash());
+/// ```
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Error {
     message: String,
@@ -117,6 +131,9 @@ impl fmt::Display for Never {
 }
 
 /// Why an ask failed: the handler answered `Err(E)`, or there is no answer.
+///
+/// `E` is [`Never`] for methods that return no `Result`. It is a `std::error::Error` where `E` has `Debug` and
+/// `Display`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct CallError<E = Never> {
     whom: String,

@@ -63,7 +63,7 @@ pub trait AnyHandle {
         }
     }
 
-    /// Whether an incarnation sits there now.
+    /// Whether an incarnation sits there now. One that has just died may still count until its death is noticed.
     fn is_alive(&self) -> bool {
         matches!(self.actor_ref().seat.occupancy(), Occupancy::Occupied(_))
     }

@@ -64,13 +64,22 @@ impl<A: Actor> Start for Local<A> {
             let task = tokio::spawn(live::<A>(args, mailbox.clone(), ready, end));
             let child = Arc::new(LocalChild { mailbox: mailbox.clone(), task: task.abort_handle(), exited });
             let unless_ready = AbortOnDrop(Some(task.abort_handle()));
-            match tokio::time::timeout(order.timeout, is_ready).await {
-                Ok(Ok(result)) => result?,
+            let failed = match tokio::time::timeout(order.timeout, is_ready).await {
+                Ok(Ok(Ok(()))) => None,
+                Ok(Ok(Err(fault))) => Some(fault),
                 Ok(Err(_)) => {
                     let exit = child.exited().await;
-                    return Err(Fault::Ended { exit: Box::new((*exit).clone()), maybe_executed: false });
+                    Some(Fault::Ended { exit: Box::new((*exit).clone()), maybe_executed: false })
                 }
-                Err(_) => return Err(Fault::StartFailed(format!("not ready within {:?}", order.timeout))),
+                Err(_) => {
+                    task.abort();
+                    Some(Fault::StartFailed(format!("not ready within {:?}", order.timeout)))
+                }
+            };
+            if let Some(fault) = failed {
+                // One incarnation a seat: it is gone before anybody hears that it failed.
+                child.exited().await;
+                return Err(fault);
             }
             unless_ready.forget();
             let line = Arc::new(LocalLine::new(mailbox, order.seat, order.incarnation));

@@ -9,6 +9,7 @@ use std::task::{Context, Poll, Waker};
 
 use hatchery_wire::Body;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::fault::Fault;
 use crate::outlet::Answer;
@@ -54,6 +55,8 @@ pub struct Mailbox {
 struct State {
     queue: VecDeque<Parcel>,
     running: Option<Running>,
+    /// How many have been taken out.
+    taken: u64,
     stopping: bool,
     closed: bool,
     waker: Option<Waker>,
@@ -61,10 +64,13 @@ struct State {
 
 /// The request that a handler works on right now.
 struct Running {
+    /// The how manyth it is.
+    number: u64,
     id: u64,
     from: Arc<dyn ReturnPath>,
     caller_left: bool,
-    watcher: Option<Waker>,
+    /// Cancelled when the caller leaves; made when somebody first wants to know.
+    left: Option<CancellationToken>,
 }
 
 impl Mailbox {
@@ -102,10 +108,10 @@ impl Mailbox {
         if let Some(running) = &mut state.running {
             if running.id == id && Arc::ptr_eq(&running.from, from) {
                 running.caller_left = true;
-                let watcher = running.watcher.take();
+                let left = running.left.clone();
                 drop(state);
-                if let Some(watcher) = watcher {
-                    watcher.wake();
+                if let Some(left) = left {
+                    left.cancel();
                 }
                 return;
             }
@@ -137,17 +143,17 @@ impl Mailbox {
             return Poll::Ready(Next::Stop);
         }
         if let Some(parcel) = state.queue.pop_front() {
-            state.running =
-                Some(Running { id: parcel.id, from: parcel.from.clone(), caller_left: false, watcher: None });
+            state.taken += 1;
+            let (number, from) = (state.taken, parcel.from.clone());
+            state.running = Some(Running { number, id: parcel.id, from, caller_left: false, left: None });
             return Poll::Ready(Next::Parcel(parcel));
         }
         if idle {
             return Poll::Ready(Next::Idle);
         }
-        match &mut state.waker {
-            Some(waker) => waker.clone_from(cx.waker()),
-            empty => *empty = Some(cx.waker().clone()),
-        }
+        let old = state.waker.replace(cx.waker().clone());
+        drop(state);
+        drop(old);
         Poll::Pending
     }
 
@@ -157,16 +163,17 @@ impl Mailbox {
         drop(running);
     }
 
-    /// Resolves when the caller of the running request has left; never if nothing runs.
-    pub(crate) fn poll_caller_left(&self, cx: &mut Context<'_>) -> Poll<()> {
-        match &mut self.lock().running {
-            Some(running) if running.caller_left => Poll::Ready(()),
-            Some(running) => {
-                running.watcher = Some(cx.waker().clone());
-                Poll::Pending
-            }
-            None => Poll::Pending,
+    /// Is cancelled when the caller of this request, counted from 1, leaves; `None` if it is not the one that runs.
+    pub(crate) fn caller_left(&self, number: u64) -> Option<CancellationToken> {
+        let mut state = self.lock();
+        let running = state.running.as_mut().filter(|running| running.number == number)?;
+        let left = running.left.get_or_insert_default().clone();
+        let gone = running.caller_left;
+        drop(state);
+        if gone {
+            left.cancel();
         }
+        Some(left)
     }
 
     /// The actor is gone: what is left, and all that still arrives, is answered `Stopping`.
@@ -187,5 +194,144 @@ impl Parcel {
         } else {
             self.from.release(1);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hatchery_wire::encode;
+
+    use super::*;
+
+    /// Writes down what comes back.
+    #[derive(Default)]
+    struct Back {
+        answers: Mutex<Vec<(u64, Answer)>>,
+        places: Mutex<u32>,
+    }
+
+    impl ReturnPath for Back {
+        fn answer(&self, id: u64, answer: Answer) {
+            self.answers.lock().unwrap().push((id, answer));
+        }
+
+        fn release(&self, places: u32) {
+            *self.places.lock().unwrap() += places;
+        }
+    }
+
+    impl Back {
+        fn answers(&self) -> Vec<(u64, Answer)> {
+            self.answers.lock().unwrap().clone()
+        }
+    }
+
+    fn parcel(id: u64, ask: bool, from: &Arc<Back>) -> Parcel {
+        Parcel { id, ask, deadline: None, body: encode(&id).unwrap(), from: from.clone() }
+    }
+
+    fn next(mailbox: &Mailbox) -> Option<Next> {
+        match mailbox.poll_next(false, &mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(next) => Some(next),
+            Poll::Pending => None,
+        }
+    }
+
+    fn next_id(mailbox: &Mailbox) -> Option<u64> {
+        next(mailbox).map(|next| match next {
+            Next::Parcel(parcel) => parcel.id,
+            Next::Idle | Next::Stop => panic!("a request was expected"),
+        })
+    }
+
+    #[test]
+    fn requests_come_out_in_the_order_of_their_arrival() {
+        let (mailbox, back) = (Mailbox::new(), Arc::new(Back::default()));
+        for id in 0..10 {
+            assert!(mailbox.push(parcel(id, true, &back)).is_ok());
+        }
+        for id in 0..10 {
+            assert_eq!(next_id(&mailbox), Some(id));
+            mailbox.finished();
+        }
+        assert_eq!(next_id(&mailbox), None);
+    }
+
+    #[test]
+    fn control_overtakes_the_mailbox() {
+        let (mailbox, back) = (Mailbox::new(), Arc::new(Back::default()));
+        assert!(mailbox.push(parcel(1, true, &back)).is_ok());
+        mailbox.stop();
+        assert!(matches!(next(&mailbox), Some(Next::Stop)));
+    }
+
+    #[test]
+    fn a_request_withdrawn_before_it_begins_never_does_and_its_place_comes_back() {
+        let (mailbox, back) = (Mailbox::new(), Arc::new(Back::default()));
+        for id in 1..=3 {
+            assert!(mailbox.push(parcel(id, true, &back)).is_ok());
+        }
+        let from: Arc<dyn ReturnPath> = back.clone();
+        mailbox.withdraw(2, &from);
+        assert_eq!(back.answers(), [(2, Answer::Fault(Fault::Withdrawn))]);
+        assert_eq!((next_id(&mailbox), next_id(&mailbox), next_id(&mailbox)), (Some(1), Some(3), None));
+    }
+
+    #[test]
+    fn a_withdrawal_that_crosses_its_answer_changes_nothing() {
+        let (mailbox, back) = (Mailbox::new(), Arc::new(Back::default()));
+        let from: Arc<dyn ReturnPath> = back.clone();
+        assert!(mailbox.push(parcel(1, true, &back)).is_ok());
+        assert_eq!(next_id(&mailbox), Some(1));
+        mailbox.finished();
+        mailbox.withdraw(1, &from);
+        assert_eq!((back.answers(), next_id(&mailbox)), (vec![], None));
+    }
+
+    #[test]
+    fn a_withdrawal_touches_its_own_senders_request_only() {
+        let (mailbox, one, two) = (Mailbox::new(), Arc::new(Back::default()), Arc::new(Back::default()));
+        for back in [&one, &two, &one] {
+            assert!(mailbox.push(parcel(7, true, back)).is_ok());
+        }
+        let from: Arc<dyn ReturnPath> = two.clone();
+        // The first one's 7 runs, and is not the one that is meant.
+        assert_eq!(next_id(&mailbox), Some(7));
+        let left = mailbox.caller_left(1).unwrap();
+        mailbox.withdraw(7, &from);
+        assert!(!left.is_cancelled());
+        assert_eq!((one.answers().len(), two.answers().len()), (0, 1));
+        assert_eq!((next_id(&mailbox), next_id(&mailbox)), (Some(7), None));
+    }
+
+    #[test]
+    fn whoever_asks_about_the_caller_of_a_running_request_is_told_before_or_after() {
+        let (mailbox, back) = (Mailbox::new(), Arc::new(Back::default()));
+        let from: Arc<dyn ReturnPath> = back.clone();
+        assert!(mailbox.push(parcel(1, true, &back)).is_ok());
+        assert_eq!(next_id(&mailbox), Some(1));
+        let before = mailbox.caller_left(1).unwrap();
+        assert!(!before.is_cancelled());
+        mailbox.withdraw(1, &from);
+        assert!(before.is_cancelled() && mailbox.caller_left(1).unwrap().is_cancelled());
+        mailbox.finished();
+        assert!(mailbox.caller_left(1).is_none());
+        assert!(mailbox.push(parcel(2, true, &back)).is_ok());
+        assert_eq!(next_id(&mailbox), Some(2));
+        assert!(mailbox.caller_left(1).is_none(), "that one is over");
+        assert!(!mailbox.caller_left(2).unwrap().is_cancelled());
+    }
+
+    #[test]
+    fn a_closed_mailbox_answers_what_is_left_and_hands_back_what_arrives() {
+        let (mailbox, back) = (Mailbox::new(), Arc::new(Back::default()));
+        assert!(mailbox.push(parcel(1, true, &back)).is_ok());
+        assert!(mailbox.push(parcel(2, false, &back)).is_ok());
+        mailbox.close();
+        assert_eq!(back.answers(), [(1, Answer::Fault(Fault::Stopping))]);
+        assert_eq!(*back.places.lock().unwrap(), 1);
+        let Err(returned) = mailbox.push(parcel(3, true, &back)) else { panic!("it is closed") };
+        returned.refuse();
+        assert_eq!(back.answers().len(), 2);
     }
 }

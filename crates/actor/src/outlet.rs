@@ -102,6 +102,17 @@ enum Phase {
     Done(Answer),
 }
 
+/// What becomes of a request whose caller leaves.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// It was in line: it never will be sent.
+    Unsent,
+    /// It was on its way: it may run, or have run.
+    Sent,
+    /// It was over already, with this outcome.
+    Over(Answer),
+}
+
 /// The peer gave back more places than it was given.
 #[derive(Debug, PartialEq, Eq)]
 pub struct TooManyReleases;
@@ -140,10 +151,13 @@ impl Outlet {
             return Poll::Ready(Answer::Fault(Fault::Withdrawn));
         };
         if !matches!(slot.phase, Phase::Done(_)) {
-            match &mut slot.waker {
-                Some(waker) => waker.clone_from(cx.waker()),
-                empty => *empty = Some(cx.waker().clone()),
-            }
+            let old = match &slot.waker {
+                Some(waker) if waker.will_wake(cx.waker()) => None,
+                _ => slot.waker.replace(cx.waker().clone()),
+            };
+            drop(state);
+            // Only now: the last waker of a task may drop the task, and with it requests of this very outlet.
+            drop(old);
             return Poll::Pending;
         }
         match state.requests.remove(&id).map(|slot| slot.phase) {
@@ -152,27 +166,31 @@ impl Outlet {
         }
     }
 
-    /// The caller leaves. Says whether the request may have run.
-    pub(crate) fn cancel(&self, id: u64) -> bool {
+    /// The caller leaves.
+    pub(crate) fn cancel(&self, id: u64) -> Left {
         let mut state = self.lock();
-        match state.requests.remove(&id).map(|slot| slot.phase) {
-            Some(Phase::Sent { incarnation }) => {
-                if let Way::Open { incarnation: now, line, .. } = &state.way {
-                    if *now == incarnation {
-                        let line = line.clone();
-                        drop(state);
-                        line.withdraw(id);
-                    }
-                }
-                true
+        let Some(Slot { phase, waker }) = state.requests.remove(&id) else {
+            // Its outcome was taken before; nobody asks twice.
+            return Left::Over(Answer::Fault(Fault::Withdrawn));
+        };
+        let line = match (&phase, &state.way) {
+            (Phase::Sent { incarnation }, Way::Open { incarnation: now, line, .. }) if now == incarnation => {
+                Some(line.clone())
             }
-            Some(Phase::Queued { .. }) => {
-                state.tidy();
-                false
-            }
-            Some(Phase::Done(Answer::Fault(fault))) => fault.maybe_executed(),
-            Some(Phase::Done(_)) => true,
-            None => false,
+            _ => None,
+        };
+        state.tidy();
+        drop(state);
+        // Only now, as in `poll`.
+        drop(waker);
+        if let Some(line) = line {
+            // It was sent under the lock, so this can not overtake it.
+            line.withdraw(id);
+        }
+        match phase {
+            Phase::Queued { .. } => Left::Unsent,
+            Phase::Sent { .. } => Left::Sent,
+            Phase::Done(answer) => Left::Over(answer),
         }
     }
 
@@ -342,5 +360,589 @@ impl Hasher for OwnIds {
     }
     fn write_u64(&mut self, id: u64) {
         self.0 = id.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Wake;
+
+    use hatchery_wire::encode;
+
+    use super::*;
+    use crate::exit::Status;
+
+    /// A line that writes down what it is given, and refuses what says so.
+    #[derive(Default)]
+    pub(super) struct Notes {
+        pub(super) sent: Mutex<Vec<u64>>,
+        pub(super) withdrawn: Mutex<Vec<u64>>,
+    }
+
+    impl Line for Notes {
+        fn send(&self, request: Request) -> Result<(), Fault> {
+            if request.body == body(true) {
+                return Err(too_large());
+            }
+            self.sent.lock().unwrap().push(request.id);
+            Ok(())
+        }
+
+        fn withdraw(&self, id: u64) {
+            self.withdrawn.lock().unwrap().push(id);
+        }
+    }
+
+    impl Notes {
+        fn sent(&self) -> Vec<u64> {
+            self.sent.lock().unwrap().clone()
+        }
+
+        fn withdrawn(&self) -> Vec<u64> {
+            self.withdrawn.lock().unwrap().clone()
+        }
+    }
+
+    pub(super) fn body(refused: bool) -> Body {
+        encode(&refused).unwrap()
+    }
+
+    pub(super) fn too_large() -> Fault {
+        Fault::NotSent("over the limit".to_owned())
+    }
+
+    pub(super) fn exit() -> Exit {
+        Exit::new(Status::Signal(9))
+    }
+
+    pub(super) fn ended() -> Answer {
+        Answer::Fault(Fault::Ended { exit: Box::new(exit()), maybe_executed: true })
+    }
+
+    impl Outlet {
+        fn ask(&self) -> u64 {
+            self.submit(true, None, body(false))
+        }
+
+        fn tell(&self) -> u64 {
+            self.submit(false, None, body(false))
+        }
+
+        pub(super) fn now(&self, id: u64) -> Option<Answer> {
+            match self.poll(id, &mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(answer) => Some(answer),
+                Poll::Pending => None,
+            }
+        }
+
+        fn sit(&self, incarnation: u64) -> Arc<Notes> {
+            let notes = Arc::new(Notes::default());
+            assert!(self.open(incarnation, notes.clone()));
+            notes
+        }
+    }
+
+    fn value(n: u64) -> Answer {
+        Answer::Value(encode(&n).unwrap())
+    }
+
+    #[test]
+    fn requests_keep_their_order_across_vacancies_and_incarnations() {
+        let outlet = Outlet::default();
+        let before: Vec<u64> =
+            (0..100).map(|n| if n % 3 == 0 { outlet.tell() } else { outlet.ask() }).collect();
+        let first = outlet.sit(1);
+        assert_eq!(first.sent(), before[..64]);
+        outlet.ended(1, &exit());
+        let later: Vec<u64> = (0..10).map(|_| outlet.ask()).collect();
+        let second = outlet.sit(2);
+        assert_eq!(second.sent(), [&before[64..], &later[..]].concat());
+    }
+
+    #[test]
+    fn unsent_requests_outlive_an_incarnation_and_sent_ones_end_with_it_exactly_once() {
+        let outlet = Outlet::default();
+        let first = outlet.sit(1);
+        let ids: Vec<u64> = (0..65).map(|_| outlet.ask()).collect();
+        outlet.ended(1, &exit());
+        outlet.ended(1, &exit());
+        for id in &ids[..64] {
+            assert_eq!(outlet.now(*id), Some(ended()));
+        }
+        assert_eq!(outlet.now(ids[64]), None);
+        let second = outlet.sit(2);
+        assert_eq!((first.sent().len(), second.sent()), (64, vec![ids[64]]));
+        outlet.answered(2, ids[64], value(7), true).unwrap();
+        assert_eq!(outlet.now(ids[64]), Some(value(7)));
+        assert!(outlet.lock().requests.is_empty());
+    }
+
+    #[test]
+    fn no_more_than_the_window_is_under_way() {
+        let outlet = Outlet::default();
+        let line = outlet.sit(1);
+        let ids: Vec<u64> = (0..200).map(|_| outlet.tell()).collect();
+        assert_eq!(line.sent(), ids[..64]);
+        assert_eq!(outlet.now(ids[63]), Some(Answer::None));
+        assert_eq!(outlet.now(ids[64]), None);
+        outlet.released(1, 3).unwrap();
+        assert_eq!(line.sent(), ids[..67]);
+        assert_eq!(outlet.now(ids[66]), Some(Answer::None));
+        assert_eq!(outlet.now(ids[67]), None);
+    }
+
+    #[test]
+    fn a_place_given_back_too_often_is_an_error_and_changes_nothing() {
+        let outlet = Outlet::default();
+        let line = outlet.sit(1);
+        assert_eq!(outlet.released(1, 1), Err(TooManyReleases));
+        let id = outlet.ask();
+        assert_eq!(outlet.released(1, 2), Err(TooManyReleases));
+        assert_eq!(outlet.released(1, u32::MAX), Err(TooManyReleases));
+        outlet.released(1, 1).unwrap();
+        assert_eq!(outlet.answered(1, id, value(1), true), Err(TooManyReleases));
+        assert_eq!(outlet.now(id), None, "a peer that breaks the protocol is not listened to");
+        for _ in 0..100 {
+            outlet.tell();
+        }
+        assert_eq!(line.sent().len(), 1 + 64);
+    }
+
+    #[test]
+    fn a_request_withdrawn_in_line_is_never_sent() {
+        let outlet = Outlet::default();
+        let (first, second) = (outlet.ask(), outlet.tell());
+        assert_eq!(outlet.cancel(first), Left::Unsent);
+        let line = outlet.sit(1);
+        assert_eq!((line.sent(), line.withdrawn()), (vec![second], vec![]));
+    }
+
+    #[test]
+    fn a_request_withdrawn_on_its_way_is_taken_back_from_its_line_and_keeps_its_place_until_it_is_answered() {
+        let outlet = Outlet::default();
+        let line = outlet.sit(1);
+        let ids: Vec<u64> = (0..65).map(|_| outlet.ask()).collect();
+        assert_eq!(outlet.cancel(ids[5]), Left::Sent);
+        assert_eq!(line.withdrawn(), [ids[5]]);
+        assert_eq!(line.sent().len(), 64);
+        outlet.answered(1, ids[5], Answer::Fault(Fault::Withdrawn), true).unwrap();
+        assert_eq!(line.sent().len(), 65);
+    }
+
+    #[test]
+    fn the_withdrawal_of_a_request_to_an_earlier_incarnation_does_not_reach_the_present_one() {
+        let outlet = Outlet::default();
+        let first = outlet.sit(1);
+        let id = outlet.ask();
+        // The next one opens before the end of the first is known.
+        let second = outlet.sit(2);
+        assert_eq!(outlet.cancel(id), Left::Sent);
+        assert_eq!((first.withdrawn(), second.withdrawn()), (vec![], vec![]));
+    }
+
+    #[test]
+    fn who_leaves_after_the_outcome_gets_the_outcome() {
+        let outlet = Outlet::default();
+        let _line = outlet.sit(1);
+        let (ask, tell) = (outlet.ask(), outlet.tell());
+        outlet.answered(1, ask, value(3), true).unwrap();
+        assert_eq!(outlet.cancel(ask), Left::Over(value(3)));
+        assert_eq!(outlet.cancel(tell), Left::Over(Answer::None));
+    }
+
+    #[test]
+    fn answers_to_departed_callers_and_of_earlier_incarnations_are_ignored() {
+        let outlet = Outlet::default();
+        let _first = outlet.sit(1);
+        let gone = outlet.ask();
+        outlet.cancel(gone);
+        outlet.answered(1, gone, value(1), true).unwrap();
+        outlet.ended(1, &exit());
+        let _second = outlet.sit(2);
+        let id = outlet.ask();
+        outlet.answered(1, id, value(1), true).unwrap();
+        outlet.released(1, 1).unwrap();
+        assert_eq!(outlet.now(id), None);
+        assert_eq!(outlet.released(2, 2), Err(TooManyReleases), "the window is the second one's own");
+        outlet.answered(2, 999, value(1), false).unwrap();
+        outlet.answered(2, id, value(2), true).unwrap();
+        outlet.answered(2, id, value(3), false).unwrap();
+        assert_eq!(outlet.now(id), Some(value(2)));
+    }
+
+    #[test]
+    fn close_tells_those_in_line_and_all_later_ones_why_and_leaves_the_sent_ones_to_their_incarnation() {
+        let outlet = Outlet::default();
+        let line = outlet.sit(1);
+        let ids: Vec<u64> = (0..65).map(|_| outlet.ask()).collect();
+        let closed = Fault::Closed { why: "it was stopped".to_owned() };
+        outlet.close(closed.clone());
+        assert_eq!(outlet.now(ids[64]), Some(Answer::Fault(closed.clone())));
+        assert_eq!(outlet.now(ids[0]), None);
+        let late = outlet.tell();
+        assert_eq!(outlet.now(late), Some(Answer::Fault(closed)));
+        assert!(!outlet.open(2, line));
+        outlet.answered(1, ids[1], value(1), true).unwrap();
+        assert_eq!(outlet.now(ids[1]), Some(value(1)));
+        outlet.ended(1, &exit());
+        assert_eq!(outlet.now(ids[0]), Some(ended()));
+    }
+
+    #[test]
+    fn a_request_that_its_line_refuses_is_told_why_and_takes_no_place() {
+        let outlet = Outlet::default();
+        let (first, refused) = (outlet.ask(), outlet.submit(true, None, body(true)));
+        let rest: Vec<u64> = (0..64).map(|_| outlet.ask()).collect();
+        let line = outlet.sit(1);
+        assert_eq!(outlet.now(refused), Some(Answer::Fault(too_large())));
+        assert_eq!(line.sent(), [&[first], &rest[..63]].concat());
+    }
+
+    #[test]
+    fn an_incarnation_that_ended_before_it_was_opened_gets_nothing() {
+        let outlet = Outlet::default();
+        let id = outlet.ask();
+        outlet.ended(1, &exit());
+        let line = Arc::new(Notes::default());
+        assert!(!outlet.open(1, line.clone()));
+        assert_eq!((line.sent(), outlet.now(id)), (vec![], None));
+        assert_eq!(outlet.sit(2).sent(), [id]);
+    }
+
+    #[test]
+    fn requests_that_come_and_go_before_a_vacant_seat_leave_nothing_behind() {
+        let outlet = Outlet::default();
+        let stays = outlet.ask();
+        for _ in 0..10_000 {
+            let id = outlet.ask();
+            outlet.cancel(id);
+            assert!(outlet.lock().queue.len() < 100);
+        }
+        assert_eq!(outlet.lock().requests.len(), 1);
+        assert_eq!(outlet.sit(1).sent(), [stays]);
+    }
+
+    struct Count(Mutex<u32>);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            *self.0.lock().unwrap() += 1;
+        }
+    }
+
+    #[test]
+    fn every_outcome_wakes_its_caller_once() {
+        type Event = fn(&Outlet, u64);
+        let events: [Event; 4] = [
+            |outlet, id| outlet.answered(1, id, value(1), true).unwrap(),
+            |outlet, _| outlet.ended(1, &exit()),
+            |outlet, _| {
+                outlet.close(Fault::Stopping);
+                outlet.ended(1, &exit());
+            },
+            |outlet, id| drop(outlet.answered(1, id, Answer::Fault(Fault::Stopping), true)),
+        ];
+        for event in events {
+            let outlet = Outlet::default();
+            let _line = outlet.sit(1);
+            let (id, count) = (outlet.ask(), Arc::new(Count(Mutex::new(0))));
+            let waker = Waker::from(count.clone());
+            for _ in 0..2 {
+                assert!(outlet.poll(id, &mut Context::from_waker(&waker)).is_pending());
+            }
+            event(&outlet, id);
+            assert_eq!(*count.0.lock().unwrap(), 1);
+            assert!(outlet.now(id).is_some());
+        }
+    }
+
+    /// A waker that is the last owner of a task, which owns a request.
+    struct LastOwner {
+        outlet: Arc<Outlet>,
+        id: u64,
+    }
+
+    impl Wake for LastOwner {
+        fn wake(self: Arc<Self>) {}
+    }
+
+    impl Drop for LastOwner {
+        fn drop(&mut self) {
+            self.outlet.cancel(self.id);
+        }
+    }
+
+    #[test]
+    fn a_waker_whose_drop_drops_another_request_does_no_harm() {
+        let outlet = Arc::new(Outlet::default());
+        let mut polled = Vec::new();
+        for _ in 0..2 {
+            let (id, other) = (outlet.ask(), outlet.ask());
+            let waker = Waker::from(Arc::new(LastOwner { outlet: outlet.clone(), id: other }));
+            assert!(outlet.poll(id, &mut Context::from_waker(&waker)).is_pending());
+            polled.push(id);
+        }
+        assert_eq!(outlet.now(polled[0]), None);
+        assert_eq!(outlet.cancel(polled[1]), Left::Unsent);
+        assert_eq!(outlet.sit(1).sent(), [polled[0]]);
+    }
+
+    /// Random operations on an outlet, against a model that keeps everything in plain lists.
+    mod against_a_model {
+        use proptest::prelude::*;
+
+        use super::*;
+
+        #[derive(Clone, Debug)]
+        enum Op {
+            Submit { ask: bool, refused: bool, times: usize },
+            Leave(prop::sample::Index),
+            Look(prop::sample::Index),
+            Open,
+            Answer(prop::sample::Index),
+            Release(u32),
+            ReleaseTooMany(u32),
+            LateAnswer(prop::sample::Index),
+            Ended,
+            EndedBeforeItOpened,
+            Close,
+        }
+
+        fn op() -> impl Strategy<Value = Op> {
+            let index = any::<prop::sample::Index>;
+            prop_oneof![
+                6 => (any::<bool>(), prop::bool::weighted(0.1), 1_usize..40)
+                    .prop_map(|(ask, refused, times)| Op::Submit { ask, refused, times }),
+                4 => index().prop_map(Op::Leave),
+                4 => index().prop_map(Op::Look),
+                3 => Just(Op::Open),
+                8 => index().prop_map(Op::Answer),
+                4 => (1_u32..40).prop_map(Op::Release),
+                1 => (1_u32..1000).prop_map(Op::ReleaseTooMany),
+                2 => index().prop_map(Op::LateAnswer),
+                2 => Just(Op::Ended),
+                1 => Just(Op::EndedBeforeItOpened),
+                1 => Just(Op::Close),
+            ]
+        }
+
+        #[derive(Clone, Debug, PartialEq)]
+        enum Fate {
+            InLine,
+            Sent,
+            Over(Answer),
+            /// The caller left, or took the outcome.
+            Gone,
+        }
+
+        struct Known {
+            id: u64,
+            ask: bool,
+            refused: bool,
+            fate: Fate,
+        }
+
+        /// What the outlet should know, and what the incarnation holds.
+        #[derive(Default)]
+        struct Model {
+            all: Vec<Known>,
+            incarnation: u64,
+            open: bool,
+            closed: bool,
+            /// Under way at the present incarnation: what was sent and has not given its place back.
+            held: Vec<u64>,
+            /// All that was ever sent to the present incarnation.
+            sent: Vec<u64>,
+            withdrawn: Vec<u64>,
+        }
+
+        fn closed() -> Fault {
+            Fault::Closed { why: "over".to_owned() }
+        }
+
+        impl Model {
+            fn known(&mut self, id: u64) -> &mut Known {
+                self.all.iter_mut().find(|known| known.id == id).unwrap()
+            }
+
+            /// The oldest in line go first, as long as there is room.
+            fn settle(&mut self) {
+                for known in &mut self.all {
+                    if !self.open || self.held.len() == WINDOW as usize {
+                        return;
+                    }
+                    if known.fate == Fate::InLine {
+                        if known.refused {
+                            known.fate = Fate::Over(Answer::Fault(too_large()));
+                            continue;
+                        }
+                        known.fate = if known.ask { Fate::Sent } else { Fate::Over(Answer::None) };
+                        self.held.push(known.id);
+                        self.sent.push(known.id);
+                    }
+                }
+            }
+
+            fn end(&mut self) {
+                self.open = false;
+                self.held.clear();
+                for known in self.all.iter_mut().filter(|known| known.fate == Fate::Sent) {
+                    known.fate = Fate::Over(ended());
+                }
+            }
+
+            fn waiting(&self) -> Vec<u64> {
+                self.all.iter().filter(|known| known.fate != Fate::Gone).map(|known| known.id).collect()
+            }
+        }
+
+        fn look(outlet: &Outlet, model: &mut Model, id: u64) {
+            let known = model.known(id);
+            match &known.fate {
+                Fate::Over(answer) => {
+                    assert_eq!(outlet.now(id).as_ref(), Some(answer));
+                    known.fate = Fate::Gone;
+                }
+                _ => assert_eq!(outlet.now(id), None),
+            }
+        }
+
+        fn run(ops: Vec<Op>) {
+            let (outlet, mut model) = (Outlet::default(), Model::default());
+            let mut line = Arc::new(Notes::default());
+            for op in ops {
+                match op {
+                    Op::Submit { ask, refused, times } => {
+                        for _ in 0..times {
+                            let id = outlet.submit(ask, None, body(refused));
+                            let fate =
+                                if model.closed { Fate::Over(Answer::Fault(closed())) } else { Fate::InLine };
+                            model.all.push(Known { id, ask, refused, fate });
+                            model.settle();
+                        }
+                    }
+                    Op::Leave(index) => {
+                        let waiting = model.waiting();
+                        if waiting.is_empty() {
+                            continue;
+                        }
+                        let id = *index.get(&waiting);
+                        let open = model.open;
+                        let known = model.known(id);
+                        let left = match std::mem::replace(&mut known.fate, Fate::Gone) {
+                            Fate::InLine => Left::Unsent,
+                            Fate::Sent => Left::Sent,
+                            Fate::Over(answer) => Left::Over(answer),
+                            Fate::Gone => unreachable!(),
+                        };
+                        assert_eq!(outlet.cancel(id), left);
+                        if left == Left::Sent && open {
+                            model.withdrawn.push(id);
+                        }
+                    }
+                    Op::Look(index) => {
+                        let waiting = model.waiting();
+                        if !waiting.is_empty() {
+                            look(&outlet, &mut model, *index.get(&waiting));
+                        }
+                    }
+                    Op::Open if model.open => {}
+                    Op::Open => {
+                        model.incarnation += 1;
+                        (model.sent, model.withdrawn) = (Vec::new(), Vec::new());
+                        line = Arc::new(Notes::default());
+                        assert_eq!(outlet.open(model.incarnation, line.clone()), !model.closed);
+                        model.open = !model.closed;
+                        model.settle();
+                    }
+                    Op::Answer(index) => {
+                        let asks: Vec<u64> =
+                            model.held.iter().copied().filter(|id| model.all[*id as usize].ask).collect();
+                        if asks.is_empty() {
+                            continue;
+                        }
+                        let id = *index.get(&asks);
+                        outlet.answered(model.incarnation, id, value(id), true).unwrap();
+                        model.held.retain(|held| *held != id);
+                        if model.known(id).fate == Fate::Sent {
+                            model.known(id).fate = Fate::Over(value(id));
+                        }
+                        model.settle();
+                    }
+                    Op::Release(n) => {
+                        let tells = model.held.iter().copied().filter(|id| !model.all[*id as usize].ask);
+                        let back: Vec<u64> = tells.take(n as usize).collect();
+                        outlet.released(model.incarnation, back.len() as u32).unwrap();
+                        model.held.retain(|held| !back.contains(held));
+                        model.settle();
+                    }
+                    Op::ReleaseTooMany(n) if model.open => {
+                        let n = model.held.len() as u32 + n;
+                        assert_eq!(outlet.released(model.incarnation, n), Err(TooManyReleases));
+                    }
+                    Op::ReleaseTooMany(n) => outlet.released(model.incarnation, n).unwrap(),
+                    Op::LateAnswer(index) => {
+                        // Of the incarnation before, about any request at all.
+                        if let (Some(earlier), false) =
+                            (model.incarnation.checked_sub(1), model.all.is_empty())
+                        {
+                            let id = index.get(&model.all).id;
+                            outlet.answered(earlier, id, value(u64::MAX), true).unwrap();
+                        }
+                    }
+                    Op::Ended => {
+                        outlet.ended(model.incarnation, &exit());
+                        model.end();
+                    }
+                    Op::EndedBeforeItOpened if model.open => {}
+                    Op::EndedBeforeItOpened => {
+                        model.incarnation += 1;
+                        outlet.ended(model.incarnation, &exit());
+                        line = Arc::new(Notes::default());
+                        assert!(!outlet.open(model.incarnation, line.clone()));
+                        (model.sent, model.withdrawn) = (Vec::new(), Vec::new());
+                    }
+                    Op::Close => {
+                        outlet.close(closed());
+                        model.closed = true;
+                        // What was sent goes on until its incarnation ends, which is at once here.
+                        outlet.ended(model.incarnation, &exit());
+                        model.end();
+                        for known in model.all.iter_mut().filter(|known| known.fate == Fate::InLine) {
+                            known.fate = Fate::Over(Answer::Fault(closed()));
+                        }
+                    }
+                }
+                assert_eq!(line.sent(), model.sent, "sent in this order");
+                assert_eq!(line.withdrawn(), model.withdrawn);
+                assert!(model.held.len() <= WINDOW as usize);
+                if let Way::Open { places, .. } = &outlet.lock().way {
+                    assert_eq!((WINDOW - places) as usize, model.held.len(), "under way");
+                }
+            }
+            // In the end every request that still has a caller gets its one outcome, and nothing stays.
+            outlet.close(closed());
+            outlet.ended(model.incarnation, &exit());
+            model.end();
+            for id in model.waiting() {
+                if model.known(id).fate == Fate::InLine {
+                    model.known(id).fate = Fate::Over(Answer::Fault(closed()));
+                }
+                look(&outlet, &mut model, id);
+                assert_eq!(model.known(id).fate, Fate::Gone);
+            }
+            assert!(outlet.lock().requests.is_empty() && outlet.lock().queue.is_empty());
+        }
+
+        proptest! {
+            #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+            #[test]
+            fn every_request_ends_exactly_once_in_order_and_within_the_window(
+                ops in prop::collection::vec(op(), 0..60),
+            ) {
+                run(ops);
+            }
+        }
     }
 }

@@ -34,8 +34,11 @@ pub trait Resident: Send + Sync + 'static {
     /// What a `main` that returned `Ok` waits for before anything is stopped; `None` if it need not be waited for.
     fn linger(&self) -> Option<BoxFuture<()>>;
 
-    /// Stops it; resolves when it is gone; bounded.
+    /// Stops it; resolves when it is gone.
     fn close(&self) -> BoxFuture<()>;
+
+    /// Whether nothing else stands on it, so that its neighbours may be stopped at the same time.
+    fn stands_alone(&self) -> bool;
 }
 
 /// Takes its resident off the list when dropped.
@@ -143,17 +146,25 @@ impl Root {
         }
     }
 
-    /// Stops everything, newest first; afterwards nothing new can start.
+    /// Stops everything, newest first, those side by side that stand alone; afterwards nothing new can start.
     pub async fn close(&self) {
         loop {
             let newest = {
                 let mut state = self.lock();
                 state.leaving = true;
-                state.residents.pop()
+                let alone = state.residents.iter().rev().take_while(|(_, resident)| resident.stands_alone());
+                let together = alone.count().max(1).min(state.residents.len());
+                let first = state.residents.len() - together;
+                state.residents.split_off(first)
             };
-            match newest {
-                Some((_, resident)) => resident.close().await,
-                None => return,
+            if newest.is_empty() {
+                return;
+            }
+            let closing: Vec<_> =
+                newest.iter().rev().map(|(_, resident)| tokio::spawn(resident.close())).collect();
+            for closed in closing {
+                // A panic in it has been printed; the others are stopped all the same.
+                let _ = closed.await;
             }
         }
     }

@@ -21,6 +21,8 @@ use crate::panics;
 pub async fn run<A: Actor>(mut actor: A, mailbox: &Arc<Mailbox>, mut cx: Context) -> Result<(), Panic> {
     let mut owed = Owed::default();
     loop {
+        // A mailbox that never runs empty must not keep this thread from its other tasks.
+        tokio::task::consume_budget().await;
         match poll_fn(|task| mailbox.poll_next(owed.any(), task)).await {
             Next::Parcel(parcel) => {
                 let outcome = panics::catch(one(&mut actor, &parcel, &mut cx)).await;
@@ -38,19 +40,18 @@ pub async fn run<A: Actor>(mut actor: A, mailbox: &Arc<Mailbox>, mut cx: Context
     }
     owed.settle();
     mailbox.close();
+    cx.rest();
     panics::catch(actor.stopped(&cx)).await
 }
 
 /// Handles one message, unless its caller no longer waits.
 async fn one<A: Actor>(actor: &mut A, parcel: &Parcel, cx: &mut Context) -> Answer {
+    cx.begin(parcel.deadline);
     if parcel.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
         return Answer::Fault(Fault::Timeout { maybe_executed: false });
     }
     match decode::<A::Message>(&parcel.body) {
-        Ok(message) => {
-            cx.begin(parcel.deadline);
-            actor.handle(message, parcel.ask, cx).await
-        }
+        Ok(message) => actor.handle(message, parcel.ask, cx).await,
         Err(error) => Answer::Fault(Fault::Undecodable(error.to_string())),
     }
 }

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::child::Child;
 use crate::exit::Exit;
 use crate::fault::Fault;
-use crate::outlet::{Answer, Line, Outlet, TooManyReleases};
+use crate::outlet::{Answer, Left, Line, Outlet, TooManyReleases};
 
 /// A child's place: its path, who sits there now, and the requests before it.
 ///
@@ -140,7 +140,7 @@ impl Seat {
         self.outlet.poll(id, cx)
     }
 
-    pub(crate) fn cancel(&self, id: u64) -> bool {
+    pub(crate) fn cancel(&self, id: u64) -> Left {
         self.outlet.cancel(id)
     }
 }
@@ -148,5 +148,77 @@ impl Seat {
 impl fmt::Debug for Seat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Seat").field("path", &self.path).field("actor", &self.actor).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::child::{BoxFuture, Rung};
+    use crate::exit::Status;
+    use crate::outlet::Request;
+
+    struct Fake;
+
+    impl Child for Fake {
+        fn stop(&self, _: Rung) {}
+
+        fn pid(&self) -> Option<u32> {
+            None
+        }
+
+        fn exited(&self) -> BoxFuture<Arc<Exit>> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    impl Line for Fake {
+        fn send(&self, _: Request) -> Result<(), Fault> {
+            Ok(())
+        }
+
+        fn withdraw(&self, _: u64) {}
+    }
+
+    fn sits(seat: &Seat) -> Option<u64> {
+        match seat.occupancy() {
+            Occupancy::Occupied(occupant) => Some(occupant.incarnation),
+            _ => None,
+        }
+    }
+
+    fn exit() -> Exit {
+        Exit::new(Status::Signal(9))
+    }
+
+    #[test]
+    fn incarnations_sit_one_after_another() {
+        let seat = Seat::new("/a".to_owned(), "A");
+        for incarnation in 1..4 {
+            assert_eq!(sits(&seat), None);
+            seat.occupy(incarnation, Arc::new(Fake), Arc::new(Fake));
+            assert_eq!(sits(&seat), Some(incarnation));
+            seat.ended(incarnation, &exit());
+        }
+    }
+
+    #[test]
+    fn one_that_ended_before_it_could_sit_down_does_not_sit_down() {
+        let seat = Seat::new("/a".to_owned(), "A");
+        seat.ended(1, &exit());
+        seat.occupy(1, Arc::new(Fake), Arc::new(Fake));
+        assert_eq!(sits(&seat), None);
+        seat.occupy(2, Arc::new(Fake), Arc::new(Fake));
+        seat.ended(1, &exit());
+        assert_eq!(sits(&seat), Some(2), "the late end of an earlier one changes nothing");
+    }
+
+    #[test]
+    fn a_closed_seat_stays_closed() {
+        let seat = Seat::new("/a".to_owned(), "A");
+        seat.close("it was stopped");
+        seat.occupy(1, Arc::new(Fake), Arc::new(Fake));
+        seat.ended(1, &exit());
+        assert!(matches!(seat.occupancy(), Occupancy::Closed(why) if why == "it was stopped"));
     }
 }

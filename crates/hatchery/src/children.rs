@@ -5,7 +5,14 @@ use hatchery_actor::local::Local;
 use hatchery_process::worker::Worker;
 use hatchery_supervisor::spec::ChildSpec;
 
-/// An actor in a process of its own. Its arguments are kept encoded, for restarts.
+/// An actor in a process of its own.
+///
+/// The arguments are those of its `start`: nothing is `()`, one is itself, several are a tuple. They are encoded here
+/// and kept so, for restarts; arguments that can not be encoded are an error of the start. The name is unique among the
+/// children of its supervisor: 100 bytes at most, no `/`, no control characters, not beginning with `~`.
+///
+/// It may take 30 s to start, and is stopped by [`Shutdown::graceful`](crate::Shutdown::graceful) with 5 s; the
+/// [`ChildSpec`] changes both.
 ///
 /// ```no_run
 /// use hatchery::prelude::*;
@@ -30,8 +37,10 @@ pub fn worker<A: Actor>(name: impl Into<String>, args: A::Args) -> ChildSpec<Wor
     ChildSpec::new(Worker::new(name, &args))
 }
 
-/// An actor in this process: the same handle, the same bounds, the same errors, but an abort in it takes this
-/// process with it.
+/// An actor in this process, as a task of the current runtime: the same handle, the same window, the same errors.
+///
+/// Messages and arguments are encoded here as well, so moving an actor between [`worker`] and `local` changes one word.
+/// A panic ends this actor alone; an abort takes this process with it, and a handler that blocks holds up its thread.
 pub fn local<A: Actor>(name: impl Into<String>, args: A::Args) -> ChildSpec<Local<A>> {
     ChildSpec::new(Local::new(name, &args))
 }

@@ -430,11 +430,17 @@ impl Actor {
             let names: Vec<_> = function.fields().map(|(name, _)| name).collect();
             let fields = (!names.is_empty()).then(|| quote!({ #(#names),* }));
             let ask = one.ask();
+            let sent = quote!(#text, &#message #turbofish::#variant #fields);
+            let sending = if is_bytes(&one.result) {
+                quote!(self.0.ask_with(#sent, ::hatchery::__private::decode_bytes))
+            } else {
+                quote!(self.0.ask(#sent))
+            };
             quote! {
                 #(#attributes)*
                 #documentation
                 #visibility fn #name(&self, #(#parameters),*) -> #ask {
-                    self.0.ask(#text, &#message #turbofish::#variant #fields)
+                    #sending
                 }
             }
         });

@@ -22,12 +22,23 @@ mod entry;
 /// The function becomes a constant of its name: `square(3)` still is a plain call, and
 /// `Process::spawn(square, 3)` runs it in a process of its own. Several parameters make a tuple.
 ///
-/// ```ignore
+/// ```
+/// use hatchery::prelude::*;
+///
 /// #[hatchery::task]
 /// fn square(x: u64) -> u64 {
 ///     x * x
 /// }
+///
+/// #[hatchery::main]
+/// async fn main() -> hatchery::Result<()> {
+///     assert_eq!(square(3), 9);
+///     assert_eq!(Process::spawn(square, 3).await?.join().await?, 9);
+///     Ok(())
+/// }
 /// ```
+///
+/// Inside the function its own name is the plain function, for recursion; `self::square` is the task.
 ///
 /// Parameters and result travel, so they are owned types that implement serde's traits; `Vec<u8>` travels as a byte
 /// string. An `async fn` works alike. A task cannot be generic: its name is all that says what runs.
@@ -44,7 +55,8 @@ pub fn task(options: TokenStream, item: TokenStream) -> TokenStream {
 /// on an orderly stop. Every other method is a message. `CounterHandle` has the same methods, which return an
 /// `Ask`: a future of the answer. A parameter `&Context` is filled in and not part of the message.
 ///
-/// ```ignore
+/// ```
+/// # use hatchery::prelude::*;
 /// struct Counter { total: u64 }
 ///
 /// #[hatchery::actor]
@@ -57,6 +69,13 @@ pub fn task(options: TokenStream, item: TokenStream) -> TokenStream {
 ///         self.total
 ///     }
 /// }
+/// # #[hatchery::main]
+/// # async fn main() -> hatchery::Result<()> {
+/// #     let tree = Supervisor::new(Strategy::OneForOne).start().await?;
+/// #     let counter: CounterHandle = tree.start_child(worker::<Counter>("counter", 1)).await?;
+/// #     assert_eq!(counter.add(2).await?, 3);
+/// #     tree.stop().await
+/// # }
 /// ```
 ///
 /// Helpers live in another impl block. The handle's methods are as visible as those written here. An actor may be
@@ -71,7 +90,7 @@ pub fn actor(options: TokenStream, item: TokenStream) -> TokenStream {
 /// The first thing it does is to find out whether this process is the root or a worker; a worker never gets as far as
 /// the body. Options are tokio's: `flavor = "current_thread"` or `"multi_thread"`, `worker_threads = N`.
 ///
-/// ```ignore
+/// ```
 /// #[hatchery::main]
 /// async fn main() -> hatchery::Result<()> {
 ///     Ok(())
@@ -87,7 +106,7 @@ pub fn main(options: TokenStream, item: TokenStream) -> TokenStream {
 /// Its workers are the test executable, which enters the same test again by name. Options are those of
 /// [`macro@main`]; `#[should_panic]` and `#[ignore]` mean what they always do.
 ///
-/// ```ignore
+/// ```
 /// #[hatchery::test]
 /// async fn a_worker_comes_back() {}
 /// ```

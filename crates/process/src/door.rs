@@ -38,7 +38,7 @@ pub enum Flavor {
 
 /// A program about to go through the door: what `#[hatchery::main]` writes, for those who write it by hand.
 ///
-/// ```no_run
+/// ```text
 /// fn main() {
 ///     hatchery::program()
 ///         .each_process(|| println!("in the root, and in every worker before its actor or task"))
@@ -93,13 +93,14 @@ impl Door {
         self
     }
 
-    /// Hosts an actor by hand, as generic ones need: `hosts::<Cache<u32>>()`.
+    /// Hosts an actor by hand, as generic ones need: `hosts::<Cache<u32>>()`. Others are hosted already.
     pub fn hosts<A: Actor>(self) -> Self {
         registry::host(HostedActor::of::<A>());
         self
     }
 
-    /// A value that every worker can read by `hatchery::config()`; 32 KiB at most, encoded.
+    /// A value that every worker can read by `hatchery::config()`; 32 KiB at most, encoded. The root can, too. With
+    /// one that is larger, or can not be encoded, `run` says so and exits with 1.
     pub fn worker_config<T: Serialize>(mut self, value: &T) -> Self {
         self.config = Some(encode(value));
         self
@@ -126,6 +127,7 @@ impl Door {
             be_worker(invited, std::mem::take(&mut door.each), Vec::new());
         }
         panics::note_places();
+        os::heed_sigchld();
         let config = match door.config.take().transpose() {
             Ok(config) => config.unwrap_or_default(),
             Err(error) => refuse(&format!("the worker_config can not be encoded: {error}")),
@@ -403,15 +405,15 @@ fn worker(
         Ok(program) => Frame::Hello(Hello { protocol: PROTOCOL, features: 0, program }),
         Err(error) => return (None, Ended::broken(format!("/proc/self/exe: {error}"))),
     };
-    // From here the warden writes it, together with what else is ready by then; code of the user's comes after it.
-    if hello.pack().and_then(|hello| link.queue(hello).map_err(|error| error.to_string())).is_err() {
-        return (None, Ended::broken("the hello can not be sent"));
+    // It leaves here and now: the parent deals with it while this process goes on starting.
+    let said = hello
+        .pack()
+        .and_then(|hello| link.queue(hello).and_then(|()| link.flush()).map_err(|error| error.to_string()));
+    if let Err(error) = said {
+        return (None, Ended::broken(format!("the hello can not be sent: {error}")));
     }
-    if !each.is_empty() {
-        let _ = link.flush();
-        for f in each {
-            f();
-        }
+    for f in each {
+        f();
     }
     let warden = match Warden::get() {
         Ok(warden) => warden,

@@ -24,7 +24,7 @@ use crate::frames::{Frame, Invitation, LastWords, What};
 use crate::program::Program;
 use crate::registry;
 use crate::task::{TaskEntry, TaskOutcome, TaskRun};
-use crate::warden::{LinkUp, Warden};
+use crate::warden::Warden;
 use crate::worker::TENANT;
 
 /// Exit code after a panic, as Rust's own.
@@ -90,7 +90,7 @@ pub(crate) fn host_actor<A: Actor>(inside: Inside) -> Ended {
     let Inside { invitation, channel, link, warden, program } = inside;
     let mailbox = Mailbox::new();
     let to_stop = mailbox.clone();
-    warden.link_up(LinkUp { link, on_shutdown: Box::new(move || to_stop.stop()) });
+    warden.link_up(link, Box::new(move || to_stop.stop()));
     let runtime = match runtime(&program) {
         Ok(runtime) => runtime,
         Err(error) => return Ended::broken(format!("no runtime: {error}")),
@@ -153,7 +153,7 @@ async fn act<A: Actor>(
 fn host_task(entry: &'static TaskEntry, inside: Inside) -> Ended {
     let Inside { channel, link, warden, program, .. } = inside;
     // A task has no mailbox to stop in order; whoever wants its end sends SIGTERM.
-    warden.link_up(LinkUp { link, on_shutdown: Box::new(|| ()) });
+    warden.link_up(link, Box::new(|| ()));
     let runtime = match runtime(&program) {
         Ok(runtime) => runtime,
         Err(error) => return Ended::broken(format!("no runtime: {error}")),

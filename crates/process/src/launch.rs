@@ -1,4 +1,4 @@
-//! Starting one worker process, up to its hello, and caring for it until its end.
+//! Starting one worker process, and caring for it until its end.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
 
 use hatchery_actor::exit::{Exit, Status};
@@ -42,11 +42,9 @@ pub(crate) struct Launch {
     pub(crate) what: What,
     pub(crate) env: BTreeMap<OsString, Option<OsString>>,
     pub(crate) current_dir: Option<PathBuf>,
-    pub(crate) deadline: Instant,
-    pub(crate) timeout: Duration,
 }
 
-/// A worker that has said hello.
+/// A worker process that has been started.
 pub(crate) struct Launched {
     pub(crate) ward: Arc<Ward>,
     pub(crate) channel: UnixStream,
@@ -54,8 +52,8 @@ pub(crate) struct Launched {
     program: Arc<Program>,
 }
 
-/// Starts a worker and waits for its hello, its end or the deadline, whichever is first. Dropping the future kills
-/// what it started.
+/// Starts a worker process and waits for nothing it says: what is sent to it meanwhile waits in its sockets.
+/// Dropping the future kills what it started.
 pub(crate) async fn launch(program: &Arc<Program>, launch: Launch) -> Result<Launched, Fault> {
     if program.depth >= DEEPEST {
         return Err(Fault::Refused(format!(
@@ -67,23 +65,37 @@ pub(crate) async fn launch(program: &Arc<Program>, launch: Launch) -> Result<Lau
     let warden =
         Warden::get().map_err(|error| cannot("start the thread that watches over workers", &error))?;
     let (program_there, launch_there) = (program.clone(), launch.clone());
-    let spawned = spawner::run(move || spawn(&program_there, warden, &launch_there)).await;
-    let (ward, channel) = spawned
+    let spawned = spawner::run(move || {
+        // A caller who leaves while it is spawned gets nothing to end it with; this does.
+        spawn(&program_there, warden, &launch_there)
+            .map(|(ward, channel)| (KillOnDrop(Some(ward.clone())), ward, channel))
+    });
+    let (unless_left, ward, channel) = spawned
+        .await
         .and_then(|spawned| spawned)
         .map_err(|error| cannot(&format!("start the worker {}", launch.path), &error))?;
-    let unless_hello = KillOnDrop(Some(ward.clone()));
-    let first = ward.reached(|now| now.hello || now.exit.is_some());
-    match tokio::time::timeout_at(launch.deadline, first).await {
-        Ok(now) if now.hello => {}
-        Ok(_) => return Err(ended(&*ward.exited().await)),
-        Err(_) => {
-            ward.condemn(format!("no hello within {:?}", launch.timeout));
-            return Err(ended(&*ward.exited().await));
-        }
-    }
-    unless_hello.forget();
+    unless_left.forget();
     let active = ActiveChild { name: launch.name, path: launch.path, pid: u32::from(&*ward) };
     Ok(Launched { ward, channel, active, program: program.clone() })
+}
+
+/// Waits for the hello of a worker, its end or the deadline, whichever is first. Dropping the future kills it.
+pub(crate) async fn greeted(
+    ward: &Arc<Ward>,
+    ended: Ended,
+    deadline: Instant,
+    timeout: Duration,
+) -> Result<(), Fault> {
+    let unless_hello = KillOnDrop(Some(ward.clone()));
+    match tokio::time::timeout_at(deadline, ward.greeted()).await {
+        Ok(true) => {
+            unless_hello.forget();
+            return Ok(());
+        }
+        Ok(false) => {}
+        Err(_) => ward.condemn(format!("no hello within {timeout:?}")),
+    }
+    Err(self::ended(&*wait(ended).await))
 }
 
 fn cannot(what: &str, error: &io::Error) -> Fault {
@@ -107,9 +119,9 @@ fn spawn(
     let mut fds = vec![OwnedFd::from(their_channel)];
     let mut stdout = None;
     if program.capture_stdout {
-        let (read, write) = io::pipe()?;
-        stdout = Some(OwnedFd::from(read));
-        fds.push(OwnedFd::from(write));
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        stdout = Some(read);
+        fds.push(write);
     }
     let invitation = Invitation {
         protocol: PROTOCOL,
@@ -168,9 +180,14 @@ fn spawn(
 
 /// What `ps` shows: the program and the place of the worker in its tree.
 fn argv0(path: &str) -> String {
-    let exe = std::env::current_exe().ok();
-    let name = exe.as_deref().and_then(|exe| exe.file_name()).map(|name| name.to_string_lossy());
-    format!("{}: {path}", name.as_deref().unwrap_or("hatchery"))
+    // As it was called at the first start, should the file be renamed or replaced later.
+    static NAME: OnceLock<String> = OnceLock::new();
+    let name = NAME.get_or_init(|| {
+        let exe = std::env::current_exe().ok();
+        let name = exe.as_deref().and_then(|exe| exe.file_name()).map(|name| name.to_string_lossy());
+        name.as_deref().unwrap_or("hatchery").to_owned()
+    });
+    format!("{name}: {path}")
 }
 
 /// Kills a worker whose start was given up.

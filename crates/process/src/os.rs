@@ -2,6 +2,21 @@
 
 #![expect(unsafe_code, reason = "signal dispositions can not be reset through any safe wrapper")]
 
+/// Sets SIGCHLD back to its default if the launcher had it ignored: the kernel would otherwise reap every child by
+/// itself, and nobody could tell how it ended. A handler of the program's own stays.
+pub(crate) fn heed_sigchld() {
+    let mut now = std::mem::MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: the second argument may be null, the third points to room for the answer, which is read only if the
+    // call succeeded and so has filled it in; SIG_DFL is a valid disposition.
+    unsafe {
+        if libc::sigaction(libc::SIGCHLD, std::ptr::null(), now.as_mut_ptr()) == 0
+            && now.assume_init().sa_sigaction == libc::SIG_IGN
+        {
+            libc::signal(libc::SIGCHLD, libc::SIG_DFL);
+        }
+    }
+}
+
 /// Sets every signal back to its default and blocks none.
 ///
 /// A launcher that ignores signals (`nohup`, many test harnesses) hands that down through every exec; a worker that

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::channel::{Desk, Outgoing, fault_of, measure};
 use crate::frames::What;
-use crate::launch::{Ended, Launch, START_TIMEOUT, launch, live, wait};
+use crate::launch::{self, Ended, Launch, START_TIMEOUT, launch, live, wait};
 use crate::program::Program;
 use crate::registry;
 use crate::task::{Runs, TaskEntry};
@@ -62,8 +62,9 @@ impl Process<()> {
     /// Starts a task in a new process and resolves when that process has said hello.
     ///
     /// # Errors
-    /// The program did not come through the door; the arguments can not be encoded; the process can not be started,
-    /// or ended before it said hello (the error has its exit then), or did not say it within 30 s.
+    /// The program did not come through the door, is ending, or does not host the task; workers are nested 16 deep
+    /// already; the arguments can not be encoded or have more than 256 MiB; the process can not be started. If it
+    /// ended before it said hello, or was killed because it did not say it within 30 s, the error has its exit.
     ///
     /// # Cancel safety
     /// Dropping the future ends what it started.
@@ -94,13 +95,13 @@ impl<R> Builder<R> {
         self
     }
 
-    /// Whether the end of the program ends this process instead of waiting for it.
+    /// Whether the end of the program ends this process instead of waiting for it: SIGTERM, two seconds later SIGKILL.
     pub fn daemon(mut self, daemon: bool) -> Self {
         self.daemon = daemon;
         self
     }
 
-    /// Whether dropping the handle kills the process.
+    /// Whether dropping the handle kills the process, with SIGKILL; it is reaped in the background.
     pub fn kill_on_drop(mut self, kill: bool) -> Self {
         self.kill_on_drop = kill;
         self
@@ -163,6 +164,7 @@ impl<R> Builder<R> {
                 }
             },
         };
+        let deadline = Instant::now() + self.start_timeout;
         let named = NameGuard { program: program.clone(), path: path.clone() };
         let order = Launch {
             path: path.clone(),
@@ -171,8 +173,6 @@ impl<R> Builder<R> {
             what: What::Task { name: self.entry.name.to_owned(), place: self.entry.place.to_string() },
             env: self.env,
             current_dir: self.current_dir,
-            deadline: Instant::now() + self.start_timeout,
-            timeout: self.start_timeout,
         };
         let launched = launch(&program, order).await?;
         let ward = launched.ward.clone();
@@ -188,6 +188,7 @@ impl<R> Builder<R> {
             let residence = until_the_end.lock().unwrap_or_else(PoisonError::into_inner).take();
             drop(residence);
         })?;
+        launch::greeted(&ward, ended.clone(), deadline, self.start_timeout).await?;
         let shared = Arc::new(Shared { name, path, ward: ward.clone(), ended, result, daemon: self.daemon });
         let moved_in = program.root.move_in(shared.clone());
         match moved_in {
@@ -223,7 +224,8 @@ impl<R> Process<R> {
     /// Waits for the process to end and gives what its function returned. May be asked again.
     ///
     /// # Errors
-    /// It ended without a result: killed, panicked, exited. The error has its exit.
+    /// It ended without a result: killed, panicked, exited. The error has its exit. Or arguments or result could not
+    /// be encoded or decoded, or the result has more than 256 MiB.
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -251,7 +253,7 @@ impl<R> Process<R> {
         self.shared.ended.borrow().clone()
     }
 
-    /// Waits for the process to end, for so long at most.
+    /// Waits for the process to end, for so long at most; `None` if it has not.
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -375,6 +377,10 @@ impl Resident for Shared {
     fn linger(&self) -> Option<BoxFuture<()>> {
         let ended = self.ended.clone();
         if self.daemon { None } else { Some(Box::pin(async move { drop(wait(ended).await) })) }
+    }
+
+    fn stands_alone(&self) -> bool {
+        true
     }
 
     fn close(&self) -> BoxFuture<()> {

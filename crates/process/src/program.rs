@@ -119,7 +119,7 @@ pub fn parent() -> Option<u32> {
 /// The value that the program's root gave to `worker_config`.
 ///
 /// # Errors
-/// None was given, or it is of another type.
+/// None was given, it is of another type, or this thread belongs to no program.
 pub fn config<T: DeserializeOwned>() -> Result<T> {
     let program = Program::current()?;
     if program.config.is_empty() {

@@ -29,6 +29,11 @@ impl HostedActor {
         HostedActor { name: A::name, place: A::place, live: inside::host_actor::<A> }
     }
 
+    /// Whether both name the same actor: twins of one name stand at different places.
+    fn is(&self, other: &HostedActor) -> bool {
+        (self.name)() == (other.name)() && (self.place)() == (other.place)()
+    }
+
     pub(crate) fn live(&self, inside: Inside) -> Ended {
         (self.live)(inside)
     }
@@ -44,8 +49,7 @@ fn by_hand() -> MutexGuard<'static, Vec<HostedActor>> {
 /// Registers an actor by hand; once is enough, twice does no harm.
 pub(crate) fn host(actor: HostedActor) {
     let mut list = by_hand();
-    let key = (actor.name)();
-    if !list.iter().any(|known| (known.name)() == key && (known.place)() == (actor.place)()) {
+    if !list.iter().any(|known| known.is(&actor)) {
         list.push(actor);
     }
 }
@@ -66,7 +70,12 @@ pub(crate) fn task(name: &str, place: &str) -> Result<&'static TaskEntry, Fault>
 /// Finds an actor by name and place.
 pub(crate) fn actor(name: &str, place: &str) -> Result<HostedActor, Fault> {
     let mut entries: Vec<HostedActor> = inventory::iter::<HostedActor>().copied().collect();
-    entries.extend(by_hand().iter().copied());
+    for actor in by_hand().iter() {
+        // One that `#[actor]` registered may be hosted by hand as well.
+        if !entries.iter().any(|known| known.is(actor)) {
+            entries.push(*actor);
+        }
+    }
     let found = entries.iter().filter(|entry| (entry.name)() == name && (entry.place)().to_string() == place);
     one(
         "actor",

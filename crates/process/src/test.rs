@@ -12,6 +12,7 @@ use hatchery_actor::panics;
 use hatchery_actor::root::Root;
 
 use crate::door::{Flavor, Invited, Outcome, Success, be_root, be_worker, runtime};
+use crate::os;
 use crate::printer::{Mode, Printer};
 use crate::program::Program;
 
@@ -67,6 +68,7 @@ where
         be_worker(invited, Vec::new(), again);
     }
     panics::note_places();
+    os::heed_sigchld();
     let program = Arc::new(Program {
         root: Root::new(String::new()),
         depth: 0,

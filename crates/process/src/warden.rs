@@ -1,9 +1,12 @@
 //! The warden: one plain thread in every process that owns its links, up and down.
 //!
 //! It runs no user code and waits for nothing but its poll, so it answers whatever the rest of the process does. It
-//! alone reads and writes links, learns how children ended, reaps them, and drains what they write. When the link up
-//! closes, the parent is gone: it kills its own process group at once, whatever else is going on (`exit` could hang
-//! in an atexit handler).
+//! alone reads links and writes those down, learns how children ended, reaps them, and drains what they write. When
+//! the link up closes, the parent is gone: it kills its own process group at once, whatever else is going on (`exit`
+//! could hang in an atexit handler).
+//!
+//! Up the link, whoever has something to say writes it himself, under a lock that is never held while waiting: a hop
+//! to this thread would cost each start of a worker a wake-up. What the socket does not take is left to the warden.
 //!
 //! The end of a child, in this order, so that nothing it said is lost and its pid is never signalled after reuse:
 //!
@@ -46,16 +49,18 @@ pub(crate) struct Warden {
     outbox: Mutex<VecDeque<Command>>,
     bell: OwnedFd,
     next: AtomicU64,
+    /// The link to this process's parent, if it is a worker.
+    up: Mutex<Option<LinkSocket>>,
 }
 
 enum Command {
     Adopt(Box<Child>),
     /// Asks a child to stop in order.
     Shutdown(u64),
-    /// The link to this process's parent.
-    LinkUp(Box<LinkUp>),
-    /// A frame to this process's parent; the sender learns when it has been written.
-    Up(Frame, Option<SyncSender<()>>),
+    /// There is a link to this process's parent now; what to do when it asks for an orderly stop.
+    LinkUp(OnShutdown),
+    /// The link up did not take everything at once; the sender learns when it has.
+    FlushUp(Option<SyncSender<()>>),
 }
 
 /// What other threads know of a child, and do to it.
@@ -67,16 +72,10 @@ pub(crate) struct Ward {
     reaped: Mutex<bool>,
     /// Why this side ended it, if it did.
     condemned: Mutex<Option<String>>,
-    progress: watch::Sender<Progress>,
-}
-
-/// How far a child has come; each field is set once.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Progress {
-    pub(crate) hello: bool,
-    pub(crate) ready: bool,
-    pub(crate) start_failed: Option<Error>,
-    pub(crate) exit: Option<Arc<Exit>>,
+    // How far it has come; each is set once, and apart from the others, so that nobody wakes up for nothing.
+    hello: watch::Sender<bool>,
+    start: watch::Sender<Option<Result<(), Error>>>,
+    exit: watch::Sender<Option<Arc<Exit>>>,
 }
 
 impl Ward {
@@ -87,26 +86,54 @@ impl Ward {
             pidfd,
             reaped: Mutex::new(false),
             condemned: Mutex::new(None),
-            progress: watch::Sender::new(Progress::default()),
+            hello: watch::Sender::new(false),
+            start: watch::Sender::new(None),
+            exit: watch::Sender::new(None),
         })
     }
 
-    /// Resolves when it has come so far; gives how far that is.
-    pub(crate) async fn reached(&self, far_enough: impl Fn(&Progress) -> bool) -> Progress {
-        let mut progress = self.progress.subscribe();
-        let seen = progress.wait_for(far_enough).await.map(|now| now.clone());
-        // Fails only when the sender is gone, and that lives in `self`.
-        seen.unwrap_or_default()
+    /// Resolves when it has said hello (true) or has ended without (false).
+    pub(crate) async fn greeted(&self) -> bool {
+        let mut hello = self.hello.subscribe();
+        tokio::select! {
+            biased;
+            // Waiting fails only when the sender is gone, and that lives in `self`.
+            Ok(_) = hello.wait_for(|hello| *hello) => true,
+            _ = self.exited() => false,
+        }
+    }
+
+    /// Resolves when it is ready, has said why its start failed, or has ended without either (`None`).
+    pub(crate) async fn started(&self) -> Option<Result<(), Error>> {
+        let mut start = self.start.subscribe();
+        tokio::select! {
+            biased;
+            Ok(start) = start.wait_for(Option::is_some) => start.clone(),
+            _ = self.exited() => None,
+        }
     }
 
     /// Resolves when it has ended and been reaped.
     pub(crate) async fn exited(&self) -> Arc<Exit> {
-        let ended = self.reached(|now| now.exit.is_some()).await;
-        ended.exit.unwrap_or_else(|| Arc::new(Exit::new(Status::Unknown)))
+        let mut exit = self.exit.subscribe();
+        let ended = exit.wait_for(Option::is_some).await.ok().and_then(|exit| exit.clone());
+        ended.unwrap_or_else(|| Arc::new(Exit::new(Status::Unknown)))
+    }
+
+    fn set_started(&self, start: Result<(), Error>) {
+        self.start.send_if_modified(|now| {
+            let first = now.is_none();
+            now.get_or_insert(start);
+            first
+        });
+    }
+
+    pub(crate) fn has_said_hello(&self) -> bool {
+        *self.hello.borrow()
     }
 
     pub(crate) fn exit(&self) -> Option<Arc<Exit>> {
-        self.progress.borrow().exit.clone()
+        self.exit.borrow().clone()
     }
 
     fn reaped(&self) -> MutexGuard<'_, bool> {
@@ -162,12 +189,8 @@ pub(crate) struct Adoption {
     pub(crate) printer: Arc<Printer>,
 }
 
-/// What the warden of a worker takes over at the door.
-pub(crate) struct LinkUp {
-    pub(crate) link: LinkSocket,
-    /// Called when the parent asks for an orderly stop; must not block.
-    pub(crate) on_shutdown: Box<dyn Fn() + Send>,
-}
+/// Called when the parent asks for an orderly stop; must not block.
+pub(crate) type OnShutdown = Box<dyn Fn() + Send>;
 
 impl Warden {
     /// The warden of this process, started on first use.
@@ -188,12 +211,25 @@ impl Warden {
         let (go, gone) = std::sync::mpsc::sync_channel::<&'static Warden>(1);
         std::thread::Builder::new().name("hatchery-warden".into()).spawn(move || {
             if let Ok(warden) = gone.recv() {
-                Rounds { warden, poll, bell: mine, children: BTreeMap::new(), up: None, acks: Vec::new() }
-                    .walk();
+                let children = BTreeMap::new();
+                Rounds {
+                    warden,
+                    poll,
+                    bell: mine,
+                    children,
+                    on_shutdown: None,
+                    up_full: false,
+                    acks: Vec::new(),
+                }
+                .walk();
             }
         })?;
-        let warden =
-            WARDEN.get_or_init(|| Warden { outbox: Mutex::default(), bell, next: AtomicU64::new(1) });
+        let warden = WARDEN.get_or_init(|| Warden {
+            outbox: Mutex::default(),
+            bell,
+            next: AtomicU64::new(1),
+            up: Mutex::default(),
+        });
         // The thread waits for exactly this one message.
         let _ = go.send(warden);
         Ok(warden)
@@ -204,16 +240,17 @@ impl Warden {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn post(&self, command: Command) -> Result<(), Command> {
+    /// Leaves a command for the thread; false if there is no room for it.
+    fn post(&self, command: Command) -> bool {
         let mut outbox = self.outbox.lock().unwrap_or_else(PoisonError::into_inner);
         if outbox.len() >= OUTBOX {
-            return Err(command);
+            return false;
         }
         outbox.push_back(command);
         drop(outbox);
         // Fails only when the counter is full, which wakes the warden just as well.
         let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
-        Ok(())
+        true
     }
 
     /// Hands a new child over.
@@ -229,34 +266,54 @@ impl Warden {
             hello: false,
             printer,
             unlinked: None,
+            link_full: false,
         };
-        if self.post(Command::Adopt(Box::new(child))).is_err() {
+        if !self.post(Command::Adopt(Box::new(child))) {
             ward.condemn("its parent's warden is overloaded");
-            ward.progress.send_modify(|now| now.exit = Some(Arc::new(Exit::new(Status::Unknown))));
+            ward.exit.send_replace(Some(Arc::new(Exit::new(Status::Unknown))));
         }
     }
 
     /// Asks a child to stop in order.
     pub(crate) fn shutdown(&self, ward: &Ward) {
-        let _ = self.post(Command::Shutdown(ward.id));
+        self.post(Command::Shutdown(ward.id));
     }
 
-    /// Takes over the link to the parent.
-    pub(crate) fn link_up(&self, link: LinkUp) {
-        let _ = self.post(Command::LinkUp(Box::new(link)));
+    /// Takes over the link to the parent, with whatever is queued in it.
+    pub(crate) fn link_up(&self, link: LinkSocket, on_shutdown: OnShutdown) {
+        *self.up_link() = Some(link);
+        self.post(Command::LinkUp(on_shutdown));
     }
 
     /// Sends a frame to the parent.
     pub(crate) fn up(&self, frame: Frame) {
-        let _ = self.post(Command::Up(frame, None));
+        if !self.write_up(frame) {
+            self.post(Command::FlushUp(None));
+        }
     }
 
     /// Sends a frame to the parent and waits until it is written, for a second at most.
     pub(crate) fn up_and_wait(&self, frame: Frame) {
+        if self.write_up(frame) {
+            return;
+        }
         let (done, is_done) = std::sync::mpsc::sync_channel(1);
-        if self.post(Command::Up(frame, Some(done))).is_ok() {
+        if self.post(Command::FlushUp(Some(done))) {
             let _ = is_done.recv_timeout(Duration::from_secs(1));
         }
+    }
+
+    /// Whether everything up to this frame is with the kernel, or never will be.
+    fn write_up(&self, frame: Frame) -> bool {
+        let mut up = self.up_link();
+        let (Some(link), Ok(frame)) = (&mut *up, frame.pack()) else { return true };
+        // A write that fails is followed by the link's end, which is acted upon there.
+        link.queue(frame).is_err() || link.flush().unwrap_or(true)
+    }
+
+    fn up_link(&self) -> MutexGuard<'_, Option<LinkSocket>> {
+        // No foreign code runs under this lock, and nothing under it waits.
+        self.up.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -272,6 +329,8 @@ struct Child {
     printer: Arc<Printer>,
     /// When its link closed although it lives.
     unlinked: Option<Instant>,
+    /// Its link takes no more for now: the poll tells when it does.
+    link_full: bool,
 }
 
 /// One end of what a child writes, gathered into lines.
@@ -330,7 +389,10 @@ struct Rounds {
     poll: OwnedFd,
     bell: OwnedFd,
     children: BTreeMap<u64, Child>,
-    up: Option<LinkUp>,
+    /// There once the link up is.
+    on_shutdown: Option<OnShutdown>,
+    /// The link up takes no more for now: the poll tells when it does.
+    up_full: bool,
     /// Who waits until everything to the parent is written.
     acks: Vec<SyncSender<()>>,
 }
@@ -404,24 +466,25 @@ impl Rounds {
                     }
                     self.watch_link(id);
                 }
-                Command::LinkUp(up) => {
+                Command::LinkUp(on_shutdown) => {
                     let data = epoll::EventData::new_u64(LINK_UP);
-                    if epoll::add(&self.poll, &up.link, data, epoll::EventFlags::IN).is_err() {
+                    let added = match &*self.warden.up_link() {
+                        Some(link) => epoll::add(&self.poll, link, data, epoll::EventFlags::IN).is_ok(),
+                        None => false,
+                    };
+                    if !added {
                         die();
                     }
-                    self.up = Some(*up);
+                    self.on_shutdown = Some(on_shutdown);
                     // Closes the race between the parent's end and arming the death signal.
                     self.link_up();
                 }
-                Command::Up(frame, ack) => {
-                    if let (Some(up), Ok(frame)) = (&mut self.up, frame.pack()) {
-                        let _ = up.link.queue(frame);
-                    }
+                Command::FlushUp(ack) => {
                     self.acks.extend(ack);
+                    self.flush_up();
                 }
             }
         }
-        self.flush_up();
     }
 
     fn adopt(&mut self, child: Child) {
@@ -449,13 +512,12 @@ impl Rounds {
         self.watch_link(id);
     }
 
-    /// Asks to be told when a link can be written, as long as something waits for that.
+    /// Writes what waits for a child's link, and asks to be told when the link takes the rest.
     fn watch_link(&mut self, id: u64) {
-        let Some(link) = self.children.get_mut(&id).and_then(|child| child.link.as_mut()) else { return };
+        let Some(child) = self.children.get_mut(&id) else { return };
+        let Some(link) = &mut child.link else { return };
         let _ = link.flush();
-        let mut flags = epoll::EventFlags::IN;
-        flags.set(epoll::EventFlags::OUT, link.wants_write());
-        let _ = epoll::modify(&self.poll, &*link, epoll::EventData::new_u64(id * 4 + LINK), flags);
+        watch_room(&self.poll, link, id * 4 + LINK, &mut child.link_full);
     }
 
     fn child_event(&mut self, id: u64, which: u64) {
@@ -543,37 +605,52 @@ impl Rounds {
     }
 
     fn link_up(&mut self) {
-        let Some(up) = &mut self.up else { return };
-        match up.link.fill() {
-            Ok(Filled::Open) => {}
-            Ok(Filled::Ended) | Err(_) => die(),
-        }
-        loop {
-            match up.link.next_frame() {
-                Ok(None) => break,
-                Ok(Some(frame)) => match Frame::unpack(frame) {
-                    Ok(Frame::Shutdown) => (up.on_shutdown)(),
-                    // A parent of this very program says nothing else; whatever this is, it can not be trusted.
-                    Ok(_) | Err(_) => die(),
-                },
-                Err(_) => die(),
+        let mut shutdown = false;
+        if let Some(link) = &mut *self.warden.up_link() {
+            match link.fill() {
+                Ok(Filled::Open) => {}
+                Ok(Filled::Ended) | Err(_) => die(),
             }
+            loop {
+                match link.next_frame() {
+                    Ok(None) => break,
+                    Ok(Some(frame)) => match Frame::unpack(frame) {
+                        Ok(Frame::Shutdown) => shutdown = true,
+                        // A parent of this very program says nothing else; this one can not be trusted.
+                        Ok(_) | Err(_) => die(),
+                    },
+                    Err(_) => die(),
+                }
+            }
+        }
+        if let Some(on_shutdown) = self.on_shutdown.as_ref().filter(|_| shutdown) {
+            on_shutdown();
         }
         self.flush_up();
     }
 
     fn flush_up(&mut self) {
-        let Some(up) = &mut self.up else { return };
+        let mut up = self.warden.up_link();
+        let Some(link) = &mut *up else { return };
         // A write that fails is followed by the link's end, which is acted upon there.
-        let written = up.link.flush().unwrap_or(false);
-        let mut flags = epoll::EventFlags::IN;
-        flags.set(epoll::EventFlags::OUT, up.link.wants_write());
-        let _ = epoll::modify(&self.poll, &up.link, epoll::EventData::new_u64(LINK_UP), flags);
+        let written = link.flush().unwrap_or(false);
+        watch_room(&self.poll, link, LINK_UP, &mut self.up_full);
+        drop(up);
         if written {
             for ack in self.acks.drain(..) {
                 let _ = ack.try_send(());
             }
         }
+    }
+}
+
+/// Has the poll tell when a link that is full takes more, and only then.
+fn watch_room(poll: &OwnedFd, link: &LinkSocket, data: u64, full: &mut bool) {
+    if link.wants_write() != *full {
+        *full = link.wants_write();
+        let mut flags = epoll::EventFlags::IN;
+        flags.set(epoll::EventFlags::OUT, *full);
+        let _ = epoll::modify(poll, link, epoll::EventData::new_u64(data), flags);
     }
 }
 
@@ -623,12 +700,10 @@ impl Child {
             Frame::Hello(hello) if !self.hello => {
                 self.hello = true;
                 check(&hello)?;
-                self.ward.progress.send_modify(|now| now.hello = true);
+                self.ward.hello.send_replace(true);
             }
-            Frame::Ready if self.hello => self.ward.progress.send_modify(|now| now.ready = true),
-            Frame::StartFailed(error) if self.hello => {
-                self.ward.progress.send_modify(|now| now.start_failed = Some(error));
-            }
+            Frame::Ready if self.hello => self.ward.set_started(Ok(())),
+            Frame::StartFailed(error) if self.hello => self.ward.set_started(Err(error)),
             Frame::LastWords(words) => self.words = Some(words),
             other => return Err(format!("unexpected {other:?}")),
         }
@@ -684,7 +759,7 @@ impl Child {
     }
 
     fn publish(&self, exit: Exit) {
-        self.ward.progress.send_modify(|now| now.exit = Some(Arc::new(exit)));
+        self.ward.exit.send_replace(Some(Arc::new(exit)));
     }
 }
 

@@ -72,8 +72,6 @@ impl<A: Actor> Start for Worker<A> {
                 what: What::Actor { name: A::name().to_owned(), place: A::place().to_string() },
                 env: Default::default(),
                 current_dir: None,
-                deadline,
-                timeout: order.timeout,
             };
             let launched = launch(&program, launch_order).await?;
             let ward = launched.ward.clone();
@@ -84,23 +82,23 @@ impl<A: Actor> Start for Worker<A> {
             let desk = SeatDesk { seat: seat.clone(), incarnation };
             let ended = live(launched, outgoing.clone(), desk, move |exit| seat.ended(incarnation, exit))?;
 
-            let ready = ward.reached(|now| now.ready || now.start_failed.is_some() || now.exit.is_some());
-            match tokio::time::timeout_at(deadline, ready).await {
-                Ok(now) if now.ready => {}
-                Ok(now) => {
+            match tokio::time::timeout_at(deadline, ward.started()).await {
+                Ok(Some(Ok(()))) => {}
+                Ok(failed) => {
                     // One live process a seat: it is gone before anybody hears that it failed.
                     if tokio::time::timeout(launch::START_TIMEOUT, wait(ended.clone())).await.is_err() {
                         ward.condemn("it lived on after its start failed");
                     }
                     let exit = wait(ended).await;
                     unless_ready.forget();
-                    return Err(match now.start_failed {
-                        Some(error) => Fault::StartFailed(error.to_string()),
-                        None => launch::ended(&exit),
+                    return Err(match failed {
+                        Some(Err(error)) => Fault::StartFailed(error.to_string()),
+                        _ => launch::ended(&exit),
                     });
                 }
                 Err(_) => {
-                    ward.condemn(format!("not ready within {:?}", order.timeout));
+                    let missed = if ward.has_said_hello() { "not ready" } else { "no hello" };
+                    ward.condemn(format!("{missed} within {:?}", order.timeout));
                     unless_ready.forget();
                     return Err(launch::ended(&*wait(ended).await));
                 }

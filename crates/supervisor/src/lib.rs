@@ -8,4 +8,5 @@
 pub mod policy;
 pub mod spec;
 mod supervisor;
+mod signals;
 pub mod tree;

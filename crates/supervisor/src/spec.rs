@@ -31,7 +31,8 @@ impl<S: Start> ChildSpec<S> {
         self
     }
 
-    /// How long a start may take, instead of 30 s. One that takes longer has failed.
+    /// How long a start may take until the actor is ready, instead of 30 s. One that takes longer is ended, and has
+    /// failed.
     pub fn start_timeout(mut self, timeout: Duration) -> Self {
         self.start_timeout = timeout;
         self

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use hatchery_actor::child::{self, Child, Order, Started};
 use hatchery_actor::error::Error;
-use hatchery_actor::exit::Exit;
+use hatchery_actor::exit::{Exit, Status};
 use hatchery_actor::fault::Fault;
+use hatchery_actor::panics;
 use hatchery_actor::root::check_segment;
 use hatchery_actor::seat::Seat;
 use tokio::sync::{mpsc, oneshot};
@@ -220,7 +221,10 @@ impl Supervisor {
         tokio::spawn(async move {
             let result = tokio::select! {
                 biased;
-                result = start => result,
+                // A panic in it, of the user's own decoding perhaps, must not leave the child starting for ever.
+                result = panics::catch(start) => {
+                    result.unwrap_or_else(|panic| Err(Fault::StartFailed(panic.to_string())))
+                }
                 // Dropping the start ends what it began.
                 _ = given_up => Err(Fault::Closed { why: "it was stopped while it started".to_owned() }),
             };
@@ -235,13 +239,15 @@ impl Supervisor {
         let (reports, incarnation) = (self.reports.clone(), entry.incarnation);
         if let Some(child) = entry.child.clone() {
             let shutdown = entry.spec.shutdown;
-            let path = entry.seat.path().to_owned();
+            let seat = entry.seat.clone();
             tokio::spawn(async move {
                 // Its end is reported by the task that waits for it, unless it does not end.
                 if let Err(error) = child::stop(&*child, shutdown).await {
-                    tracing::error!(child = path, %error, "unkillable");
-                    let exit = Exit::new(hatchery_actor::exit::Status::Unknown);
-                    let exit = Arc::new(exit.with_reason(Some(error.to_string())));
+                    tracing::error!(child = seat.path(), %error, "unkillable");
+                    let exit = Exit::new(Status::Unknown).with_reason(Some(error.to_string()));
+                    // It will not say so itself: those who wait for its answers wait no longer.
+                    seat.ended(incarnation, &exit);
+                    let exit = Arc::new(exit);
                     let _ = reports.send(Report::Exited(id, incarnation, exit)).await;
                 }
             });
@@ -252,19 +258,22 @@ impl Supervisor {
 
     fn remove(&mut self, id: Id) {
         let Some(entry) = self.entries.remove(&id) else { return };
-        let last = entry.last.as_ref().map(ToString::to_string);
-        let exhausted = self.state.as_ref().is_some_and(|state| state.ended_by(id));
-        let why = match (exhausted, last) {
-            (true, Some(last)) => {
-                let Intensity { max, within } = self.intensity;
-                let why = format!(
-                    "{} needed more than {max} restarts in {within:?}; at last {last}",
-                    entry.seat.path()
-                );
-                self.gave_up = Some(why.clone());
-                why
-            }
-            (false, Some(_)) | (_, None) => "it was stopped".to_owned(),
+        let last = match &entry.last {
+            Some(Fault::Ended { exit, .. }) => exit.to_string(),
+            Some(fault) => fault.to_string(),
+            None => String::new(),
+        };
+        if self.state.as_ref().is_some_and(|state| state.ended_by(id)) {
+            let (path, Intensity { max, within }) = (entry.seat.path(), self.intensity);
+            self.gave_up =
+                Some(format!("{path} needed more than {max} restarts in {within:?}; at last: {last}"));
+        }
+        let open = self.state.as_ref().is_some_and(State::is_open);
+        let why = match &self.gave_up {
+            Some(why) => format!("its supervisor gave up: {why}"),
+            // Only a first start that failed leaves a supervisor that goes on.
+            None if open => format!("it did not start: {last}"),
+            None => "it was stopped".to_owned(),
         };
         self.seats.with(|seats| seats.retain(|_, seat| !Arc::ptr_eq(seat, &entry.seat)));
         entry.seat.close(&why);

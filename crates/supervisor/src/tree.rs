@@ -14,6 +14,7 @@ use hatchery_actor::seat::{Occupancy, Seat};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::policy::Intensity;
+use crate::signals::Listener;
 use crate::spec::{ChildSpec, ErasedSpec};
 use crate::supervisor::{self, Command};
 
@@ -81,7 +82,10 @@ impl Supervisor {
         let (over, is_over) = watch::channel(None);
         let seats = Arc::<Seats>::default();
         let resident = Arc::new(TreeResident { commands: commands.downgrade(), over: is_over.clone() });
-        let residence = root.move_in(resident).map_err(&refused)?;
+        let residence = root.move_in(resident).map_err(|fault| {
+            root.free_name(&path);
+            refused(fault)
+        })?;
         let freed = path.clone();
         let task = supervisor::run(self.intensity, path.clone(), seats.clone(), orders);
         tokio::spawn(async move {
@@ -114,7 +118,8 @@ impl Seats {
     }
 }
 
-/// The handle of a running supervisor. Cloneable; dropping the last one stops it in order, in the background.
+/// The handle of a running supervisor. Cloneable; dropping the last one stops it in order, in the background. Handles
+/// of its children do not keep it.
 #[derive(Clone)]
 pub struct Tree {
     shared: Arc<Shared>,
@@ -149,8 +154,9 @@ impl Tree {
     /// Starts a child and resolves when it is ready, giving the handle of its seat.
     ///
     /// # Errors
-    /// The name is taken or no name; the program does not host the actor; the process can not be started, its
-    /// `start` failed, it ended or took too long; the supervisor is stopping. A first start is not tried again.
+    /// The name is taken or no name; the program does not host the actor; the arguments can not be encoded; the
+    /// process can not be started, its `start` failed, it ended or took longer than its `start_timeout` (30 s unless
+    /// told otherwise); the supervisor is stopping. A first start is not tried again.
     ///
     /// # Cancel safety
     /// Dropping the future does not stop the child.
@@ -214,17 +220,13 @@ impl Tree {
     /// # Errors
     /// It gave up: a child ended more often than the intensity allows. Or signals can not be heard.
     pub async fn run_until_signal(&self) -> Result<()> {
-        use tokio::signal::unix::{SignalKind, signal};
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
+        let mut listener = Listener::new()?;
         tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+            _ = listener.hear() => {}
             ended = self.ended() => return ended,
         }
         tokio::select! {
-            _ = interrupt.recv() => std::process::exit(128 + SignalKind::interrupt().as_raw_value()),
-            _ = terminate.recv() => std::process::exit(128 + SignalKind::terminate().as_raw_value()),
+            number = listener.hear() => std::process::exit(128 + number),
             stopped = self.stop() => stopped,
         }
     }
@@ -258,6 +260,10 @@ impl Resident for TreeResident {
         None
     }
 
+    fn stands_alone(&self) -> bool {
+        false
+    }
+
     fn close(&self) -> BoxFuture<()> {
         let (commands, over) = (self.commands.upgrade(), self.over.clone());
         Box::pin(async move {
@@ -270,7 +276,8 @@ impl Resident for TreeResident {
     }
 }
 
-/// Why a supervisor or a child did not start.
+/// Why a supervisor or a child did not start. A worker that takes too long to start is killed, so that is a crash
+/// whose exit has a reason.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("start of {what}: {fault}")]
 pub struct StartError {

@@ -25,8 +25,8 @@ use crate::WireError;
 use crate::limits::{HEAD, LINK_FRAME, MAX_FDS};
 use crate::pack::{self, Reader};
 
-/// Bytes asked for in one read.
-const READ: usize = 16 * 1024;
+/// Bytes asked for in one read; most frames are far smaller, and a worker's first read pays for each fresh page.
+const READ: usize = 4 * 1024;
 /// No more is read while this much waits in the buffer; it holds at least one whole frame.
 const BUFFERED: usize = 2 * (LINK_FRAME + 4);
 

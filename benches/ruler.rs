@@ -1,0 +1,123 @@
+//! The ruler: the same jobs by hand, with nothing but tokio and its length-prefix codec.
+//!
+//! Two processes and a socket between them, which is the child's stdin. The child sends back what it gets.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::Stdio;
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
+use tokio_util::codec::{Decoder, Encoder, LengthDelimitedCodec};
+
+/// A socket for length-prefixed messages.
+pub struct Socket {
+    stream: UnixStream,
+    codec: LengthDelimitedCodec,
+    read: BytesMut,
+    write: BytesMut,
+}
+
+impl Socket {
+    /// Around a connected stream.
+    ///
+    /// # Errors
+    /// The runtime does not take it.
+    pub fn new(stream: std::os::unix::net::UnixStream) -> io::Result<Socket> {
+        stream.set_nonblocking(true)?;
+        Ok(Socket {
+            stream: UnixStream::from_std(stream)?,
+            codec: LengthDelimitedCodec::new(),
+            read: BytesMut::with_capacity(8 * 1024),
+            write: BytesMut::with_capacity(8 * 1024),
+        })
+    }
+
+    /// Sends one message.
+    ///
+    /// # Errors
+    /// The peer is gone.
+    pub async fn send(&mut self, message: Bytes) -> io::Result<()> {
+        self.codec.encode(message, &mut self.write)?;
+        self.stream.write_all_buf(&mut self.write).await
+    }
+
+    /// The next message; `None` at the end.
+    ///
+    /// # Errors
+    /// The peer ended in the middle of one.
+    pub async fn recv(&mut self) -> io::Result<Option<Bytes>> {
+        loop {
+            if let Some(message) = self.codec.decode(&mut self.read)? {
+                return Ok(Some(message.freeze()));
+            }
+            self.read.reserve(4 * 1024);
+            if self.stream.read_buf(&mut self.read).await? == 0 {
+                return self.codec.decode_eof(&mut self.read).map(|last| last.map(BytesMut::freeze));
+            }
+        }
+    }
+}
+
+/// The other process, as its parent sees it.
+pub struct Peer {
+    /// The way to it.
+    pub socket: Socket,
+    process: Child,
+}
+
+impl Peer {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// It can not be started.
+    pub fn spawn(program: impl AsRef<Path>) -> io::Result<Peer> {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+        let process = Command::new(program.as_ref())
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .kill_on_drop(true)
+            .spawn()?;
+        Ok(Peer { socket: Socket::new(ours)?, process })
+    }
+
+    /// One round trip.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub async fn ask(&mut self, message: Bytes) -> io::Result<Bytes> {
+        self.socket.send(message).await?;
+        self.socket.recv().await?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    }
+
+    /// Its process id, while it has not been waited for.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.id()
+    }
+
+    /// Ends it and waits for its end.
+    ///
+    /// # Errors
+    /// None is known.
+    pub async fn end(mut self) -> io::Result<()> {
+        drop(self.socket);
+        self.process.wait().await.map(drop)
+    }
+}
+
+/// What the other process does.
+///
+/// # Errors
+/// Its stdin is no socket, or the parent is gone.
+pub fn child() -> io::Result<()> {
+    let stdin = io::stdin().as_fd().try_clone_to_owned()?;
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        let mut socket = Socket::new(stdin.into())?;
+        while let Some(message) = socket.recv().await? {
+            socket.send(message).await?;
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,798 @@
+//! What a supervisor does, told by children that are no processes: they start, end and ignore signals as the test
+//! says, in virtual time.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use hatchery_actor::actor::{Actor, Place};
+use hatchery_actor::ask::Ask;
+use hatchery_actor::child::{BoxFuture, Child, Order, Rung, Shutdown, Start, Started};
+use hatchery_actor::context::Context;
+use hatchery_actor::error::Error;
+use hatchery_actor::exit::{Exit, Status};
+use hatchery_actor::fault::Fault;
+use hatchery_actor::handle::{ActorRef, AnyHandle};
+use hatchery_actor::local::Local;
+use hatchery_actor::outlet::{Answer, Line, Request};
+use hatchery_actor::root::Root;
+use hatchery_actor::seat::Seat;
+use hatchery_supervisor::spec::ChildSpec;
+use hatchery_supervisor::tree::{Strategy, Supervisor, Tree};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+
+// ---------------------------------------------------------------- children that do as they are told
+
+/// How a start goes.
+#[derive(Clone, Copy)]
+enum Begin {
+    Well,
+    After(Duration),
+    Fails,
+    Panics,
+    Hangs,
+}
+
+/// What it takes to end a child.
+#[derive(Clone, Copy, PartialEq)]
+enum Manners {
+    Polite,
+    /// It takes its time to leave.
+    Slow(Duration),
+    /// Only SIGTERM helps.
+    Busy,
+    /// Only SIGKILL helps.
+    Stubborn,
+    /// Nothing helps.
+    Immortal,
+}
+
+/// Where all fakes of a test live.
+#[derive(Clone)]
+struct World {
+    root: Arc<Root>,
+    begun: Instant,
+    log: Arc<Mutex<Vec<String>>>,
+    live: Arc<Mutex<BTreeMap<String, Arc<FakeChild>>>>,
+}
+
+/// What can be started: every start goes as the script says, the last entry again and again.
+struct Fake {
+    name: String,
+    world: World,
+    script: Mutex<Vec<Begin>>,
+    manners: Manners,
+    check: Option<Fault>,
+}
+
+struct FakeChild {
+    name: String,
+    world: World,
+    seat: Arc<Seat>,
+    incarnation: u64,
+    manners: Manners,
+    exit: watch::Sender<Option<Arc<Exit>>>,
+}
+
+impl World {
+    fn new() -> World {
+        let root = Root::new(String::new());
+        root.clone().enter();
+        World { root, begun: Instant::now(), log: Arc::default(), live: Arc::default() }
+    }
+
+    fn fake(&self, name: &str) -> Fake {
+        let (name, world) = (name.to_owned(), self.clone());
+        Fake { name, world, script: Mutex::new(vec![Begin::Well]), manners: Manners::Polite, check: None }
+    }
+
+    /// The usual child.
+    fn child(&self, name: &str) -> ChildSpec<Fake> {
+        ChildSpec::new(self.fake(name))
+    }
+
+    async fn tree(&self, names: &[&str]) -> Tree {
+        let mut supervisor = Supervisor::new(Strategy::OneForOne).name("tree");
+        for name in names {
+            supervisor = supervisor.child(self.child(name));
+        }
+        supervisor.start().await.unwrap()
+    }
+
+    fn say(&self, what: String) {
+        self.log.lock().unwrap().push(format!("{:?} {what}", self.begun.elapsed()));
+    }
+
+    /// What happened since it was last asked, each with its time.
+    fn log(&self) -> Vec<String> {
+        std::mem::take(&mut self.log.lock().unwrap())
+    }
+
+    /// The same without the time.
+    fn events(&self) -> Vec<String> {
+        self.log().iter().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect()
+    }
+
+    fn find(&self, name: &str) -> Arc<FakeChild> {
+        self.live.lock().unwrap().get(name).unwrap_or_else(|| panic!("no {name}")).clone()
+    }
+
+    /// Ends a child by a signal, from outside.
+    async fn kill(&self, name: &str) {
+        self.find(name).end(Exit::new(Status::Signal(9)));
+        settle().await;
+    }
+
+    fn alive(&self) -> Vec<String> {
+        self.live.lock().unwrap().keys().cloned().collect()
+    }
+}
+
+impl Fake {
+    fn script(mut self, script: &[Begin]) -> Fake {
+        *self.script.get_mut().unwrap() = script.to_vec();
+        self
+    }
+
+    fn manners(mut self, manners: Manners) -> Fake {
+        self.manners = manners;
+        self
+    }
+}
+
+impl Start for Fake {
+    type Handle = EchoHandle;
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn actor(&self) -> &'static str {
+        Echo::name()
+    }
+
+    fn check(&self) -> Result<(), Fault> {
+        self.check.clone().map_or(Ok(()), Err)
+    }
+
+    fn handle(&self, reference: ActorRef) -> EchoHandle {
+        reference.into()
+    }
+
+    fn start(&self, order: Order) -> BoxFuture<Result<Started, Fault>> {
+        let begin = {
+            let mut script = self.script.lock().unwrap();
+            if script.len() > 1 { script.remove(0) } else { script[0] }
+        };
+        let (world, name, manners) = (self.world.clone(), self.name.clone(), self.manners);
+        Box::pin(async move {
+            let Order { seat, incarnation, timeout } = order;
+            world.say(format!("start {name} {incarnation}"));
+            match begin {
+                Begin::Well => {}
+                Begin::After(time) if time > timeout => {
+                    sleep(timeout).await;
+                    return Err(Fault::StartFailed(format!("not ready within {timeout:?}")));
+                }
+                Begin::After(time) => sleep(time).await,
+                Begin::Fails => return Err(Fault::StartFailed("no luck".to_owned())),
+                Begin::Panics => panic!("no luck at all"),
+                Begin::Hangs => std::future::pending().await,
+            }
+            let exit = watch::Sender::new(None);
+            let child =
+                FakeChild { name: name.clone(), world: world.clone(), seat, incarnation, manners, exit };
+            let child = Arc::new(child);
+            let before = world.live.lock().unwrap().insert(name.clone(), child.clone());
+            assert!(before.is_none(), "two of {name} at once");
+            world.say(format!("ready {name} {incarnation}"));
+            Ok(Started { line: child.clone(), child })
+        })
+    }
+}
+
+impl FakeChild {
+    fn end(&self, exit: Exit) {
+        if self.world.live.lock().unwrap().remove(&self.name).is_none() {
+            return;
+        }
+        self.world.say(format!("end {} {}", self.name, self.incarnation));
+        self.seat.ended(self.incarnation, &exit);
+        self.exit.send_replace(Some(Arc::new(exit)));
+    }
+}
+
+impl Child for FakeChild {
+    fn stop(&self, rung: Rung) {
+        self.world.say(format!("{rung:?} {}", self.name));
+        match (self.manners, rung) {
+            (Manners::Polite, _) => self.end(Exit::clean()),
+            (Manners::Slow(time), _) => {
+                let this = self.world.find(&self.name);
+                tokio::spawn(async move {
+                    sleep(time).await;
+                    this.end(Exit::clean());
+                });
+            }
+            (Manners::Busy, Rung::Term | Rung::Kill) => self.end(Exit::new(Status::Signal(15))),
+            (Manners::Stubborn, Rung::Kill) => self.end(Exit::new(Status::Signal(9))),
+            _ => {}
+        }
+    }
+
+    fn pid(&self) -> Option<u32> {
+        None
+    }
+
+    fn exited(&self) -> BoxFuture<Arc<Exit>> {
+        let mut exit = self.exit.subscribe();
+        Box::pin(async move { exit.wait_for(Option::is_some).await.unwrap().clone().unwrap() })
+    }
+}
+
+impl Line for FakeChild {
+    fn send(&self, request: Request) -> Result<(), Fault> {
+        if self.manners == Manners::Immortal {
+            return Ok(());
+        }
+        // Not here: the outlet is locked.
+        let (seat, incarnation) = (self.seat.clone(), self.incarnation);
+        tokio::spawn(async move {
+            sleep(Duration::from_millis(100)).await;
+            seat.answered(incarnation, request.id, Answer::value(true, &incarnation), true).unwrap();
+        });
+        Ok(())
+    }
+
+    fn withdraw(&self, _: u64) {}
+}
+
+/// The actor that the fakes pretend to be; a real one for those tests that want one.
+struct Echo;
+
+#[derive(Clone, Debug)]
+struct EchoHandle(ActorRef);
+
+impl From<ActorRef> for EchoHandle {
+    fn from(actor: ActorRef) -> EchoHandle {
+        EchoHandle(actor)
+    }
+}
+
+impl AnyHandle for EchoHandle {
+    fn actor_ref(&self) -> &ActorRef {
+        &self.0
+    }
+}
+
+impl EchoHandle {
+    /// Which incarnation answers.
+    fn who(&self) -> Ask<u64> {
+        self.0.ask("who", &true)
+    }
+
+    fn boom(&self) -> Ask<u64> {
+        self.0.ask("boom", &false)
+    }
+}
+
+impl Actor for Echo {
+    type Args = ();
+    type Message = bool;
+    type Handle = EchoHandle;
+
+    fn name() -> &'static str {
+        "supervisor::Echo"
+    }
+
+    fn place() -> Place {
+        Place::new(file!(), 1, 1)
+    }
+
+    async fn start((): (), _: &Context) -> Result<Echo, Error> {
+        Ok(Echo)
+    }
+
+    async fn handle(&mut self, well: bool, asked: bool, cx: &Context) -> Answer {
+        assert!(well, "no such luck");
+        Answer::value(asked, &cx.incarnation())
+    }
+}
+
+/// Another actor.
+struct Other;
+
+impl Actor for Other {
+    type Args = ();
+    type Message = ();
+    type Handle = EchoHandle;
+
+    fn name() -> &'static str {
+        "supervisor::Other"
+    }
+
+    fn place() -> Place {
+        Place::new(file!(), 2, 1)
+    }
+
+    async fn start((): (), _: &Context) -> Result<Other, Error> {
+        Ok(Other)
+    }
+
+    async fn handle(&mut self, (): (), _: bool, _: &Context) -> Answer {
+        Answer::None
+    }
+}
+
+/// Lets everything happen that needs no time.
+async fn settle() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
+
+fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+// ---------------------------------------------------------------- restarts
+
+#[tokio::test(start_paused = true)]
+async fn a_child_that_ends_is_started_again_at_once_in_the_same_seat() {
+    let world = World::new();
+    let tree = world.tree(&["a", "b"]).await;
+    let a = tree.get::<Echo>("a").unwrap();
+    assert_eq!(a.who().await.unwrap(), 1);
+    world.log();
+    let at = world.begun.elapsed();
+    world.kill("a").await;
+    assert_eq!(world.events(), ["end a 1", "start a 2", "ready a 2"]);
+    assert_eq!(world.begun.elapsed(), at);
+    assert_eq!(a.incarnation(), Some(2));
+    assert_eq!(a.who().await.unwrap(), 2);
+    assert_eq!((a.path(), tree.path()), ("/tree/a", "/tree"));
+    // One that left in order is started again as well.
+    world.find("b").end(Exit::clean());
+    settle().await;
+    assert_eq!(world.events(), ["end b 1", "start b 2", "ready b 2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn asks_before_a_vacant_seat_wait_for_the_next_incarnation_and_sent_ones_learn_of_the_crash() {
+    let world = World::new();
+    let tree = world.tree(&[]).await;
+    let slow = world.fake("a").script(&[Begin::Well, Begin::After(secs(3))]);
+    let a = tree.start_child(ChildSpec::new(slow)).await.unwrap();
+    let sent = tokio::spawn(a.who());
+    settle().await;
+    world.kill("a").await;
+    let error = sent.await.unwrap().unwrap_err();
+    assert!(error.is_crash() && error.maybe_executed());
+    assert_eq!(error.exit().and_then(Exit::signal), Some(9));
+    assert_eq!((a.is_alive(), a.incarnation()), (false, None));
+    assert_eq!((tree.count().specs, tree.count().active), (1, 0));
+    let begun = Instant::now();
+    assert_eq!(a.who().await.unwrap(), 2);
+    assert_eq!(begun.elapsed(), secs(3) + Duration::from_millis(100));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_that_fails_is_tried_again_and_counts() {
+    let world = World::new();
+    let tree = Supervisor::new(Strategy::OneForOne).intensity(3, secs(60)).start().await.unwrap();
+    let flaky = world.fake("a").script(&[Begin::Well, Begin::Fails, Begin::Panics, Begin::Well]);
+    let a = tree.start_child(ChildSpec::new(flaky)).await.unwrap();
+    world.kill("a").await;
+    assert_eq!(a.incarnation(), Some(4));
+    world.kill("a").await;
+    assert!(tree.stop().await.is_err(), "that was the fourth restart");
+}
+
+#[tokio::test(start_paused = true)]
+async fn restarts_outside_the_window_do_not_count() {
+    let world = World::new();
+    let tree = Supervisor::new(Strategy::OneForOne).intensity(1, secs(60)).start().await.unwrap();
+    let a = tree.start_child(world.child("a")).await.unwrap();
+    for incarnation in 2..10 {
+        world.kill("a").await;
+        assert_eq!(a.incarnation(), Some(incarnation));
+        sleep(secs(60)).await;
+    }
+    tree.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_restart_too_many_stops_everything_newest_first_and_says_why() {
+    let world = World::new();
+    let supervisor = Supervisor::new(Strategy::OneForOne).name("tree").intensity(2, secs(60));
+    let tree = supervisor.start().await.unwrap();
+    let a = tree.start_child(world.child("a")).await.unwrap();
+    let b = tree.start_child(world.child("b")).await.unwrap();
+    tree.start_child(world.child("c")).await.unwrap();
+    let hangs = world.fake("d").script(&[Begin::Well, Begin::Hangs]);
+    let d = tree.start_child(ChildSpec::new(hangs)).await.unwrap();
+    world.kill("d").await;
+    let in_line = tokio::spawn(d.who());
+    world.kill("b").await;
+    world.log();
+    world.kill("b").await;
+    assert_eq!(world.events(), ["end b 2", "Graceful c", "end c 1", "Graceful a", "end a 1"]);
+    let reason = "/tree/b needed more than 2 restarts in 60s; at last: killed by SIGKILL (signal 9)";
+    for _ in 0..2 {
+        let error = tree.stop().await.unwrap_err();
+        assert_eq!(error.to_string(), format!("/tree gave up: {reason}"));
+    }
+    let errors = [a.who().await, b.who().await, d.who().await, in_line.await.unwrap()];
+    for error in errors.map(Result::unwrap_err) {
+        assert!(error.is_closed() && !error.maybe_executed(), "{error}");
+        assert!(error.to_string().ends_with(&format!("its supervisor gave up: {reason}")), "{error}");
+    }
+    assert_eq!((tree.count().specs, world.alive()), (0, vec![]));
+    let error = tree.start_child(world.child("e")).await.unwrap_err();
+    assert_eq!(error.to_string(), "start of /tree/e: the actor is gone: its supervisor has ended");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_local_actor_that_panics_is_started_again_behind_its_handle() {
+    let _world = World::new();
+    let tree = Supervisor::new(Strategy::OneForOne).start().await.unwrap();
+    let echo = tree.start_child(ChildSpec::new(Local::<Echo>::new("echo", &()))).await.unwrap();
+    for incarnation in 1..5 {
+        assert_eq!(echo.who().await.unwrap(), incarnation);
+        let error = echo.boom().await.unwrap_err();
+        assert_eq!(error.exit().and_then(Exit::panic).map(|panic| &*panic.message), Some("no such luck"));
+    }
+    // Who asks for the end of an incarnation gets the next one.
+    echo.stop().await.unwrap();
+    assert_eq!(echo.who().await.unwrap(), 6);
+    tree.stop().await.unwrap();
+    assert!(echo.who().await.unwrap_err().is_closed());
+}
+
+// ---------------------------------------------------------------- stopping
+
+#[tokio::test(start_paused = true)]
+async fn children_stop_in_reverse_one_after_another() {
+    let world = World::new();
+    let tree = world.tree(&[]).await;
+    for name in ["a", "b", "c"] {
+        let slow = world.fake(name).manners(Manners::Slow(secs(1)));
+        tree.start_child(ChildSpec::new(slow)).await.unwrap();
+    }
+    world.log();
+    tree.stop().await.unwrap();
+    tree.stop().await.unwrap();
+    assert_eq!(
+        world.log(),
+        ["0ns Graceful c", "1s end c 1", "1s Graceful b", "2s end b 1", "2s Graceful a", "3s end a 1"]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn children_that_end_while_others_are_being_stopped_are_not_started_again() {
+    let world = World::new();
+    let tree = world.tree(&["a"]).await;
+    let slow = world.fake("b").manners(Manners::Slow(secs(1)));
+    tree.start_child(ChildSpec::new(slow)).await.unwrap();
+    world.log();
+    let stop = tokio::spawn({
+        let tree = tree.clone();
+        async move { tree.stop().await }
+    });
+    settle().await;
+    world.kill("a").await;
+    stop.await.unwrap().unwrap();
+    assert_eq!(world.log(), ["0ns Graceful b", "0ns end a 1", "1s end b 1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_child_that_ignores_requests_is_terminated_and_one_that_ignores_that_is_killed() {
+    let world = World::new();
+    let tree = world.tree(&[]).await;
+    for (name, manners) in [("stubborn", Manners::Stubborn), ("busy", Manners::Busy)] {
+        tree.start_child(ChildSpec::new(world.fake(name).manners(manners))).await.unwrap();
+    }
+    world.log();
+    tree.stop().await.unwrap();
+    assert_eq!(
+        world.log(),
+        [
+            "0ns Graceful busy",
+            "5s Term busy",
+            "5s end busy 1",
+            "5s Graceful stubborn",
+            "10s Term stubborn",
+            "12s Kill stubborn",
+            "12s end stubborn 1",
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_says_how_long_each_rung_may_take() {
+    let world = World::new();
+    let tree = world.tree(&[]).await;
+    for (name, manners, shutdown) in [
+        ("quick", Manners::Stubborn, Shutdown::kill()),
+        ("patient", Manners::Stubborn, Shutdown::graceful(secs(20))),
+        ("endless", Manners::Slow(secs(100_000)), Shutdown::infinity()),
+    ] {
+        let spec = ChildSpec::new(world.fake(name).manners(manners)).shutdown(shutdown);
+        tree.start_child(spec).await.unwrap();
+    }
+    world.log();
+    tree.stop().await.unwrap();
+    assert_eq!(
+        world.log(),
+        [
+            "0ns Graceful endless",
+            "100000s end endless 1",
+            "100000s Graceful patient",
+            "100020s Term patient",
+            "100022s Kill patient",
+            "100022s end patient 1",
+            "100022s Kill quick",
+            "100022s end quick 1",
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_child_that_can_not_be_killed_does_not_hang_the_stop_nor_its_callers() {
+    let world = World::new();
+    let tree = world.tree(&["a"]).await;
+    let immortal = world.fake("b").manners(Manners::Immortal);
+    let b = tree.start_child(ChildSpec::new(immortal)).await.unwrap();
+    let asked = tokio::spawn(b.who().timeout(secs(3600)));
+    settle().await;
+    tree.stop().await.unwrap();
+    assert_eq!(world.begun.elapsed(), secs(5 + 2 + 10));
+    let error = asked.await.unwrap().unwrap_err();
+    assert!(error.is_crash() && error.maybe_executed(), "{error}");
+    assert!(error.to_string().contains("still there 10 s after SIGKILL"), "{error}");
+    assert_eq!(world.alive(), ["b"]);
+    // Its end, long after, disturbs nobody.
+    world.kill("b").await;
+    tree.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_during_a_slow_start_gives_the_start_up() {
+    let world = World::new();
+    let tree = world.tree(&["a"]).await;
+    let hangs = world.fake("b").script(&[Begin::Hangs]);
+    let starting = tokio::spawn({
+        let (tree, spec) = (tree.clone(), ChildSpec::new(hangs));
+        async move { tree.start_child(spec).await }
+    });
+    settle().await;
+    world.log();
+    tree.stop().await.unwrap();
+    assert_eq!(world.log(), ["0ns Graceful a", "0ns end a 1"]);
+    let error = starting.await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("stopped while it started"), "{error}");
+    assert_eq!(world.alive(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_at_the_moment_a_start_completes_leaves_nobody_behind() {
+    // The task that stops runs some turns before or after the start completes; every interleaving ends well.
+    for turns in 0..12 {
+        let world = World::new();
+        let tree = world.tree(&["a"]).await;
+        let b = world.fake("b").script(&[Begin::After(secs(1))]);
+        let starting = tokio::spawn({
+            let (tree, spec) = (tree.clone(), ChildSpec::new(b));
+            async move { tree.start_child(spec).await }
+        });
+        sleep(secs(1)).await;
+        for _ in 0..turns {
+            tokio::task::yield_now().await;
+        }
+        tree.stop().await.unwrap();
+        assert_eq!(world.begun.elapsed(), secs(1));
+        assert_eq!((world.alive(), tree.count().specs), (vec![], 0));
+        if let Ok(b) = starting.await.unwrap() {
+            assert!(b.who().await.unwrap_err().is_closed());
+        }
+        let events = world.events();
+        assert_eq!(events.last().map(String::as_str), Some("end a 1"), "in reverse, {turns}: {events:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropping_the_last_handle_stops_it_in_order_in_the_background() {
+    let world = World::new();
+    let tree = world.tree(&["a", "b"]).await;
+    let (other, a) = (tree.clone(), tree.get::<Echo>("a").unwrap());
+    world.log();
+    drop(tree);
+    settle().await;
+    assert_eq!(world.log(), [""; 0]);
+    drop(other);
+    settle().await;
+    assert_eq!(world.events(), ["Graceful b", "end b 1", "Graceful a", "end a 1"]);
+    assert!(a.who().await.unwrap_err().is_closed());
+    world.tree(&[]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_the_program_stops_trees_newest_first_and_nothing_new_starts() {
+    let world = World::new();
+    let first = Supervisor::new(Strategy::OneForOne).name("first").child(world.child("a")).start().await;
+    let second = Supervisor::new(Strategy::OneForOne).name("second").child(world.child("b")).start().await;
+    world.log();
+    world.root.close().await;
+    assert_eq!(world.events(), ["Graceful b", "end b 1", "Graceful a", "end a 1"]);
+    first.unwrap().stop().await.unwrap();
+    second.unwrap().stop().await.unwrap();
+    for _ in 0..2 {
+        let late = Supervisor::new(Strategy::OneForOne).name("late").start().await.unwrap_err();
+        assert!(late.to_string().contains("the program is ending"), "{late}");
+    }
+}
+
+// ---------------------------------------------------------------- starting
+
+#[tokio::test(start_paused = true)]
+async fn children_start_in_the_order_given() {
+    let world = World::new();
+    let tree = world.tree(&["a", "b"]).await;
+    assert_eq!(world.events(), ["start a 1", "ready a 1", "start b 1", "ready b 1"]);
+    assert_eq!((tree.count().specs, tree.count().active), (2, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_supervisor_whose_second_child_fails_stops_the_first_and_returns_the_error() {
+    let world = World::new();
+    let fails = ChildSpec::new(world.fake("b").script(&[Begin::Fails]));
+    let supervisor = Supervisor::new(Strategy::OneForOne).name("tree");
+    let supervisor = supervisor.child(world.child("a")).child(fails).child(world.child("c"));
+    let error = supervisor.start().await.unwrap_err();
+    assert_eq!(error.to_string(), "start of /tree/b: the start failed: no luck");
+    assert_eq!(world.events(), ["start a 1", "ready a 1", "start b 1", "Graceful a", "end a 1"]);
+    world.tree(&["a"]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_start_that_fails_is_not_tried_again_and_its_name_is_free() {
+    let world = World::new();
+    let tree = world.tree(&["a"]).await;
+    world.log();
+    for (begin, why) in [
+        (Begin::Fails, "the start failed: no luck"),
+        (Begin::After(secs(100)), "the start failed: not ready within 30s"),
+        (Begin::Panics, "no luck at all"),
+    ] {
+        let error = tree.start_child(ChildSpec::new(world.fake("b").script(&[begin]))).await.unwrap_err();
+        assert!(error.to_string().starts_with("start of /tree/b: the start failed: "), "{error}");
+        assert!(error.to_string().contains(why), "{error}");
+        settle().await;
+        assert_eq!(world.events(), ["start b 1"]);
+        assert_eq!(tree.count().specs, 1);
+    }
+    tree.start_child(world.child("b")).await.unwrap();
+    assert_eq!(tree.get::<Echo>("a").unwrap().incarnation(), Some(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_a_child_whose_first_start_fails_is_told() {
+    let world = World::new();
+    let tree = world.tree(&[]).await;
+    let spec = ChildSpec::new(world.fake("a").script(&[Begin::After(secs(9))])).start_timeout(secs(2));
+    let starting = tokio::spawn({
+        let tree = tree.clone();
+        async move { tree.start_child(spec).await }
+    });
+    settle().await;
+    let error = tree.get::<Echo>("a").unwrap().who().await.unwrap_err();
+    assert!(error.is_closed() && error.to_string().contains("not ready within 2s"), "{error}");
+    assert_eq!(world.begun.elapsed(), secs(2));
+    assert!(starting.await.unwrap().is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn contradictions_are_errors_before_anything_starts() {
+    let world = World::new();
+    let tree = world.tree(&[]).await;
+    let mut wrong = world.fake("a");
+    wrong.check = Some(Fault::Refused("nobody hosts it".to_owned()));
+    let error = tree.start_child(ChildSpec::new(wrong)).await.unwrap_err();
+    assert_eq!(error.to_string(), "start of /tree/a: nobody hosts it");
+    assert_eq!((world.log(), tree.count().specs), (vec![], 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropping_the_future_of_a_start_does_not_stop_the_child() {
+    let world = World::new();
+    let tree = world.tree(&[]).await;
+    let slow = ChildSpec::new(world.fake("a").script(&[Begin::After(secs(2))]));
+    assert!(tokio::time::timeout(secs(1), tree.start_child(slow)).await.is_err());
+    assert_eq!(tree.get::<Echo>("a").unwrap().who().await.unwrap(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropping_the_future_of_a_supervisors_start_stops_what_had_started() {
+    let world = World::new();
+    let hangs = ChildSpec::new(world.fake("b").script(&[Begin::Hangs]));
+    let supervisor = Supervisor::new(Strategy::OneForOne).child(world.child("a")).child(hangs);
+    assert!(tokio::time::timeout(secs(1), supervisor.start()).await.is_err());
+    settle().await;
+    assert_eq!(world.events(), ["start a 1", "ready a 1", "start b 1", "Graceful a", "end a 1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn admin_calls_answer_while_a_start_hangs() {
+    let world = World::new();
+    let tree = world.tree(&["a"]).await;
+    let spec = ChildSpec::new(world.fake("b").script(&[Begin::Hangs]));
+    let starting = tokio::spawn({
+        let tree = tree.clone();
+        async move { tree.start_child(spec).await }
+    });
+    settle().await;
+    assert_eq!((tree.count().specs, tree.count().active), (2, 1));
+    assert!(!tree.get::<Echo>("b").unwrap().is_alive());
+    tree.start_child(world.child("c")).await.unwrap();
+    world.kill("a").await;
+    assert_eq!(tree.get::<Echo>("a").unwrap().incarnation(), Some(2));
+    assert_eq!(world.begun.elapsed(), Duration::ZERO);
+    tree.stop().await.unwrap();
+    assert_eq!(world.begun.elapsed(), Duration::ZERO);
+    assert!(starting.await.unwrap().is_err());
+}
+
+// ---------------------------------------------------------------- names
+
+#[tokio::test(start_paused = true)]
+async fn a_name_is_given_once_among_siblings_and_again_when_it_is_free() {
+    let world = World::new();
+    let tree = world.tree(&["a"]).await;
+    let error = tree.start_child(world.child("a")).await.unwrap_err();
+    assert!(error.to_string().contains("the name \"a\" is taken"), "{error}");
+    assert_eq!((tree.count().specs, world.alive()), (1, vec!["a".to_owned()]));
+    let error = Supervisor::new(Strategy::OneForOne).name("tree").start().await.unwrap_err();
+    assert!(error.to_string().contains("the name \"tree\" is taken"), "{error}");
+    tree.stop().await.unwrap();
+    world.tree(&["a"]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn names_that_are_no_path_segments_are_refused() {
+    let world = World::new();
+    let tree = world.tree(&[]).await;
+    for name in ["", "a/b", "~a", "a\nb", &"a".repeat(101)] {
+        assert!(tree.start_child(world.child(name)).await.is_err(), "{name:?}");
+        assert!(Supervisor::new(Strategy::OneForOne).name(name).start().await.is_err(), "{name:?}");
+    }
+    assert_eq!((world.log(), tree.count().specs), (vec![], 0));
+    tree.start_child(world.child(&"ä".repeat(50))).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn supervisors_without_a_name_have_paths_of_their_own() {
+    let _world = World::new();
+    let one = Supervisor::new(Strategy::OneForOne).start().await.unwrap();
+    let two = Supervisor::new(Strategy::OneForOne).start().await.unwrap();
+    assert!(one.path().starts_with("/~") && two.path().starts_with("/~"));
+    assert_ne!(one.path(), two.path());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_child_is_found_by_name_and_actor() {
+    let world = World::new();
+    let tree = world.tree(&["a", "b"]).await;
+    assert_eq!(tree.get::<Echo>("b").unwrap().path(), "/tree/b");
+    let error = tree.get::<Other>("a").map(drop).unwrap_err();
+    assert_eq!(error.to_string(), "/tree/a is a supervisor::Echo, not a supervisor::Other");
+    let error = tree.get::<Echo>("c").map(drop).unwrap_err();
+    assert_eq!(error.to_string(), "/tree has no child \"c\"; its children are: a, b");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_program_that_did_not_come_through_the_door_starts_no_supervisor() {
+    Root::exit();
+    let error = Supervisor::new(Strategy::OneForOne).start().await.unwrap_err();
+    assert!(error.to_string().contains("#[hatchery::main]"), "{error}");
+}
