@@ -45,7 +45,7 @@ async fn spawn() -> hatchery::Result<()> {
         measure_subject(effort.samples, &mut big.subject).await?;
         drop(heap);
     }
-    let growth = big.subject.median().as_secs_f64() / small.subject.median().as_secs_f64();
+    let growth = big.subject.times(&small.subject);
     print("spawn to first answer of a trivial worker", effort, &[small, big]);
     println!("  hatchery from the big parent takes {growth:.2} × as long as from the small one\n");
     Ok(())

@@ -323,6 +323,23 @@ async fn an_orderly_stop_runs_stopped_and_answers_the_rest_stopping() {
     assert!(!actor.is_alive());
 }
 
+/// What an orderly stop leaves undone it says so: no caller has to wonder whether its request ran.
+#[hatchery::test]
+async fn an_orderly_stop_leaves_no_caller_in_doubt() {
+    let tree = tree().await;
+    let actor = tree.start_child(plain("orderly")).await.unwrap();
+    for _ in 0..10 {
+        let asking: Vec<_> = (0..300).map(|n| tokio::spawn(actor.note(n))).collect();
+        tokio::task::yield_now().await;
+        ends("stop", actor.stop()).await.unwrap();
+        for ask in asking {
+            if let Err(error) = ends("ask", ask).await.unwrap() {
+                assert!(error.is_stopping() && !error.maybe_executed(), "{error}");
+            }
+        }
+    }
+}
+
 /// Promise "caller gone".
 #[hatchery::test]
 async fn a_withdrawn_request_never_starts_and_a_running_one_is_told_but_not_torn() {
@@ -396,6 +413,7 @@ async fn a_start_that_fails_says_why_and_leaves_nothing() {
     let slow = worker::<SlowStart>("a", "hangs".into()).start_timeout(Duration::from_millis(100));
     let error = ends("start", tree.start_child(slow)).await.unwrap_err();
     assert!(error.to_string().contains("not ready within 100ms"), "{error}");
+    assert!(error.is_timeout() && !error.is_crash());
     assert_eq!(tree.count().specs, 0);
     assert!(hatchery::active_children().is_empty());
     tree.start_child(worker::<SlowStart>("a", "works".into())).await.unwrap();

@@ -13,7 +13,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::error::{CallError, Never, SendError};
 use crate::fault::Fault;
-use crate::outlet::{Answer, Left};
+use crate::outlet::{Answer, Left, measure};
 use crate::seat::Seat;
 
 /// How long an ask waits for its answer unless told otherwise.
@@ -136,11 +136,13 @@ impl Future for Tell {
 impl Outgoing {
     fn poll(&mut self, ask: bool, cx: &mut Context<'_>) -> Poll<Answer> {
         if let State::New(body) = &mut self.state {
-            let body = match std::mem::replace(body, Ok(Body::default())) {
+            let encoded = std::mem::replace(body, Ok(Body::default()));
+            let encoded = encoded.map_err(|error| Fault::NotSent(error.to_string()));
+            let body = match encoded.and_then(|body| measure(&body).map(|()| body)) {
                 Ok(body) => body,
-                Err(error) => {
+                Err(fault) => {
                     self.state = State::Over;
-                    return Poll::Ready(Answer::Fault(Fault::NotSent(error.to_string())));
+                    return Poll::Ready(Answer::Fault(fault));
                 }
             };
             let now = Instant::now();

@@ -142,5 +142,5 @@ pub async fn stop(child: &dyn Child, shutdown: Shutdown) -> Result<Arc<Exit>, Er
             }
         }
     }
-    Err(Error::msg("the process is still there 10 s after SIGKILL: it hangs in the kernel"))
+    Err(Error::msg("it is still there 10 s after it was killed"))
 }

@@ -5,7 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::fault::{Fault, predicates};
+use crate::fault::Fault;
+use crate::predicates;
 
 /// What a `main`, a task or a handler returns when it does not care for a type of its own: text with its chain of
 /// causes, able to travel between processes.

@@ -12,6 +12,7 @@ pub struct Exit {
     status: Status,
     panic: Option<Panic>,
     failed: bool,
+    orderly: bool,
     reason: Option<String>,
     stderr: Vec<String>,
 }
@@ -40,12 +41,19 @@ pub struct Panic {
 impl Exit {
     /// An exit with this status and nothing else known.
     pub fn new(status: Status) -> Exit {
-        Exit { status, panic: None, failed: false, reason: None, stderr: Vec::new() }
+        Exit { status, panic: None, failed: false, orderly: false, reason: None, stderr: Vec::new() }
     }
 
-    /// The exit of something that ended in order.
-    pub fn clean() -> Exit {
-        Exit::new(Status::Code(0))
+    /// The exit of an actor that stopped in order: it answered everything it had begun, and began nothing else.
+    pub fn orderly() -> Exit {
+        Exit { orderly: true, ..Exit::new(Status::Code(0)) }
+    }
+
+    /// The same exit, if it was in order.
+    #[must_use]
+    pub fn with_orderly(mut self, orderly: bool) -> Exit {
+        self.orderly = orderly;
+        self
     }
 
     /// The same exit, caused by a panic.
@@ -109,6 +117,11 @@ impl Exit {
     /// Whether it left by itself with exit code 0.
     pub fn success(&self) -> bool {
         self.status == Status::Code(0)
+    }
+
+    /// Whether it was an actor that stopped in order: what it has not answered, it has not begun.
+    pub fn is_orderly(&self) -> bool {
+        self.orderly
     }
 
     /// Whether it was a task whose function returned an `Err` (its exit code is 1 then).

@@ -43,6 +43,13 @@ pub enum Fault {
     Refused(String),
     /// Starting it failed.
     StartFailed(String),
+    /// It was not ready in time, and has been ended.
+    Late {
+        /// What it did not do, within how long.
+        what: String,
+        /// How it ended then.
+        exit: Box<Exit>,
+    },
 }
 
 impl Fault {
@@ -57,7 +64,8 @@ impl Fault {
             | Fault::NotSent(_)
             | Fault::Undecodable(_)
             | Fault::Refused(_)
-            | Fault::StartFailed(_) => false,
+            | Fault::StartFailed(_)
+            | Fault::Late { .. } => false,
         }
     }
 }
@@ -80,13 +88,16 @@ impl fmt::Display for Fault {
             Fault::BadAnswer(why) => write!(f, "the answer did not arrive: {why}"),
             Fault::Refused(why) => f.write_str(why),
             Fault::StartFailed(why) => write!(f, "the start failed: {why}"),
+            Fault::Late { what, .. } => f.write_str(what),
         }
     }
 }
 
 impl std::error::Error for Fault {}
 
-/// The predicates that every error of the library has, told from the [`Fault`] at its bottom.
+/// The predicates that every error of the library has, told from the [`Fault`] at its bottom by a method `fault`.
+#[doc(hidden)]
+#[macro_export]
 macro_rules! predicates {
     () => {
         /// Whether the worker ended (killed, aborted, panicked, exited, the process gone) before it answered.
@@ -96,7 +107,8 @@ macro_rules! predicates {
 
         /// Whether a deadline passed.
         pub fn is_timeout(&self) -> bool {
-            matches!(self.fault(), Some($crate::fault::Fault::Timeout { .. }))
+            use $crate::fault::Fault::{Late, Timeout};
+            matches!(self.fault(), Some(Timeout { .. } | Late { .. }))
         }
 
         /// Whether the actor was stopping and did not begin the request.
@@ -112,10 +124,11 @@ macro_rules! predicates {
         /// How the worker ended, where that is the reason.
         pub fn exit(&self) -> Option<&$crate::exit::Exit> {
             match self.fault() {
-                Some($crate::fault::Fault::Ended { exit, .. }) => Some(exit),
+                Some($crate::fault::Fault::Ended { exit, .. } | $crate::fault::Fault::Late { exit, .. }) => {
+                    Some(exit)
+                }
                 _ => None,
             }
         }
     };
 }
-pub(crate) use predicates;

@@ -73,7 +73,8 @@ impl<A: Actor> Start for Local<A> {
                 }
                 Err(_) => {
                     task.abort();
-                    Some(Fault::StartFailed(format!("not ready within {:?}", order.timeout)))
+                    let exit = Box::new((*child.exited().await).clone());
+                    Some(Fault::Late { what: format!("not ready within {:?}", order.timeout), exit })
                 }
             };
             if let Some(fault) = failed {
@@ -113,7 +114,7 @@ async fn live<A: Actor>(
         return;
     }
     end.how = Some(match runner::run(actor, &mailbox, cx).await {
-        Ok(()) => Exit::clean(),
+        Ok(()) => Exit::orderly(),
         Err(panic) => Exit::new(Status::Code(101)).with_panic(Some(panic)),
     });
 }

@@ -17,7 +17,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use hatchery_wire::Body;
+use hatchery_wire::{Body, Limits};
 use tokio::time::Instant;
 
 use crate::exit::Exit;
@@ -36,6 +36,21 @@ pub trait Line: Send + Sync + 'static {
 
     /// The caller of this request has left.
     fn withdraw(&self, id: u64);
+}
+
+/// Whether a message of this size can travel.
+///
+/// # Errors
+/// It can not.
+pub fn measure(body: &Body) -> Result<(), Fault> {
+    let limit = Limits::default().message;
+    if body.len() > limit {
+        return Err(Fault::NotSent(format!(
+            "the message has {} bytes, over the limit of {limit}",
+            body.len()
+        )));
+    }
+    Ok(())
 }
 
 /// A request on its way.
@@ -258,7 +273,12 @@ impl Outlet {
         let mut wakers = Vec::new();
         for slot in state.requests.values_mut() {
             if matches!(slot.phase, Phase::Sent { incarnation: to } if to == incarnation) {
-                let fault = Fault::Ended { exit: Box::new(exit.clone()), maybe_executed: true };
+                let fault = if exit.is_orderly() {
+                    // It came too late to be taken up, and all that was taken up has been answered.
+                    Fault::Stopping
+                } else {
+                    Fault::Ended { exit: Box::new(exit.clone()), maybe_executed: true }
+                };
                 slot.phase = Phase::Done(Answer::Fault(fault));
                 wakers.extend(slot.waker.take());
             }
@@ -475,6 +495,17 @@ mod tests {
         outlet.answered(2, ids[64], value(7), true).unwrap();
         assert_eq!(outlet.now(ids[64]), Some(value(7)));
         assert!(outlet.lock().requests.is_empty());
+    }
+
+    #[test]
+    fn what_an_orderly_end_left_unanswered_has_not_run() {
+        let outlet = Outlet::default();
+        let _line = outlet.sit(1);
+        let (answered, too_late) = (outlet.ask(), outlet.ask());
+        outlet.answered(1, answered, value(1), true).unwrap();
+        outlet.ended(1, &Exit::orderly());
+        assert_eq!(outlet.now(answered), Some(value(1)));
+        assert_eq!(outlet.now(too_late), Some(Answer::Fault(Fault::Stopping)));
     }
 
     #[test]

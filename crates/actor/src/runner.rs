@@ -2,9 +2,9 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use hatchery_wire::decode;
-use tokio::time::Instant;
 
 use crate::actor::Actor;
 use crate::context::Context;
@@ -20,10 +20,26 @@ use crate::panics;
 /// The panic of a handler. The state is gone with it, and requests that were waiting end with the incarnation.
 pub async fn run<A: Actor>(mut actor: A, mailbox: &Arc<Mailbox>, mut cx: Context) -> Result<(), Panic> {
     let mut owed = Owed::default();
+    // A mailbox that never runs empty, or a handler that takes long, must not keep this thread from its other tasks,
+    // of which one sends the answers.
+    let mut turn = Instant::now();
     loop {
-        // A mailbox that never runs empty must not keep this thread from its other tasks.
-        tokio::task::consume_budget().await;
-        match poll_fn(|task| mailbox.poll_next(owed.any(), task)).await {
+        if turn.elapsed() >= TURN {
+            tokio::task::yield_now().await;
+            turn = Instant::now();
+        }
+        let mut waited = false;
+        let next = poll_fn(|task| {
+            let next = mailbox.poll_next(owed.any(), task);
+            waited |= next.is_pending();
+            next
+        })
+        .await;
+        if waited {
+            // The others have had their turn meanwhile.
+            turn = Instant::now();
+        }
+        match next {
             Next::Parcel(parcel) => {
                 let outcome = panics::catch(one(&mut actor, &parcel, &mut cx)).await;
                 mailbox.finished();
@@ -44,10 +60,14 @@ pub async fn run<A: Actor>(mut actor: A, mailbox: &Arc<Mailbox>, mut cx: Context
     panics::catch(actor.stopped(&cx)).await
 }
 
+/// How long messages are handled in one go. Their answers leave together, in one write, at the end of the turn: long
+/// enough for many small messages to share that write, too short for anybody to miss an answer that is ready.
+const TURN: Duration = Duration::from_micros(100);
+
 /// Handles one message, unless its caller no longer waits.
 async fn one<A: Actor>(actor: &mut A, parcel: &Parcel, cx: &mut Context) -> Answer {
     cx.begin(parcel.deadline);
-    if parcel.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+    if parcel.deadline.is_some_and(|deadline| deadline <= tokio::time::Instant::now()) {
         return Answer::Fault(Fault::Timeout { maybe_executed: false });
     }
     match decode::<A::Message>(&parcel.body) {

@@ -177,21 +177,6 @@ fn said(error: &WireError) -> String {
     format!("it broke the protocol of the channel: {error}")
 }
 
-/// Whether a message of this size can travel.
-///
-/// # Errors
-/// It can not.
-pub(crate) fn measure(body: &Body) -> Result<(), Fault> {
-    let limit = Limits::default().message;
-    if body.len() > limit {
-        return Err(Fault::NotSent(format!(
-            "the message has {} bytes, over the limit of {limit}",
-            body.len()
-        )));
-    }
-    Ok(())
-}
-
 /// The library's reason for a request without an answer, from its frame.
 ///
 /// # Errors

@@ -70,6 +70,8 @@ impl Identity {
 pub(crate) struct LastWords {
     pub(crate) code: i32,
     pub(crate) failed: bool,
+    /// An actor that answered everything it had begun, and whose answers have all left.
+    pub(crate) orderly: bool,
     pub(crate) panic: Option<Panic>,
     pub(crate) reason: Option<String>,
 }

@@ -52,6 +52,10 @@ impl Ended {
         Ended(LastWords::default())
     }
 
+    fn orderly() -> Ended {
+        Ended(LastWords { orderly: true, ..LastWords::default() })
+    }
+
     fn panicked(panic: Panic) -> Ended {
         Ended(LastWords { code: PANICKED, panic: Some(panic), ..LastWords::default() })
     }
@@ -110,8 +114,9 @@ pub(crate) fn host_actor<A: Actor>(inside: Inside) -> Ended {
             over = &mut channel => return lost(over),
         };
         program.root.close().await;
-        flush(&outgoing, channel).await;
-        ended
+        let flushed = flush(&outgoing, channel).await;
+        let Ended(words) = ended;
+        Ended(LastWords { orderly: words.orderly && flushed, ..words })
     });
     runtime.shutdown_background();
     ended
@@ -144,7 +149,7 @@ async fn act<A: Actor>(
     };
     warden.up(Frame::Ready);
     match runner::run(actor, mailbox, cx).await {
-        Ok(()) => Ended::clean(),
+        Ok(()) => Ended::orderly(),
         Err(panic) => Ended::panicked(panic),
     }
 }
@@ -229,10 +234,10 @@ fn lost(over: Over) -> Ended {
     }
 }
 
-/// Lets the last answers leave.
-async fn flush(outgoing: &Outgoing, channel: JoinHandle<Result<(), String>>) {
+/// Lets the last answers leave; whether all have.
+async fn flush(outgoing: &Outgoing, channel: JoinHandle<Result<(), String>>) -> bool {
     outgoing.finish();
-    let _ = tokio::time::timeout(LAST_FLUSH, channel).await;
+    matches!(tokio::time::timeout(LAST_FLUSH, channel).await, Ok(Ok(Ok(()))))
 }
 
 /// Lays requests into the mailbox.

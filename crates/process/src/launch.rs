@@ -90,12 +90,17 @@ pub(crate) async fn greeted(
     match tokio::time::timeout_at(deadline, ward.greeted()).await {
         Ok(true) => {
             unless_hello.forget();
-            return Ok(());
+            Ok(())
         }
-        Ok(false) => {}
-        Err(_) => ward.condemn(format!("no hello within {timeout:?}")),
+        Ok(false) => Err(self::ended(&*wait(ended).await)),
+        Err(_) => Err(late(ward, ended, format!("no hello within {timeout:?}")).await),
     }
-    Err(self::ended(&*wait(ended).await))
+}
+
+/// Ends a worker that is late, and gives the fault of its start.
+pub(crate) async fn late(ward: &Ward, ended: Ended, what: String) -> Fault {
+    ward.condemn(what.clone());
+    Fault::Late { what, exit: Box::new((*wait(ended).await).clone()) }
 }
 
 fn cannot(what: &str, error: &io::Error) -> Fault {

@@ -9,12 +9,14 @@ use std::time::Duration;
 use hatchery_actor::child::BoxFuture;
 use hatchery_actor::exit::{Exit, Panic};
 use hatchery_actor::fault::Fault;
+use hatchery_actor::outlet::measure;
+use hatchery_actor::predicates;
 use hatchery_actor::root::{Residence, Resident, check_segment};
 use hatchery_wire::{Body, DecodeError, EncodeError, Envelope, Kind};
 use rustix::process::Signal;
 use tokio::time::Instant;
 
-use crate::channel::{Desk, Outgoing, fault_of, measure};
+use crate::channel::{Desk, Outgoing, fault_of};
 use crate::frames::What;
 use crate::launch::{self, Ended, Launch, START_TIMEOUT, launch, live, wait};
 use crate::program::Program;
@@ -432,9 +434,17 @@ pub struct ProcessError {
 }
 
 impl ProcessError {
-    /// Whether it ended without a result: killed, panicked, exited.
-    pub fn is_crash(&self) -> bool {
-        matches!(self.fault, Fault::Ended { .. })
+    /// The library's own reason.
+    #[doc(hidden)]
+    pub fn fault(&self) -> Option<&Fault> {
+        Some(&self.fault)
+    }
+
+    predicates!();
+
+    /// Whether the function may have run.
+    pub fn maybe_executed(&self) -> bool {
+        self.fault.maybe_executed()
     }
 
     /// Whether a panic ended it.
@@ -445,13 +455,5 @@ impl ProcessError {
     /// The panic that ended it.
     pub fn panic(&self) -> Option<&Panic> {
         self.exit().and_then(Exit::panic)
-    }
-
-    /// How it ended, where that is the reason.
-    pub fn exit(&self) -> Option<&Exit> {
-        match &self.fault {
-            Fault::Ended { exit, .. } => Some(exit),
-            _ => None,
-        }
     }
 }

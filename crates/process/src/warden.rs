@@ -753,6 +753,7 @@ impl Child {
         let exit = Exit::new(status)
             .with_panic(words.panic)
             .with_failed(words.failed && matches!(status, Status::Code(_)))
+            .with_orderly(words.orderly && condemned.is_none() && status == Status::Code(0))
             .with_reason(condemned.or(words.reason))
             .with_stderr(self.tail.drain(..).collect());
         self.publish(exit);

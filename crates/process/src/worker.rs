@@ -8,13 +8,13 @@ use hatchery_actor::child::{BoxFuture, Child, Order, Rung, Start, Started};
 use hatchery_actor::exit::Exit;
 use hatchery_actor::fault::Fault;
 use hatchery_actor::handle::ActorRef;
-use hatchery_actor::outlet::{Answer, Line, Request};
+use hatchery_actor::outlet::{Answer, Line, Request, measure};
 use hatchery_actor::seat::Seat;
 use hatchery_wire::{Body, EncodeError, Envelope, Kind, encode};
 use rustix::process::Signal;
 use tokio::time::Instant;
 
-use crate::channel::{Desk, Outgoing, fault_of, measure};
+use crate::channel::{Desk, Outgoing, fault_of};
 use crate::frames::What;
 use crate::launch::{self, Ended, KillOnDrop, Launch, launch, live, wait};
 use crate::program::Program;
@@ -98,9 +98,10 @@ impl<A: Actor> Start for Worker<A> {
                 }
                 Err(_) => {
                     let missed = if ward.has_said_hello() { "not ready" } else { "no hello" };
-                    ward.condemn(format!("{missed} within {:?}", order.timeout));
+                    let fault =
+                        launch::late(&ward, ended, format!("{missed} within {:?}", order.timeout)).await;
                     unless_ready.forget();
-                    return Err(launch::ended(&*wait(ended).await));
+                    return Err(fault);
                 }
             }
             unless_ready.forget();
@@ -146,7 +147,6 @@ struct ChannelLine {
 impl Line for ChannelLine {
     fn send(&self, request: Request) -> Result<(), Fault> {
         let Request { id, ask, deadline, body } = request;
-        measure(&body)?;
         let kind = if ask { Kind::Ask } else { Kind::Tell };
         let mut envelope = Envelope::new(kind, TENANT, id, body);
         if ask {

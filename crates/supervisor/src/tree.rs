@@ -287,16 +287,11 @@ pub struct StartError {
 }
 
 impl StartError {
-    /// Whether it ended before it was ready.
-    pub fn is_crash(&self) -> bool {
-        self.exit().is_some()
+    /// The library's own reason.
+    #[doc(hidden)]
+    pub fn fault(&self) -> Option<&Fault> {
+        Some(&self.fault)
     }
 
-    /// How it ended, if it ended before it was ready.
-    pub fn exit(&self) -> Option<&hatchery_actor::exit::Exit> {
-        match &self.fault {
-            Fault::Ended { exit, .. } => Some(exit),
-            _ => None,
-        }
-    }
+    hatchery_actor::predicates!();
 }

@@ -2,7 +2,9 @@
 //! says, in virtual time.
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::time::Duration;
 
 use hatchery_actor::actor::{Actor, Place};
@@ -19,7 +21,7 @@ use hatchery_actor::root::Root;
 use hatchery_actor::seat::Seat;
 use hatchery_supervisor::spec::ChildSpec;
 use hatchery_supervisor::tree::{Strategy, Supervisor, Tree};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 
 // ---------------------------------------------------------------- children that do as they are told
@@ -32,6 +34,8 @@ enum Begin {
     Fails,
     Panics,
     Hangs,
+    /// It completes when the world gives the cue.
+    OnCue,
 }
 
 /// What it takes to end a child.
@@ -55,6 +59,7 @@ struct World {
     begun: Instant,
     log: Arc<Mutex<Vec<String>>>,
     live: Arc<Mutex<BTreeMap<String, Arc<FakeChild>>>>,
+    cue: Arc<Notify>,
 }
 
 /// What can be started: every start goes as the script says, the last entry again and again.
@@ -79,7 +84,7 @@ impl World {
     fn new() -> World {
         let root = Root::new(String::new());
         root.clone().enter();
-        World { root, begun: Instant::now(), log: Arc::default(), live: Arc::default() }
+        World { root, begun: Instant::now(), log: Arc::default(), live: Arc::default(), cue: Arc::default() }
     }
 
     fn fake(&self, name: &str) -> Fake {
@@ -179,6 +184,7 @@ impl Start for Fake {
                 Begin::Fails => return Err(Fault::StartFailed("no luck".to_owned())),
                 Begin::Panics => panic!("no luck at all"),
                 Begin::Hangs => std::future::pending().await,
+                Begin::OnCue => world.cue.notified().await,
             }
             let exit = watch::Sender::new(None);
             let child =
@@ -207,12 +213,12 @@ impl Child for FakeChild {
     fn stop(&self, rung: Rung) {
         self.world.say(format!("{rung:?} {}", self.name));
         match (self.manners, rung) {
-            (Manners::Polite, _) => self.end(Exit::clean()),
+            (Manners::Polite, _) => self.end(Exit::orderly()),
             (Manners::Slow(time), _) => {
                 let this = self.world.find(&self.name);
                 tokio::spawn(async move {
                     sleep(time).await;
-                    this.end(Exit::clean());
+                    this.end(Exit::orderly());
                 });
             }
             (Manners::Busy, Rung::Term | Rung::Kill) => self.end(Exit::new(Status::Signal(15))),
@@ -353,7 +359,7 @@ async fn a_child_that_ends_is_started_again_at_once_in_the_same_seat() {
     assert_eq!(a.who().await.unwrap(), 2);
     assert_eq!((a.path(), tree.path()), ("/tree/a", "/tree"));
     // One that left in order is started again as well.
-    world.find("b").end(Exit::clean());
+    world.find("b").end(Exit::orderly());
     settle().await;
     assert_eq!(world.events(), ["end b 1", "start b 2", "ready b 2"]);
 }
@@ -550,7 +556,7 @@ async fn a_child_that_can_not_be_killed_does_not_hang_the_stop_nor_its_callers()
     assert_eq!(world.begun.elapsed(), secs(5 + 2 + 10));
     let error = asked.await.unwrap().unwrap_err();
     assert!(error.is_crash() && error.maybe_executed(), "{error}");
-    assert!(error.to_string().contains("still there 10 s after SIGKILL"), "{error}");
+    assert!(error.to_string().contains("still there 10 s after it was killed"), "{error}");
     assert_eq!(world.alive(), ["b"]);
     // Its end, long after, disturbs nobody.
     world.kill("b").await;
@@ -599,6 +605,25 @@ async fn a_stop_at_the_moment_a_start_completes_leaves_nobody_behind() {
         let events = world.events();
         assert_eq!(events.last().map(String::as_str), Some("end a 1"), "in reverse, {turns}: {events:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_that_completes_when_it_has_just_been_given_up_is_stopped_all_the_same() {
+    let world = World::new();
+    let tree = world.tree(&["a"]).await;
+    let starting = tokio::spawn({
+        let (tree, spec) = (tree.clone(), ChildSpec::new(world.fake("b").script(&[Begin::OnCue])));
+        async move { tree.start_child(spec).await }
+    });
+    settle().await;
+    world.log();
+    // First the supervisor gets the order, then the start its cue, and then both of them run.
+    let mut stop = std::pin::pin!(tree.stop());
+    assert!(std::future::poll_fn(|task| Poll::Ready(stop.as_mut().poll(task).is_pending())).await);
+    world.cue.notify_one();
+    stop.await.unwrap();
+    assert_eq!(world.events(), ["ready b 1", "Graceful b", "end b 1", "Graceful a", "end a 1"]);
+    assert!(starting.await.unwrap().unwrap().who().await.unwrap_err().is_closed());
 }
 
 #[tokio::test(start_paused = true)]
