@@ -5,6 +5,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::mpsc;
+
 use crate::error::Error;
 use crate::exit::Exit;
 use crate::fault::Fault;
@@ -48,6 +50,37 @@ pub struct Order {
     pub incarnation: u64,
     /// How long it may take until it is ready.
     pub timeout: Duration,
+    /// To be held by whatever is left of the incarnation, for as long as it is there.
+    pub presence: Presence,
+}
+
+/// Says that something of an incarnation is still there. A start that was given up, or failed, is over only when the
+/// last clone of it is gone: so no two incarnations are ever there at once.
+#[derive(Clone, Debug)]
+pub struct Presence {
+    _held: mpsc::Sender<()>,
+}
+
+/// The other side of [`Presence`].
+#[derive(Debug)]
+pub struct Absence {
+    held: mpsc::Receiver<()>,
+}
+
+impl Presence {
+    /// A presence, and how to wait for its end.
+    pub fn new() -> (Presence, Absence) {
+        let (sender, held) = mpsc::channel(1);
+        (Presence { _held: sender }, Absence { held })
+    }
+}
+
+impl Absence {
+    /// Resolves when nothing of the incarnation is left. Cancel safe.
+    pub async fn wait(&mut self) {
+        // Nothing is ever sent: this ends when the last sender is gone.
+        while self.held.recv().await.is_some() {}
+    }
 }
 
 /// Something that has been started and is ready.

@@ -8,7 +8,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::AbortHandle;
 
 use crate::actor::Actor;
-use crate::child::{BoxFuture, Child, Order, Rung, Start, Started};
+use crate::child::{BoxFuture, Child, Order, Presence, Rung, Start, Started};
 use crate::context::Context;
 use crate::exit::{Exit, Status};
 use crate::fault::Fault;
@@ -60,7 +60,13 @@ impl<A: Actor> Start for Local<A> {
             let mailbox = Mailbox::new();
             let (exit, exited) = watch::channel(None);
             let (ready, is_ready) = oneshot::channel();
-            let end = End { seat: order.seat.clone(), incarnation: order.incarnation, exit, how: None };
+            let end = End {
+                seat: order.seat.clone(),
+                incarnation: order.incarnation,
+                exit,
+                how: None,
+                _presence: order.presence,
+            };
             let task = tokio::spawn(live::<A>(args, mailbox.clone(), ready, end));
             let child = Arc::new(LocalChild { mailbox: mailbox.clone(), task: task.abort_handle(), exited });
             let unless_ready = AbortOnDrop(Some(task.abort_handle()));
@@ -125,6 +131,7 @@ struct End {
     incarnation: u64,
     exit: watch::Sender<Option<Arc<Exit>>>,
     how: Option<Exit>,
+    _presence: Presence,
 }
 
 impl Drop for End {

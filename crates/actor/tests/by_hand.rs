@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use hatchery_actor::actor::{Actor, Place};
 use hatchery_actor::ask::Ask;
-use hatchery_actor::child::{Child, Order, Rung, Start, Started};
+use hatchery_actor::child::{Child, Order, Presence, Rung, Start, Started};
 use hatchery_actor::context::Context;
 use hatchery_actor::error::{CallError, Error};
 use hatchery_actor::exit::{Exit, Status};
@@ -284,7 +284,7 @@ impl Stage {
     fn order(&mut self) -> Order {
         self.incarnation += 1;
         let timeout = Duration::from_secs(10);
-        Order { seat: self.seat.clone(), incarnation: self.incarnation, timeout }
+        Order { seat: self.seat.clone(), incarnation: self.incarnation, timeout, presence: Presence::new().0 }
     }
 
     /// The next incarnation sits down.

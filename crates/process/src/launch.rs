@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
 
+use hatchery_actor::child::Presence;
 use hatchery_actor::exit::{Exit, Status};
 use hatchery_actor::fault::Fault;
 use hatchery_wire::LinkSocket;
@@ -42,6 +43,8 @@ pub(crate) struct Launch {
     pub(crate) what: What,
     pub(crate) env: BTreeMap<OsString, Option<OsString>>,
     pub(crate) current_dir: Option<PathBuf>,
+    /// Held until the process has been reaped.
+    pub(crate) presence: Option<Presence>,
 }
 
 /// A worker process that has been started.
@@ -179,7 +182,8 @@ fn spawn(
     let ward = Ward::new(warden.number(), pid, pidfd);
     let stderr = child.stderr.take().map(OwnedFd::from);
     let printer = program.printer.clone();
-    warden.adopt(Adoption { ward: ward.clone(), link, stderr, stdout, printer });
+    let presence = launch.presence.clone();
+    warden.adopt(Adoption { ward: ward.clone(), link, stderr, stdout, printer, presence });
     Ok((ward, channel))
 }
 

@@ -175,6 +175,7 @@ impl<R> Builder<R> {
             what: What::Task { name: self.entry.name.to_owned(), place: self.entry.place.to_string() },
             env: self.env,
             current_dir: self.current_dir,
+            presence: None,
         };
         let launched = launch(&program, order).await?;
         let ward = launched.ward.clone();

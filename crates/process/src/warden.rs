@@ -24,6 +24,7 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use hatchery_actor::child::Presence;
 use hatchery_actor::error::Error;
 use hatchery_actor::exit::{Exit, Status};
 use hatchery_wire::{Filled, LinkSocket};
@@ -187,6 +188,7 @@ pub(crate) struct Adoption {
     pub(crate) stderr: Option<OwnedFd>,
     pub(crate) stdout: Option<OwnedFd>,
     pub(crate) printer: Arc<Printer>,
+    pub(crate) presence: Option<Presence>,
 }
 
 /// Called when the parent asks for an orderly stop; must not block.
@@ -255,7 +257,7 @@ impl Warden {
 
     /// Hands a new child over.
     pub(crate) fn adopt(&self, adoption: Adoption) {
-        let Adoption { ward, link, stderr, stdout, printer } = adoption;
+        let Adoption { ward, link, stderr, stdout, printer, presence } = adoption;
         let child = Child {
             ward: ward.clone(),
             link: Some(link),
@@ -266,6 +268,7 @@ impl Warden {
             hello: false,
             printer,
             unlinked: None,
+            presence,
             link_full: false,
         };
         if !self.post(Command::Adopt(Box::new(child))) {
@@ -331,6 +334,7 @@ struct Child {
     unlinked: Option<Instant>,
     /// Its link takes no more for now: the poll tells when it does.
     link_full: bool,
+    presence: Option<Presence>,
 }
 
 /// One end of what a child writes, gathered into lines.
@@ -757,6 +761,7 @@ impl Child {
             .with_reason(condemned.or(words.reason))
             .with_stderr(self.tail.drain(..).collect());
         self.publish(exit);
+        self.presence = None;
     }
 
     fn publish(&self, exit: Exit) {

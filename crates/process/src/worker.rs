@@ -72,6 +72,7 @@ impl<A: Actor> Start for Worker<A> {
                 what: What::Actor { name: A::name().to_owned(), place: A::place().to_string() },
                 env: Default::default(),
                 current_dir: None,
+                presence: Some(order.presence),
             };
             let launched = launch(&program, launch_order).await?;
             let ward = launched.ward.clone();

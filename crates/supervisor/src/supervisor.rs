@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use hatchery_actor::child::{self, Child, Order, Started};
+use hatchery_actor::child::{self, Child, Order, Presence, Started};
 use hatchery_actor::error::Error;
 use hatchery_actor::exit::{Exit, Status};
 use hatchery_actor::fault::Fault;
@@ -17,6 +18,9 @@ use tokio::time::Instant;
 use crate::policy::{self, Action, Ending, Event, Id, Intensity, State};
 use crate::spec::ErasedSpec;
 use crate::tree::Seats;
+
+/// How long what a start left may take to be gone: it has been killed by then.
+const GIVEN_UP: Duration = Duration::from_secs(10);
 
 /// What handles ask for.
 pub(crate) enum Command {
@@ -214,7 +218,9 @@ impl Supervisor {
     fn start(&mut self, id: Id, incarnation: u64) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         entry.incarnation = incarnation;
-        let order = Order { seat: entry.seat.clone(), incarnation, timeout: entry.spec.start_timeout };
+        let (presence, mut absence) = Presence::new();
+        let timeout = entry.spec.start_timeout;
+        let order = Order { seat: entry.seat.clone(), incarnation, timeout, presence };
         let start = entry.spec.start.start(order);
         let reports = self.reports.clone();
         let (give_up, given_up) = oneshot::channel::<()>();
@@ -228,6 +234,9 @@ impl Supervisor {
                 // Dropping the start ends what it began.
                 _ = given_up => Err(Fault::Closed { why: "it was stopped while it started".to_owned() }),
             };
+            if result.is_err() && tokio::time::timeout(GIVEN_UP, absence.wait()).await.is_err() {
+                tracing::error!(incarnation, "what was started and given up is still there, and unkillable");
+            }
             let _ = reports.send(Report::Start(id, incarnation, result)).await;
         });
         entry.starting = Some(give_up);

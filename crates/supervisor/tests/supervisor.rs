@@ -172,7 +172,7 @@ impl Start for Fake {
         };
         let (world, name, manners) = (self.world.clone(), self.name.clone(), self.manners);
         Box::pin(async move {
-            let Order { seat, incarnation, timeout } = order;
+            let Order { seat, incarnation, timeout, .. } = order;
             world.say(format!("start {name} {incarnation}"));
             match begin {
                 Begin::Well => {}
