@@ -1,6 +1,6 @@
 //! The door: the first thing a program does, where it turns out whether this process is a worker or the root.
 
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::future::Future;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -383,7 +383,8 @@ fn worker(
             return (None, Ended::broken(format!("stdout: {error}")));
         }
     }
-    let _ = std::fs::write("/proc/self/comm", comm(&invitation.name));
+    // What `top` shows; the kernel keeps the first 15 bytes. A name has no zero byte in it.
+    let _ = CString::new(invitation.name.as_str()).map(|name| rustix::thread::set_name(&name));
     let _ = WORKER.set(Current {
         name: invitation.name.clone(),
         path: invitation.path.clone(),
@@ -402,7 +403,7 @@ fn worker(
     });
     program.enter();
     let hello = match Identity::own() {
-        Ok(program) => Frame::Hello(Hello { protocol: PROTOCOL, features: 0, program }),
+        Ok(program) => Frame::Hello(Hello { protocol: PROTOCOL, features: 0, program: program.clone() }),
         Err(error) => return (None, Ended::broken(format!("/proc/self/exe: {error}"))),
     };
     // It leaves here and now: the parent deals with it while this process goes on starting.
@@ -420,10 +421,4 @@ fn worker(
         Err(error) => return (None, Ended::broken(format!("no warden: {error}"))),
     };
     (Some(warden), inside::live(Inside { invitation, channel, link, warden, program }))
-}
-
-/// What `top` shows: the kernel keeps 15 bytes.
-fn comm(name: &str) -> &[u8] {
-    let bytes = name.as_bytes();
-    &bytes[..bytes.len().min(15)]
 }

@@ -1,6 +1,7 @@
 //! The frames of the link, as values: what a worker and its parent tell each other.
 
 use std::os::fd::OwnedFd;
+use std::sync::OnceLock;
 
 use hatchery_actor::error::Error;
 use hatchery_actor::exit::Panic;
@@ -51,8 +52,16 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    /// Of this process.
-    pub(crate) fn own() -> std::io::Result<Identity> {
+    /// Of this process. It never changes, so the second look is for free.
+    pub(crate) fn own() -> std::io::Result<&'static Identity> {
+        static OWN: OnceLock<Identity> = OnceLock::new();
+        match OWN.get() {
+            Some(own) => Ok(own),
+            None => Identity::look().map(|own| OWN.get_or_init(|| own)),
+        }
+    }
+
+    fn look() -> std::io::Result<Identity> {
         use std::os::unix::fs::MetadataExt;
         // Through the link, which leads to the image even when the file has been deleted or replaced.
         let stat = std::fs::metadata("/proc/self/exe")?;

@@ -17,19 +17,20 @@ pub(crate) fn heed_sigchld() {
     }
 }
 
-/// Sets every signal back to its default and blocks none.
+/// Sets every standard signal back to its default and blocks none. (The real-time ones mean nothing to anybody who did
+/// not agree on it, and asking for each of them makes every start of a worker slower.)
 ///
 /// A launcher that ignores signals (`nohup`, many test harnesses) hands that down through every exec; a worker that
 /// ignores SIGTERM because its grandparent did could not be terminated. SIGPIPE stays ignored, as Rust's runtime set
 /// it: a broken pipe is an error to the caller, not a death.
 pub(crate) fn reset_signals() {
-    for signal in 1..=libc::SIGRTMAX() {
+    for signal in 1..=libc::SIGSYS {
         if matches!(signal, libc::SIGKILL | libc::SIGSTOP | libc::SIGPIPE | libc::SIGSEGV | libc::SIGBUS) {
             // The first two can not be changed; the last two are Rust's own guard against stack overflow.
             continue;
         }
         // SAFETY: SIG_DFL is a valid disposition and no handler of ours is replaced: this runs at the door, before
-        // any other code of the program. A signal number that the C library keeps for itself gives EINVAL.
+        // any other code of the program.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
     let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();

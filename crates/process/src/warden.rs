@@ -18,6 +18,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
@@ -415,19 +416,20 @@ impl Rounds {
         if crate::program::WORKER.get().is_some() {
             let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
         }
-        let mut events: Vec<epoll::Event> = Vec::with_capacity(64);
+        // On the stack: a thread's first allocation costs it an arena of its own, in every worker that starts.
+        let mut room = [const { MaybeUninit::uninit() }; 64];
         loop {
             let timeout = self.next_deadline();
-            events.clear();
-            match epoll::wait(&self.poll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            let events = match epoll::wait(&self.poll, &mut room, timeout.as_ref()) {
+                Ok((events, _)) => events,
+                Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => {
                     // Never seen; without a poll this process can not keep its promises.
                     eprintln!("hatchery: the warden can not wait for events: {error}");
                     std::process::abort();
                 }
-            }
-            for event in events.drain(..) {
+            };
+            for event in events {
                 match event.data.u64() {
                     BELL => {
                         let mut count = [0_u8; 8];
@@ -479,9 +481,9 @@ impl Rounds {
                     if !added {
                         die();
                     }
+                    // A parent that has ended by now is seen by the next poll, and the death signal was armed before
+                    // the first: so there is no moment in which its end could be missed.
                     self.on_shutdown = Some(on_shutdown);
-                    // Closes the race between the parent's end and arming the death signal.
-                    self.link_up();
                 }
                 Command::FlushUp(ack) => {
                     self.acks.extend(ack);
@@ -775,7 +777,7 @@ fn check(hello: &Hello) -> Result<(), String> {
         return Err(format!("it speaks version {} of the protocol, this program {PROTOCOL}", hello.protocol));
     }
     let own = Identity::own().map_err(|error| format!("this program can not look at itself: {error}"))?;
-    if hello.program != own {
+    if hello.program != *own {
         return Err("it is another executable than this program".to_owned());
     }
     Ok(())
