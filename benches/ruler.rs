@@ -73,7 +73,7 @@ impl Peer {
     /// Starts it.
     ///
     /// # Errors
-    /// It can not be started.
+    /// It cannot be started.
     pub fn spawn(program: impl AsRef<Path>) -> io::Result<Peer> {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         let process = Command::new(program.as_ref())

@@ -126,7 +126,7 @@ enum Nonsense {
     HalfFrameAndDeath,
 }
 
-/// A shell with `trap ''` can not change its parent, so this asks the runtime: a signal that tokio listens to no
+/// A shell with `trap ''` cannot change its parent, so this asks the runtime: a signal that tokio listens to no
 /// longer ends the process, and nobody reads what it heard.
 fn ignore_sigterm() {
     let runtime = tokio::runtime::Handle::current();
@@ -505,12 +505,60 @@ async fn a_name_that_is_not_hosted_is_refused_before_anything_is_spawned() {
     let error = tree.start_child(worker::<Cache<u32>>("cache", 1)).await.map(drop).unwrap_err();
     let text = error.to_string();
     assert!(
-        text.contains("is not hosted") && text.contains("Hosted are: actor::SlowStart, actor::Worker"),
+        text.contains("is not hosted")
+            && text.contains("Hosted are: actor::Cache<alloc::string::String>, actor::SlowStart, "),
         "{text}"
     );
-    assert!(text.contains("program().hosts::<"), "{text}");
+    assert!(text.contains("hatchery::hosts!("), "{text}");
     let here = tree.start_child(local::<Cache<u32>>("cache", 1)).await.unwrap();
     assert_eq!(ends("ask", here.len()).await.unwrap(), 1);
+}
+
+hatchery::hosts!(Cache<String>);
+
+#[hatchery::test]
+async fn a_generic_actor_is_hosted_by_hand() {
+    let tree = tree().await;
+    let cache = tree.start_child(worker::<Cache<String>>("cache", "first".to_owned())).await.unwrap();
+    assert_eq!(ends("ask", cache.len()).await.unwrap(), 1);
+    assert_ne!(cache.pid(), Some(std::process::id()));
+}
+
+/// An answer has left before the next handler begins: that one may take the process with it, or all the time there is.
+#[hatchery::test]
+async fn an_answer_does_not_wait_for_the_next_handler() {
+    let tree = tree().await;
+    let actor = tree.start_child(plain("first")).await.unwrap();
+    for round in 1..=20 {
+        let (quick, crash, after) = tokio::join!(actor.note(1), actor.aborts(), actor.note(2));
+        assert_eq!(ends("ask", async { quick }).await.unwrap(), 1);
+        assert!(crash.unwrap_err().is_crash());
+        assert!(after.unwrap_err().is_crash());
+        becomes_true("the next one sits", || actor.incarnation() == Some(round + 1)).await;
+    }
+    let quick = tokio::spawn(actor.note(1));
+    let blocked = tokio::spawn(actor.blocks());
+    assert_eq!(ends("ask", quick).await.unwrap().unwrap(), 1);
+    actor.kill();
+    assert!(ends("ask", blocked).await.unwrap().unwrap_err().is_crash());
+}
+
+/// With a window of one, what kills the worker fails alone, and what waited in line goes on.
+#[hatchery::test]
+async fn a_window_of_one_makes_a_crash_cost_one_request() {
+    let tree = tree().await;
+    let actor = tree.start_child(plain("careful").window(1)).await.unwrap();
+    let asking: Vec<_> = (0..50).map(|n| tokio::spawn(actor.note(n))).collect();
+    let crash = tokio::spawn(actor.aborts());
+    let later: Vec<_> = (0..50).map(|n| tokio::spawn(actor.note(n))).collect();
+    for ask in asking.into_iter().chain(later) {
+        ends("ask", ask).await.unwrap().unwrap();
+    }
+    assert!(ends("ask", crash).await.unwrap().unwrap_err().is_crash());
+    for bad in [0, 65] {
+        let error = tree.start_child(plain("bad").window(bad)).await.map(drop).unwrap_err();
+        assert!(error.to_string().contains("1 to 64"), "{error}");
+    }
 }
 
 /// Promise "tell": backpressure, never an unbounded buffer.
@@ -548,7 +596,10 @@ async fn every_ask_ends_exactly_once_under_random_kills() {
                 for _ in 0..500 {
                     match actor.note(NEXT.fetch_add(1, Ordering::Relaxed)).timeout(BOUND).await {
                         Ok(_) => answered += 1,
-                        Err(error) if error.is_crash() => crashed += 1,
+                        Err(error) if error.is_crash() => {
+                            assert_eq!(error.exit().unwrap().signal(), Some(9), "{error}");
+                            crashed += 1;
+                        }
                         Err(error) => panic!("{error}"),
                     }
                 }

@@ -204,6 +204,37 @@ fn a_launcher_that_ignores_sigchld_does_not_hide_how_workers_ended() {
 }
 
 #[test]
+fn a_process_is_started_from_any_thread_of_a_program() {
+    let end = Program::start("starts from a thread of its own").end();
+    assert!(end.says("it ran"), "{}", end.stderr);
+}
+
+#[test]
+fn a_panic_before_the_worker_has_begun_is_told_as_one() {
+    let end = Program::start("panics in each process").end();
+    assert_eq!(end.said, ["panic: true"], "{}", end.stderr);
+}
+
+#[test]
+fn a_large_result_waits_for_a_parent_that_is_busy_elsewhere() {
+    let end = Program::start("busy elsewhere").end();
+    assert_eq!(end.said, ["result of 5000000 bytes", "exitcode Some(0)"], "{}", end.stderr);
+}
+
+#[test]
+fn a_worker_that_takes_long_to_exit_keeps_its_exit_code() {
+    let end = Program::start("slow at exit").end();
+    assert_eq!(end.said, ["result 5", "exitcode Some(0)"], "{}", end.stderr);
+}
+
+/// Promise "a foreign waitpid(-1)": deaths are still noticed.
+#[test]
+fn deaths_are_noticed_beside_code_that_waits_for_all_children() {
+    let end = Program::start("a foreign wait").end();
+    assert!(end.says("every death was noticed"), "{:?} {}", end.said, end.stderr);
+}
+
+#[test]
 fn each_process_runs_in_root_and_workers_and_the_config_reaches_them() {
     let end = Program::start("each process").end();
     assert_eq!(end.said, ["each", "each", "config 7"]);

@@ -245,7 +245,8 @@ async fn environment_and_directory_are_the_builders() {
     assert_eq!(ends("join", bare.join()).await.unwrap().0, None);
     let nowhere =
         Process::builder(surroundings, "PATH".to_owned()).current_dir("/no/such/place").spawn().await;
-    assert!(nowhere.unwrap_err().to_string().contains("No such file or directory"));
+    let error = nowhere.unwrap_err().to_string();
+    assert!(error.contains("in /no/such/place: No such file or directory"), "{error}");
 }
 
 #[hatchery::test]
@@ -354,6 +355,21 @@ fn children_called(end: &str) -> Vec<rustix::process::Pid> {
         }
     }
     found
+}
+
+#[hatchery::test]
+async fn a_start_may_take_for_ever() {
+    let process =
+        Process::builder(length, "x".to_owned()).start_timeout(Duration::MAX).spawn().await.unwrap();
+    assert_eq!(ends("join", process.join()).await.unwrap(), 1);
+}
+
+#[hatchery::test]
+async fn a_process_is_started_from_threads_of_the_runtime() {
+    let process = tokio::task::spawn_blocking(|| {
+        tokio::runtime::Handle::current().block_on(Process::spawn(length, "blocking".to_owned()))
+    });
+    assert_eq!(ends("join", process.await.unwrap().unwrap().join()).await.unwrap(), 8);
 }
 
 #[tokio::test]

@@ -92,6 +92,9 @@ fn main() {
             door = door.thread_keep_alive(Duration::from_millis(100)).flavor(hatchery::Flavor::MultiThread);
         }
         "each process" => door = door.each_process(|| say("each")).worker_config(&7_u32),
+        "panics in each process" => {
+            door = door.each_process(|| assert!(!hatchery::current().is_worker(), "not here"));
+        }
         _ => {}
     }
     door.run(async move || program(&word, file).await)
@@ -186,6 +189,60 @@ async fn program(word: &str, file: String) -> hatchery::Result<()> {
             say(&format!("exitcode {:?}", process.wait().await.exitcode()));
             Ok(())
         }
+        "starts from a thread of its own" => {
+            let runtime = tokio::runtime::Handle::current();
+            let started = std::thread::spawn(move || runtime.block_on(Process::spawn(returns, ())));
+            let mut ticks = tokio::time::interval(Duration::from_millis(1));
+            while !started.is_finished() {
+                ticks.tick().await;
+            }
+            let process = started.join().map_err(|_| hatchery::Error::msg("it panicked"))??;
+            process.join().await?;
+            say("it ran");
+            Ok(())
+        }
+        "panics in each process" => {
+            let error = Process::spawn(returns, ()).await?.join().await.map(drop).unwrap_err();
+            say(&format!("panic: {}", error.panic().is_some_and(|panic| panic.message == "not here")));
+            Ok(())
+        }
+        "busy elsewhere" => {
+            let process = Process::spawn(large, 5_000_000).await?;
+            // The only thread of this runtime, and with it the channel, does something else for a while.
+            let begun = std::time::Instant::now();
+            while begun.elapsed() < Duration::from_secs(6) {
+                std::thread::park_timeout(Duration::from_millis(100));
+            }
+            say(&format!("result of {} bytes", process.join().await?.len()));
+            say(&format!("exitcode {:?}", process.exitcode()));
+            Ok(())
+        }
+        "slow at exit" => {
+            let process = Process::spawn(slow_at_exit, ()).await?;
+            say(&format!("result {}", process.join().await?));
+            say(&format!("exitcode {:?}", process.exitcode()));
+            Ok(())
+        }
+        "a foreign wait" => {
+            std::thread::spawn(|| {
+                loop {
+                    if rustix::process::wait(rustix::process::WaitOptions::empty()).is_err() {
+                        std::thread::park_timeout(Duration::from_micros(50));
+                    }
+                }
+            });
+            let tree =
+                Supervisor::new(Strategy::OneForOne).intensity(1000, Duration::from_secs(60)).start().await?;
+            let polite = tree.start_child(worker::<Polite>("polite", ())).await?;
+            for _ in 0..50 {
+                let crash = polite.aborts().await;
+                assert!(crash.is_err_and(|error| error.is_crash()));
+                polite.lives().await?;
+                Process::spawn(returns, ()).await?.join().await?;
+            }
+            say("every death was noticed");
+            tree.stop().await
+        }
         "leaks" => leaks().await,
         "spawns for ever" => loop {
             say("start");
@@ -253,6 +310,27 @@ async fn leaks() -> hatchery::Result<()> {
 
 #[hatchery::task]
 fn returns() {}
+
+#[hatchery::task]
+fn large(bytes: usize) -> Vec<u8> {
+    vec![7; bytes]
+}
+
+/// Its thread-local is dropped when the process exits, and takes longer for that than a channel may be closed.
+#[hatchery::task]
+fn slow_at_exit() -> u32 {
+    struct Slow;
+    impl Drop for Slow {
+        fn drop(&mut self) {
+            let begun = std::time::Instant::now();
+            while begun.elapsed() < Duration::from_millis(1500) {
+                std::thread::park_timeout(Duration::from_millis(100));
+            }
+        }
+    }
+    thread_local!(static SLOW: Slow = const { Slow });
+    SLOW.with(|_| 5)
+}
 
 fn leaked(before: (usize, usize, usize)) -> bool {
     let now = holdings();

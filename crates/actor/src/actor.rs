@@ -109,7 +109,7 @@ impl<T, E> ResultParts for Result<T, E> {
 }
 
 impl Answer {
-    /// The answer of a method that can not fail.
+    /// The answer of a method that cannot fail.
     pub fn value<T: Serialize>(asked: bool, value: &T) -> Answer {
         if asked { encoded(value, Answer::Value) } else { Answer::None }
     }

@@ -47,11 +47,11 @@ pub struct Ask<T, E = Never> {
 ///
 /// # Errors
 /// [`SendError`]: no room within the timeout (30 s, counted from the first poll), the actor is gone for good, or the
-/// message can not travel. Nothing was executed then.
+/// message cannot travel. Nothing was executed then.
 ///
 /// # Cancel safety
 /// Dropped while it waits in line, the message is not sent. It leaves as soon as there is room, though, which may be
-/// before the future is polled again: who drops it can not know.
+/// before the future is polled again: who drops it cannot know.
 #[must_use = "a message is not sent until it is awaited"]
 pub struct Tell {
     order: Outgoing,
@@ -145,9 +145,7 @@ impl Outgoing {
                     return Poll::Ready(Answer::Fault(fault));
                 }
             };
-            let now = Instant::now();
-            // A timeout beyond what the clock can hold waits as long as the clock can.
-            let deadline = now.checked_add(self.timeout).unwrap_or(now + FAR);
+            let deadline = deadline(self.timeout);
             // The timer first: without a runtime it panics, and then nothing must be in line.
             let timer = Box::pin(tokio::time::sleep_until(deadline));
             // The deadline of a tell is for its place in line; once it is sent nobody waits for it.
@@ -173,6 +171,12 @@ impl Outgoing {
         }
         Poll::Pending
     }
+}
+
+/// The end of a time that begins now. One beyond what the clock can hold is as good as for ever.
+pub fn deadline(timeout: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(timeout).unwrap_or(now + FAR)
 }
 
 /// Ten years.

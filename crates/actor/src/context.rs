@@ -19,6 +19,7 @@ pub struct Context {
 
 impl Context {
     /// The context of one incarnation.
+    #[doc(hidden)]
     pub fn new(path: &str, incarnation: u64, mailbox: Arc<Mailbox>) -> Context {
         Context { path: path.into(), incarnation, mailbox, request: 0, deadline: None }
     }

@@ -1,6 +1,5 @@
 //! The error types: opaque, with predicates, able to travel between processes.
 
-use std::any::Any;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -18,11 +17,10 @@ use crate::predicates;
 /// lines that a crashed worker wrote to standard error.
 ///
 /// ```
-/// use hatchery_actor::error::{Error, Result};
-///
-/// fn port(text: &str) -> Result<u16> {
+/// # use hatchery_actor::error as hatchery;
+/// fn port(text: &str) -> hatchery::Result<u16> {
 ///     let port: u16 = text.parse()?;
-///     if port == 0 { Err(Error::msg("port 0 is none").context("reading the settings")) } else { Ok(port) }
+///     if port == 0 { Err(hatchery::Error::msg("port 0 is none").context("reading the settings")) } else { Ok(port) }
 /// }
 /// assert_eq!(port("0").unwrap_err().to_string(), "reading the settings: port 0 is none");
 /// assert!(!port("http").unwrap_err().is_crash());
@@ -93,6 +91,39 @@ impl<E: std::error::Error + 'static> From<E> for Error {
     }
 }
 
+/// What an [`Error`] is where only a `std::error::Error` will do.
+struct Boxed(Error);
+
+impl fmt::Display for Boxed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for Boxed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl std::error::Error for Boxed {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.fault.as_ref().map(|fault| fault as &(dyn std::error::Error + 'static))
+    }
+}
+
+impl From<Error> for Box<dyn std::error::Error + Send + Sync> {
+    fn from(error: Error) -> Self {
+        Box::new(Boxed(error))
+    }
+}
+
+impl From<Error> for Box<dyn std::error::Error> {
+    fn from(error: Error) -> Self {
+        Box::new(Boxed(error))
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)?;
@@ -110,18 +141,11 @@ impl fmt::Debug for Error {
         for cause in &self.causes {
             write!(f, "\n  caused by: {cause}")?;
         }
-        let exit = self.exit();
-        if let Some(lines) = exit.map(|exit| exit.stderr_tail()).filter(|lines| !lines.is_empty()) {
-            f.write_str("\n  its last words on standard error:")?;
-            for line in lines.iter().skip(lines.len().saturating_sub(10)) {
-                write!(f, "\n    {line}")?;
-            }
-        }
-        Ok(())
+        self.fault.as_ref().map_or(Ok(()), |fault| fault.show_last_words(f))
     }
 }
 
-/// The error type of a method that can not fail: it has no values.
+/// The error type of a method that cannot fail: it has no values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Never {}
 
@@ -204,36 +228,43 @@ impl<E: fmt::Display> fmt::Display for CallError<E> {
 }
 
 impl<E: fmt::Debug> fmt::Debug for CallError<E> {
+    /// For people, as `unwrap` shows it: the text, and the worker's last words.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CallError")
-            .field("actor", &self.whom)
-            .field("method", &self.method)
-            .field("cause", &self.cause)
-            .finish()
-    }
-}
-
-impl<E: fmt::Debug + fmt::Display + 'static> std::error::Error for CallError<E> {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match &self.cause {
-            Cause::Fault(fault) => Some(fault),
-            // A handler's `hatchery::Error` may carry a fault of its own, from further away.
-            Cause::Handler(error) => {
-                let error = (error as &dyn Any).downcast_ref::<Error>()?;
-                error.fault.as_ref().map(|fault| fault as &(dyn std::error::Error + 'static))
+        let CallError { whom, method, cause } = self;
+        match cause {
+            Cause::Handler(error) => write!(f, "{method} of {whom} answered with an error: {error:?}"),
+            Cause::Fault(fault) => {
+                write!(f, "{method} of {whom}: {fault}")?;
+                fault.show_last_words(f)
             }
         }
     }
 }
 
+impl<E: fmt::Debug + fmt::Display + 'static> std::error::Error for CallError<E> {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        // What a handler answered with is its own matter: it says nothing about this call, even if it is a crash of
+        // somebody further away.
+        self.fault().map(|fault| fault as &(dyn std::error::Error + 'static))
+    }
+}
+
 /// Why a message without an answer could not be handed over. Nothing was executed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{method} of {whom}: {fault}")]
 pub struct SendError {
     whom: String,
     method: &'static str,
     #[source]
     fault: Fault,
+}
+
+impl fmt::Debug for SendError {
+    /// For people, as `unwrap` shows it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")?;
+        self.fault.show_last_words(f)
+    }
 }
 
 impl SendError {
@@ -277,10 +308,33 @@ mod tests {
     }
 
     #[test]
-    fn predicates_survive_a_handler_that_passes_an_error_on() {
+    fn a_crash_that_a_handler_tells_of_is_not_a_crash_of_this_call() {
         let inner = Error::from(CallError::<Never>::of_fault("/far", "get", crash()));
-        let outer = Error::from(CallError::handler("/near", "ask_far", inner));
-        assert!(outer.is_crash());
+        let call = CallError::handler("/near", "ask_far", inner);
+        assert!(!call.is_crash() && call.handler_error().unwrap().is_crash());
+        let outer = Error::from(call);
+        assert!(!outer.is_crash());
+        assert!(outer.to_string().contains("SIGKILL"), "{outer}");
+    }
+
+    #[test]
+    fn what_unwrap_shows_is_for_people() {
+        let exit = Exit::new(Status::Signal(9)).with_stderr(vec!["so long".into()]);
+        let fault = Fault::Ended { exit: Box::new(exit), maybe_executed: true };
+        let call = CallError::<Never>::of_fault("/a", "get", fault);
+        let shown = "get of /a: the worker ended before answering: killed by SIGKILL (signal 9)\n  its last words on \
+                     standard error:\n    so long";
+        assert_eq!(format!("{call:?}"), shown);
+        assert_eq!(format!("{:?}", Error::from(call)), shown);
+    }
+
+    #[test]
+    fn an_error_becomes_a_boxed_std_error() {
+        fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
+            let ours: Result<()> = Err(Error::msg("a bad day"));
+            Ok(ours?)
+        }
+        assert_eq!(main().unwrap_err().to_string(), "a bad day");
     }
 
     #[test]

@@ -40,17 +40,20 @@ pub struct Panic {
 
 impl Exit {
     /// An exit with this status and nothing else known.
+    #[doc(hidden)]
     pub fn new(status: Status) -> Exit {
         Exit { status, panic: None, failed: false, orderly: false, reason: None, stderr: Vec::new() }
     }
 
     /// The exit of an actor that stopped in order: it answered everything it had begun, and began nothing else.
+    #[doc(hidden)]
     pub fn orderly() -> Exit {
         Exit { orderly: true, ..Exit::new(Status::Code(0)) }
     }
 
     /// The same exit, if it was in order.
     #[must_use]
+    #[doc(hidden)]
     pub fn with_orderly(mut self, orderly: bool) -> Exit {
         self.orderly = orderly;
         self
@@ -58,6 +61,7 @@ impl Exit {
 
     /// The same exit, caused by a panic.
     #[must_use]
+    #[doc(hidden)]
     pub fn with_panic(mut self, panic: Option<Panic>) -> Exit {
         self.panic = panic;
         self
@@ -65,6 +69,7 @@ impl Exit {
 
     /// The same exit of a task whose function returned an `Err`.
     #[must_use]
+    #[doc(hidden)]
     pub fn with_failed(mut self, failed: bool) -> Exit {
         self.failed = failed;
         self
@@ -72,6 +77,7 @@ impl Exit {
 
     /// The same exit with what the parent knows about its cause, such as a protocol error.
     #[must_use]
+    #[doc(hidden)]
     pub fn with_reason(mut self, reason: Option<String>) -> Exit {
         self.reason = reason;
         self
@@ -79,6 +85,7 @@ impl Exit {
 
     /// The same exit with the last lines of standard error.
     #[must_use]
+    #[doc(hidden)]
     pub fn with_stderr(mut self, lines: Vec<String>) -> Exit {
         self.stderr = lines;
         self

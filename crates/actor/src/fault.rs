@@ -39,7 +39,7 @@ pub enum Fault {
     Undecodable(String),
     /// The handler ran, but its answer could not be encoded, sent or decoded.
     BadAnswer(String),
-    /// The program, or this process of it, can not do this here.
+    /// The program, or this process of it, cannot do this here.
     Refused(String),
     /// Starting it failed.
     StartFailed(String),
@@ -67,6 +67,24 @@ impl Fault {
             | Fault::StartFailed(_)
             | Fault::Late { .. } => false,
         }
+    }
+}
+
+impl Fault {
+    /// What the worker wrote last to standard error, for the `Debug` of errors. After a panic, whose message they show
+    /// already, that would be its backtrace.
+    #[doc(hidden)]
+    pub fn show_last_words(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Fault::Ended { exit, .. } | Fault::Late { exit, .. }) = self else { return Ok(()) };
+        let lines = exit.stderr_tail();
+        if exit.panic().is_some() || lines.is_empty() {
+            return Ok(());
+        }
+        f.write_str("\n  its last words on standard error:")?;
+        for line in lines.iter().skip(lines.len().saturating_sub(10)) {
+            write!(f, "\n    {line}")?;
+        }
+        Ok(())
     }
 }
 

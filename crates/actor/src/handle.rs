@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::ask::Ask;
-use crate::child::{self, Shutdown};
+use crate::child::{self, Rung};
 use crate::error::Error;
 use crate::seat::{Occupancy, Seat};
 
@@ -20,16 +20,19 @@ pub struct ActorRef {
 
 impl ActorRef {
     /// A reference to the actor of this seat.
+    #[doc(hidden)]
     pub fn new(seat: Arc<Seat>) -> ActorRef {
         ActorRef { seat }
     }
 
     /// A request to it. The message is encoded here and now.
+    #[doc(hidden)]
     pub fn ask<M: Serialize, T: DeserializeOwned, E>(&self, method: &'static str, message: &M) -> Ask<T, E> {
         self.ask_with(method, message, decode)
     }
 
     /// A request whose answer is decoded in a way of its own.
+    #[doc(hidden)]
     pub fn ask_with<M: Serialize, T, E>(
         &self,
         method: &'static str,
@@ -40,6 +43,7 @@ impl ActorRef {
     }
 
     /// The seat it names.
+    #[doc(hidden)]
     pub fn seat(&self) -> &Arc<Seat> {
         &self.seat
     }
@@ -76,24 +80,34 @@ pub trait AnyHandle {
         }
     }
 
-    /// Stops the present incarnation in order: it finishes its message and answers the rest `Stopping`; after 5 s it
-    /// is terminated, after two more killed. Resolves when it has ended; at once if nobody sits there. Its
-    /// supervisor decides whether another one follows.
+    /// Stops the present incarnation in order: it finishes its message and answers the rest `is_stopping()`. If that
+    /// takes longer than its [`Shutdown`](crate::child::Shutdown) says (5 s unless its spec says otherwise) it gets
+    /// SIGTERM, two seconds later SIGKILL. Resolves when it has ended; at once if nobody sits there. Its supervisor
+    /// decides whether another one follows, and counts the end as any other.
     ///
     /// # Errors
-    /// It can not be killed.
+    /// It cannot be killed.
     ///
     /// # Cancel safety
     /// Dropped early, the request to stop stands, but the harder ways are not tried.
     fn stop(&self) -> impl Future<Output = Result<(), Error>> + Send {
-        let occupancy = self.actor_ref().seat.occupancy();
+        let seat = &self.actor_ref().seat;
+        let (occupancy, shutdown) = (seat.occupancy(), seat.shutdown());
         async move {
             match occupancy {
-                Occupancy::Occupied(occupant) => {
-                    child::stop(&*occupant.child, Shutdown::default()).await.map(drop)
-                }
+                Occupancy::Occupied(occupant) => child::stop(&*occupant.child, shutdown).await.map(drop),
                 _ => Ok(()),
             }
+        }
+    }
+
+    /// Kills the present incarnation, with SIGKILL: for one that hangs. Its callers get `is_crash()`, and its
+    /// supervisor decides whether another one follows. Nothing happens if nobody sits there.
+    ///
+    /// A local actor is ended where it next awaits.
+    fn kill(&self) {
+        if let Occupancy::Occupied(occupant) = self.actor_ref().seat.occupancy() {
+            occupant.child.stop(Rung::Kill);
         }
     }
 }

@@ -166,7 +166,7 @@ impl Child for LocalChild {
         Box::pin(async move {
             match exited.wait_for(Option::is_some).await.as_deref() {
                 Ok(Some(exit)) => exit.clone(),
-                // The sender sends from its own drop, so it can not go without a word.
+                // The sender sends from its own drop, so it cannot go without a word.
                 _ => Arc::new(Exit::new(Status::Unknown)),
             }
         })

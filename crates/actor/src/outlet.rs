@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use crate::exit::Exit;
 use crate::fault::Fault;
 
-/// How many requests one channel may have waiting at one actor.
+/// How many requests one channel may have waiting at one actor, unless its spec says fewer.
 pub const WINDOW: u32 = 64;
 
 /// The way from an outlet to one incarnation: a channel to its process, or its mailbox in this one.
@@ -31,7 +31,7 @@ pub trait Line: Send + Sync + 'static {
     /// Takes one request along; never waits, since the window bounds what is under way.
     ///
     /// # Errors
-    /// A fault if this request can not travel (it is over the message limit). Nothing was sent then.
+    /// A fault if this request cannot travel (it is over the message limit). Nothing was sent then.
     fn send(&self, request: Request) -> Result<(), Fault>;
 
     /// The caller of this request has left.
@@ -41,7 +41,7 @@ pub trait Line: Send + Sync + 'static {
 /// Whether a message of this size can travel.
 ///
 /// # Errors
-/// It can not.
+/// It cannot.
 pub fn measure(body: &Body) -> Result<(), Fault> {
     let limit = Limits::default().message;
     if body.len() > limit {
@@ -80,9 +80,15 @@ pub enum Answer {
 }
 
 /// See the picture on top of this file.
-#[derive(Default)]
 pub(crate) struct Outlet {
+    window: u32,
     state: Mutex<State>,
+}
+
+impl Default for Outlet {
+    fn default() -> Outlet {
+        Outlet::new(WINDOW)
+    }
 }
 
 #[derive(Default)]
@@ -133,6 +139,11 @@ pub(crate) enum Left {
 pub struct TooManyReleases;
 
 impl Outlet {
+    /// At most so many requests are under way at once.
+    pub(crate) fn new(window: u32) -> Outlet {
+        Outlet { window, state: Mutex::default() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing under this lock runs foreign code but `Line`, which does not panic; were it to, the state is
         // consistent at every step.
@@ -199,7 +210,7 @@ impl Outlet {
         // Only now, as in `poll`.
         drop(waker);
         if let Some(line) = line {
-            // It was sent under the lock, so this can not overtake it.
+            // It was sent under the lock, so this cannot overtake it.
             line.withdraw(id);
         }
         match phase {
@@ -215,7 +226,7 @@ impl Outlet {
         if incarnation <= state.last_ended || matches!(state.way, Way::Closed(_)) {
             return false;
         }
-        let old = std::mem::replace(&mut state.way, Way::Open { incarnation, places: WINDOW, line });
+        let old = std::mem::replace(&mut state.way, Way::Open { incarnation, places: self.window, line });
         let wakers = state.pump();
         drop(state);
         drop(old);
@@ -233,7 +244,7 @@ impl Outlet {
     ) -> Result<(), TooManyReleases> {
         let mut state = self.lock();
         if release {
-            state.give_back(incarnation, 1)?;
+            state.give_back(incarnation, 1, self.window)?;
         }
         let mut first = None;
         if let Some(slot) = state.requests.get_mut(&id) {
@@ -255,7 +266,7 @@ impl Outlet {
     /// Places in the window came back.
     pub(crate) fn released(&self, incarnation: u64, places: u32) -> Result<(), TooManyReleases> {
         let mut state = self.lock();
-        state.give_back(incarnation, places)?;
+        state.give_back(incarnation, places, self.window)?;
         let wakers = state.pump();
         drop(state);
         wake(wakers);
@@ -336,10 +347,10 @@ impl State {
         wakers
     }
 
-    fn give_back(&mut self, incarnation: u64, n: u32) -> Result<(), TooManyReleases> {
+    fn give_back(&mut self, incarnation: u64, n: u32, window: u32) -> Result<(), TooManyReleases> {
         match &mut self.way {
             Way::Open { incarnation: now, places, .. } if *now == incarnation => {
-                if n > WINDOW - *places {
+                if n > window - *places {
                     return Err(TooManyReleases);
                 }
                 *places += n;

@@ -18,14 +18,17 @@ thread_local! {
 /// Makes the places of panics known, once a process; whatever hook was there goes on after it.
 pub fn note_places() {
     static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let before = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            // The thread may be ending, its locals gone: then the place stays unknown.
-            let _ = PLACE.try_with(|place| *place.borrow_mut() = info.location().map(ToString::to_string));
-            before(info);
-        }));
-    });
+    ONCE.call_once(note_places_again);
+}
+
+/// The same, after code that may have set a hook of its own in its place.
+pub fn note_places_again() {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        // The thread may be ending, its locals gone: then the place stays unknown.
+        let _ = PLACE.try_with(|place| *place.borrow_mut() = info.location().map(ToString::to_string));
+        before(info);
+    }));
 }
 
 /// Runs a future and catches its panic, at whichever poll it comes.

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::child::BoxFuture;
 use crate::fault::Fault;
@@ -13,6 +13,9 @@ thread_local! {
     /// runtime, not per process, because several tests of one binary are several runs.
     static CURRENT: RefCell<Option<Arc<Root>>> = const { RefCell::new(None) };
 }
+
+/// The run of this whole process, where it is one: see [`Root::settle`].
+static SETTLED: OnceLock<Arc<Root>> = OnceLock::new();
 
 /// One run: of a root process, of a test, of a worker.
 pub struct Root {
@@ -59,7 +62,8 @@ impl Root {
     /// # Errors
     /// None: the program did not come through the door.
     pub fn current() -> Result<Arc<Root>, Fault> {
-        CURRENT.with_borrow(Clone::clone).ok_or_else(|| {
+        let current = CURRENT.with_borrow(Clone::clone).or_else(|| SETTLED.get().cloned());
+        current.ok_or_else(|| {
             Fault::Refused(
                 "workers can only be started from a program that came through the door: write \
                  `#[hatchery::main]` on its main (or `hatchery::program().run(..)` in it), or `#[hatchery::test]` \
@@ -67,6 +71,11 @@ impl Root {
                     .to_owned(),
             )
         })
+    }
+
+    /// Makes this run the one of every thread of the process that has no other.
+    pub fn settle(self: Arc<Root>) {
+        let _ = SETTLED.set(self);
     }
 
     /// Makes this run the current one of this thread.

@@ -17,16 +17,23 @@ use crate::panics;
 /// Runs an actor until it is told to stop.
 ///
 /// # Errors
-/// The panic of a handler. The state is gone with it, and requests that were waiting end with the incarnation.
-pub async fn run<A: Actor>(mut actor: A, mailbox: &Arc<Mailbox>, mut cx: Context) -> Result<(), Panic> {
+/// The panic of a handler, or of the drop of the state. The state is gone with it, and requests that were waiting end
+/// with the incarnation.
+pub async fn run<A: Actor>(mut actor: A, mailbox: &Arc<Mailbox>, cx: Context) -> Result<(), Panic> {
+    let served = serve(&mut actor, mailbox, cx).await;
+    let dropped = panics::catch_call(|| drop(actor));
+    served.and(dropped)
+}
+
+async fn serve<A: Actor>(actor: &mut A, mailbox: &Arc<Mailbox>, mut cx: Context) -> Result<(), Panic> {
     let mut owed = Owed::default();
-    // A mailbox that never runs empty, or a handler that takes long, must not keep this thread from its other tasks,
-    // of which one sends the answers.
-    let mut turn = Instant::now();
+    let mut turn = Turn::new();
     loop {
-        if turn.elapsed() >= TURN {
+        if turn.is_over() {
+            owed.settle();
+            // The task that sends the answers runs now, and sends them.
             tokio::task::yield_now().await;
-            turn = Instant::now();
+            turn.begin();
         }
         let mut waited = false;
         let next = poll_fn(|task| {
@@ -37,13 +44,15 @@ pub async fn run<A: Actor>(mut actor: A, mailbox: &Arc<Mailbox>, mut cx: Context
         .await;
         if waited {
             // The others have had their turn meanwhile.
-            turn = Instant::now();
+            turn.begin();
         }
         match next {
             Next::Parcel(parcel) => {
-                let outcome = panics::catch(one(&mut actor, &parcel, &mut cx)).await;
+                turn.handling();
+                let outcome = panics::catch(one(actor, &parcel, &mut cx)).await;
                 mailbox.finished();
                 let answer = outcome?;
+                turn.handled();
                 if parcel.ask {
                     parcel.from.answer(parcel.id, answer);
                 } else {
@@ -60,9 +69,47 @@ pub async fn run<A: Actor>(mut actor: A, mailbox: &Arc<Mailbox>, mut cx: Context
     panics::catch(actor.stopped(&cx)).await
 }
 
-/// How long messages are handled in one go. Their answers leave together, in one write, at the end of the turn: long
-/// enough for many small messages to share that write, too short for anybody to miss an answer that is ready.
-const TURN: Duration = Duration::from_micros(100);
+/// When the actor lets the other tasks of its thread run, of which one sends its answers.
+///
+/// An answer should have left before the next handler begins: that one may block, or take the process with it. But a
+/// write for each of many small messages costs several times what handling them does. So an actor has to earn the
+/// right to answer several messages in one write: by handling [`EARNED`] of them in a row within [`QUICK`] each. It
+/// loses the right with the first that takes longer, and uses it for a [`LONGEST`] turn at most.
+struct Turn {
+    begun: Instant,
+    handling: Instant,
+    quick: u32,
+    handled: u32,
+}
+
+const EARNED: u32 = 64;
+const QUICK: Duration = Duration::from_micros(20);
+const LONGEST: Duration = Duration::from_micros(100);
+
+impl Turn {
+    fn new() -> Turn {
+        let now = Instant::now();
+        Turn { begun: now, handling: now, quick: 0, handled: 0 }
+    }
+
+    fn begin(&mut self) {
+        self.begun = Instant::now();
+        self.handled = 0;
+    }
+
+    fn handling(&mut self) {
+        self.handling = Instant::now();
+    }
+
+    fn handled(&mut self) {
+        self.handled += 1;
+        self.quick = if self.handling.elapsed() <= QUICK { self.quick.saturating_add(1) } else { 0 };
+    }
+
+    fn is_over(&self) -> bool {
+        self.handled > 0 && (self.quick < EARNED || self.begun.elapsed() >= LONGEST)
+    }
+}
 
 /// Handles one message, unless its caller no longer waits.
 async fn one<A: Actor>(actor: &mut A, parcel: &Parcel, cx: &mut Context) -> Answer {

@@ -8,10 +8,10 @@ use hatchery_wire::Body;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::child::Child;
+use crate::child::{Child, Shutdown};
 use crate::exit::Exit;
 use crate::fault::Fault;
-use crate::outlet::{Answer, Left, Line, Outlet, TooManyReleases};
+use crate::outlet::{Answer, Left, Line, Outlet, TooManyReleases, WINDOW};
 
 /// A child's place: its path, who sits there now, and the requests before it.
 ///
@@ -20,6 +20,7 @@ use crate::outlet::{Answer, Left, Line, Outlet, TooManyReleases};
 pub struct Seat {
     path: String,
     actor: &'static str,
+    shutdown: Shutdown,
     outlet: Outlet,
     occupancy: watch::Sender<Occupancy>,
 }
@@ -47,10 +48,16 @@ pub struct Occupant {
 impl Seat {
     /// A vacant seat for an actor of this registered name.
     pub fn new(path: String, actor: &'static str) -> Arc<Seat> {
+        Seat::with(path, actor, WINDOW, Shutdown::default())
+    }
+
+    /// The same, with how many requests may be under way to it and how it is stopped.
+    pub fn with(path: String, actor: &'static str, window: u32, shutdown: Shutdown) -> Arc<Seat> {
         Arc::new(Seat {
             path,
             actor,
-            outlet: Outlet::default(),
+            shutdown,
+            outlet: Outlet::new(window),
             occupancy: watch::Sender::new(Occupancy::Vacant),
         })
     }
@@ -58,6 +65,11 @@ impl Seat {
     /// Where it is in the tree, e.g. `/shop/web`.
     pub fn path(&self) -> &str {
         &self.path
+    }
+
+    /// How an incarnation that sits here is stopped.
+    pub fn shutdown(&self) -> Shutdown {
+        self.shutdown
     }
 
     /// The registered name of the actor that sits here.

@@ -96,7 +96,7 @@ impl ProbeHandle {
         self.actor.ask("where", &Message::Where)
     }
 
-    /// Its answer can not be encoded.
+    /// Its answer cannot be encoded.
     fn unspeakable(&self) -> Ask<()> {
         self.actor.ask("unspeakable", &Message::Unspeakable)
     }

@@ -34,6 +34,42 @@ mod children;
 
 pub use crate::children::{local, worker};
 
+/// Hosts actors by hand, as generic ones need: `hatchery::hosts!(Cache<u64>);`, an item beside any function.
+///
+/// Actors that are not generic are hosted already. The same by a call, before the program goes through the door, is
+/// `hatchery::program().hosts::<Cache<u64>>()`; tests have no such place.
+///
+/// ```
+/// use hatchery::prelude::*;
+///
+/// struct Last<T>(T);
+///
+/// #[hatchery::actor]
+/// impl<T> Last<T>
+/// where
+///     T: Clone + serde::Serialize + serde::de::DeserializeOwned + Send + Sync + 'static,
+/// {
+///     fn start(first: T) -> Self { Last(first) }
+///     fn swap(&mut self, next: T) -> T { std::mem::replace(&mut self.0, next) }
+/// }
+///
+/// hatchery::hosts!(Last<u64>, Last<String>);
+///
+/// #[hatchery::main]
+/// async fn main() -> hatchery::Result<()> {
+///     let tree = Supervisor::new(Strategy::OneForOne).start().await?;
+///     let last = tree.start_child(worker::<Last<u64>>("last", 1)).await?;
+///     assert_eq!(last.swap(2).await?, 1);
+///     tree.stop().await
+/// }
+/// ```
+#[macro_export]
+macro_rules! hosts {
+    ($($actor:ty),+ $(,)?) => {
+        $($crate::__private::inventory::submit! { $crate::__private::HostedActor::of::<$actor>() })+
+    };
+}
+
 /// What almost every program of hatchery uses, for `use hatchery::prelude::*`.
 pub mod prelude {
     pub use std::time::Duration;

@@ -157,15 +157,16 @@ impl<D: Desk + Unpin> Future for Channel<D> {
     }
 }
 
-/// Queues for the connection. What is over the message limit is answered here instead: requests are measured before
-/// they are sent, so this is an answer, and its caller is told.
+/// Queues for the connection. An answer over a limit is replaced by the reason, which its caller gets instead; requests
+/// are measured before they come here. On a connection that can no longer write, nothing is queued: its end follows.
 fn queue(connection: &mut Connection, envelope: Envelope) {
     let (kind, target, id, release) = (envelope.kind, envelope.target, envelope.id, envelope.release);
-    if let Err(error) = connection.queue(envelope) {
-        debug_assert!(
-            matches!(kind, Kind::Reply | Kind::Error | Kind::Fault),
-            "requests are measured before"
-        );
+    let Err(error @ (WireError::MessageTooLarge { .. } | WireError::Malformed(_))) =
+        connection.queue(envelope)
+    else {
+        return;
+    };
+    if matches!(kind, Kind::Reply | Kind::Error) {
         let fault = Fault::BadAnswer(error.to_string());
         let mut instead = Envelope::new(Kind::Fault, target, id, encode(&fault).unwrap_or_default());
         instead.release = release;

@@ -17,8 +17,8 @@ use rustix::process::Signal;
 use serde::Serialize;
 use tokio::runtime::{Builder, Runtime};
 
-use crate::frames::{Frame, Hello, Identity, Invitation, LastWords, PROTOCOL};
-use crate::inside::{self, BROKEN, Ended, Inside, PANICKED};
+use crate::frames::{Frame, Hello, Identity, Invitation, PROTOCOL};
+use crate::inside::{self, BROKEN, Ended, Inside};
 use crate::launch::INVITED_BY;
 use crate::os;
 use crate::printer::{Mode, Printer};
@@ -100,7 +100,7 @@ impl Door {
     }
 
     /// A value that every worker can read by `hatchery::config()`; 32 KiB at most, encoded. The root can, too. With
-    /// one that is larger, or can not be encoded, `run` says so and exits with 1.
+    /// one that is larger, or cannot be encoded, `run` says so and exits with 1.
     pub fn worker_config<T: Serialize>(mut self, value: &T) -> Self {
         self.config = Some(encode(value));
         self
@@ -130,7 +130,7 @@ impl Door {
         os::heed_sigchld();
         let config = match door.config.take().transpose() {
             Ok(config) => config.unwrap_or_default(),
-            Err(error) => refuse(&format!("the worker_config can not be encoded: {error}")),
+            Err(error) => refuse(&format!("the worker_config cannot be encoded: {error}")),
         };
         if config.len() > LARGEST_CONFIG {
             refuse(&format!(
@@ -150,6 +150,7 @@ impl Door {
             printer: Printer::new(Mode::Plain),
             children: Default::default(),
         });
+        program.settle();
         let runtime = match runtime(door.flavor, door.worker_threads, door.thread_keep_alive, &program) {
             Ok(runtime) => runtime,
             Err(error) => refuse(&format!("no runtime: {error}")),
@@ -310,7 +311,7 @@ impl Invited {
         match Invited::enter(by) {
             Ok(invited) => Some(invited),
             Err(why) => {
-                eprintln!("hatchery: this worker can not begin: {why}");
+                eprintln!("hatchery: this worker cannot begin: {why}");
                 exit(BROKEN)
             }
         }
@@ -352,36 +353,46 @@ impl Invited {
 
 /// Does what a worker does, and leaves; never unwinds, never returns.
 pub(crate) fn be_worker(invited: Invited, each: Vec<Box<dyn FnOnce()>>, again: Vec<OsString>) -> ! {
-    let caught = panics::catch_call(move || worker(invited, each, again));
-    let (warden, ended) = match caught {
-        Ok(ended) => ended,
-        Err(panic) => {
-            let words = LastWords { code: PANICKED, panic: Some(panic), ..LastWords::default() };
-            (Warden::get().ok(), Ended(words))
+    let (inside, kept) = match settle_in(invited, again) {
+        Ok(settled) => settled,
+        Err(why) => {
+            eprintln!("hatchery: this worker cannot begin: {why}");
+            exit(BROKEN)
         }
     };
-    let _ = std::io::Write::flush(&mut std::io::stdout());
-    let code = ended.0.code;
-    if let Some(warden) = warden {
-        warden.up_and_wait(Frame::LastWords(ended.0));
+    let warden = inside.warden;
+    let caught = panics::catch_call(move || {
+        if !each.is_empty() {
+            for f in each {
+                f();
+            }
+            // One of them may have set a panic hook of its own.
+            panics::note_places_again();
+        }
+        inside::live(inside)
+    });
+    let Ended(words) = caught.unwrap_or_else(Ended::panicked);
+    if let Some(reason) = &words.reason {
+        eprintln!("hatchery: {reason}");
     }
+    let _ = std::io::Write::flush(&mut std::io::stdout());
+    let code = words.code;
+    warden.up_and_wait(Frame::LastWords(words));
+    // To the parent the channel ends when the process does, however long what runs at exit takes.
+    std::mem::forget(kept);
     exit(code)
 }
 
-fn worker(
-    invited: Invited,
-    each: Vec<Box<dyn FnOnce()>>,
-    again: Vec<OsString>,
-) -> (Option<&'static Warden>, Ended) {
+/// Makes this process the worker that it is invited to be, up to its hello. Gives what its inside needs, and another
+/// descriptor of the channel to hold until the end.
+fn settle_in(invited: Invited, again: Vec<OsString>) -> Result<(Inside, UnixStream), String> {
     let Invited { invitation, mut link, channel, stdout, parent } = invited;
     panics::note_places();
     let capture_stdout = stdout.is_some();
     if let Some(stdout) = stdout {
         // What the harness has printed goes where it was sent; from here on it is the worker's own.
         let _ = std::io::Write::flush(&mut std::io::stdout());
-        if let Err(error) = rustix::stdio::dup2_stdout(&stdout) {
-            return (None, Ended::broken(format!("stdout: {error}")));
-        }
+        rustix::stdio::dup2_stdout(&stdout).map_err(|error| format!("stdout: {error}"))?;
     }
     // What `top` shows; the kernel keeps the first 15 bytes. A name has no zero byte in it.
     let _ = CString::new(invitation.name.as_str()).map(|name| rustix::thread::set_name(&name));
@@ -401,24 +412,13 @@ fn worker(
         printer: Printer::new(Mode::Plain),
         children: Default::default(),
     });
-    program.enter();
-    let hello = match Identity::own() {
-        Ok(program) => Frame::Hello(Hello { protocol: PROTOCOL, features: 0, program: program.clone() }),
-        Err(error) => return (None, Ended::broken(format!("/proc/self/exe: {error}"))),
-    };
+    program.settle();
+    let own = Identity::own().map_err(|error| format!("/proc/self/exe: {error}"))?;
+    let hello = Frame::Hello(Hello { protocol: PROTOCOL, features: 0, program: own.clone() }).pack()?;
     // It leaves here and now: the parent deals with it while this process goes on starting.
-    let said = hello
-        .pack()
-        .and_then(|hello| link.queue(hello).and_then(|()| link.flush()).map_err(|error| error.to_string()));
-    if let Err(error) = said {
-        return (None, Ended::broken(format!("the hello can not be sent: {error}")));
-    }
-    for f in each {
-        f();
-    }
-    let warden = match Warden::get() {
-        Ok(warden) => warden,
-        Err(error) => return (None, Ended::broken(format!("no warden: {error}"))),
-    };
-    (Some(warden), inside::live(Inside { invitation, channel, link, warden, program }))
+    link.queue(hello).and_then(|()| link.flush()).map_err(|error| format!("its hello: {error}"))?;
+    let warden = Warden::get().map_err(|error| format!("no warden: {error}"))?;
+    warden.link_up(link);
+    let kept = channel.try_clone().map_err(|error| format!("its channel: {error}"))?;
+    Ok((Inside { invitation, channel, warden, program }, kept))
 }

@@ -74,7 +74,7 @@ impl Identity {
     }
 }
 
-/// Up, before a worker leaves by itself: what the operating system can not tell.
+/// Up, before a worker leaves by itself: what the operating system cannot tell.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct LastWords {
     pub(crate) code: i32,

@@ -3,7 +3,6 @@
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use hatchery_actor::actor::Actor;
 use hatchery_actor::context::Context;
@@ -13,7 +12,7 @@ use hatchery_actor::fault::Fault;
 use hatchery_actor::mailbox::{Mailbox, Parcel, ReturnPath};
 use hatchery_actor::outlet::{Answer, WINDOW};
 use hatchery_actor::{panics, runner};
-use hatchery_wire::{Body, Envelope, Kind, LinkSocket, decode, encode};
+use hatchery_wire::{Body, Envelope, Kind, decode, encode};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -28,18 +27,14 @@ use crate::warden::Warden;
 use crate::worker::TENANT;
 
 /// Exit code after a panic, as Rust's own.
-pub(crate) const PANICKED: i32 = 101;
+const PANICKED: i32 = 101;
 /// Exit code of a worker that could not do what a worker does (`EX_SOFTWARE`).
 pub(crate) const BROKEN: i32 = 70;
-
-/// How long the last answers may take to leave, should the parent not read.
-const LAST_FLUSH: Duration = Duration::from_secs(5);
 
 /// What the door hands in.
 pub struct Inside {
     pub(crate) invitation: Invitation,
     pub(crate) channel: UnixStream,
-    pub(crate) link: LinkSocket,
     pub(crate) warden: &'static Warden,
     pub(crate) program: Arc<Program>,
 }
@@ -56,7 +51,7 @@ impl Ended {
         Ended(LastWords { orderly: true, ..LastWords::default() })
     }
 
-    fn panicked(panic: Panic) -> Ended {
+    pub(crate) fn panicked(panic: Panic) -> Ended {
         Ended(LastWords { code: PANICKED, panic: Some(panic), ..LastWords::default() })
     }
 
@@ -64,7 +59,7 @@ impl Ended {
         Ended(LastWords { code: 1, failed: true, ..LastWords::default() })
     }
 
-    pub(crate) fn broken(reason: impl Into<String>) -> Ended {
+    fn broken(reason: impl Into<String>) -> Ended {
         Ended(LastWords { code: BROKEN, reason: Some(reason.into()), ..LastWords::default() })
     }
 }
@@ -91,10 +86,10 @@ fn runtime(program: &Arc<Program>) -> std::io::Result<Runtime> {
 
 /// Hosts an actor: start, messages, stop.
 pub(crate) fn host_actor<A: Actor>(inside: Inside) -> Ended {
-    let Inside { invitation, channel, link, warden, program } = inside;
+    let Inside { invitation, channel, warden, program } = inside;
     let mailbox = Mailbox::new();
     let to_stop = mailbox.clone();
-    warden.link_up(link, Box::new(move || to_stop.stop()));
+    warden.on_shutdown(Box::new(move || to_stop.stop()));
     let runtime = match runtime(&program) {
         Ok(runtime) => runtime,
         Err(error) => return Ended::broken(format!("no runtime: {error}")),
@@ -113,9 +108,12 @@ pub(crate) fn host_actor<A: Actor>(inside: Inside) -> Ended {
             ended = act::<A>(&invitation, &mailbox, args, warden) => ended,
             over = &mut channel => return lost(over),
         };
-        program.root.close().await;
-        let flushed = flush(&outgoing, channel).await;
         let Ended(words) = ended;
+        if words.panic.is_none() {
+            program.root.close().await;
+        }
+        // After a panic the callers come first; workers of this one end with it.
+        let flushed = flush(&outgoing, channel).await;
         Ended(LastWords { orderly: words.orderly && flushed, ..words })
     });
     runtime.shutdown_background();
@@ -156,9 +154,8 @@ async fn act<A: Actor>(
 
 /// Runs a task. A synchronous one runs on this thread outside of the runtime, so that it may drive a runtime itself.
 fn host_task(entry: &'static TaskEntry, inside: Inside) -> Ended {
-    let Inside { channel, link, warden, program, .. } = inside;
     // A task has no mailbox to stop in order; whoever wants its end sends SIGTERM.
-    warden.link_up(link, Box::new(|| ()));
+    let Inside { channel, warden, program, .. } = inside;
     let runtime = match runtime(&program) {
         Ok(runtime) => runtime,
         Err(error) => return Ended::broken(format!("no runtime: {error}")),
@@ -215,7 +212,9 @@ fn host_task(entry: &'static TaskEntry, inside: Inside) -> Ended {
             }
             Err(panic) => Ended::panicked(panic),
         };
-        program.root.close().await;
+        if ended.0.panic.is_none() {
+            program.root.close().await;
+        }
         flush(&outgoing, channel).await;
         ended
     });
@@ -234,10 +233,11 @@ fn lost(over: Over) -> Ended {
     }
 }
 
-/// Lets the last answers leave; whether all have.
+/// Lets the last answers leave; whether all have. It takes as long as the parent takes to read them: should the parent
+/// end, the warden ends this process, and should it lose patience, its signals do.
 async fn flush(outgoing: &Outgoing, channel: JoinHandle<Result<(), String>>) -> bool {
     outgoing.finish();
-    matches!(tokio::time::timeout(LAST_FLUSH, channel).await, Ok(Ok(Ok(()))))
+    matches!(channel.await, Ok(Ok(())))
 }
 
 /// Lays requests into the mailbox.

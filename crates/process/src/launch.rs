@@ -14,6 +14,7 @@ use std::time::Duration;
 use hatchery_actor::child::Presence;
 use hatchery_actor::exit::{Exit, Status};
 use hatchery_actor::fault::Fault;
+use hatchery_actor::panics;
 use hatchery_wire::LinkSocket;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::sync::watch;
@@ -23,7 +24,9 @@ use crate::channel::{Channel, Desk, Outgoing};
 use crate::frames::{Frame, Invitation, PROTOCOL, What};
 use crate::program::{ActiveChild, DEEPEST, Program};
 use crate::spawner;
-use crate::warden::{Adoption, Ward, Warden};
+use crate::ward::Ward;
+use crate::warden::Warden;
+use crate::watched::Adoption;
 
 /// The environment variable that invites a process to be a worker of the process with this pid.
 pub(crate) const INVITED_BY: &str = "HATCHERY_PARENT";
@@ -73,10 +76,12 @@ pub(crate) async fn launch(program: &Arc<Program>, launch: Launch) -> Result<Lau
         spawn(&program_there, warden, &launch_there)
             .map(|(ward, channel)| (KillOnDrop(Some(ward.clone())), ward, channel))
     });
-    let (unless_left, ward, channel) = spawned
-        .await
-        .and_then(|spawned| spawned)
-        .map_err(|error| cannot(&format!("start the worker {}", launch.path), &error))?;
+    let (unless_left, ward, channel) =
+        spawned.await.and_then(|spawned| spawned).map_err(|error| match &launch.current_dir {
+            // The system's words do not say which file or directory it misses.
+            Some(dir) => cannot(&format!("start the worker {} in {}", launch.path, dir.display()), &error),
+            None => cannot(&format!("start the worker {}", launch.path), &error),
+        })?;
     unless_left.forget();
     let active = ActiveChild { name: launch.name, path: launch.path, pid: u32::from(&*ward) };
     Ok(Launched { ward, channel, active, program: program.clone() })
@@ -107,7 +112,7 @@ pub(crate) async fn late(ward: &Ward, ended: Ended, what: String) -> Fault {
 }
 
 fn cannot(what: &str, error: &io::Error) -> Fault {
-    Fault::StartFailed(format!("can not {what}: {error}"))
+    Fault::StartFailed(format!("cannot {what}: {error}"))
 }
 
 /// The fault of a start that ended early.
@@ -173,7 +178,7 @@ fn spawn(
         Ok(pidfd) => Some(pidfd),
         Err(rustix::io::Errno::SRCH) => None,
         Err(error) => {
-            // Without its pidfd it can not be watched. The child is ours and not yet reaped: kill and reap it here.
+            // Without its pidfd it cannot be watched. The child is ours and not yet reaped: kill and reap it here.
             let _ = child.kill();
             let _ = child.wait();
             return Err(error.into());
@@ -223,7 +228,7 @@ pub(crate) type Ended = watch::Receiver<Option<Arc<Exit>>>;
 pub(crate) async fn wait(mut ended: Ended) -> Arc<Exit> {
     match ended.wait_for(Option::is_some).await.as_deref() {
         Ok(Some(exit)) => exit.clone(),
-        // The sender sends from its own drop, so it can not go without a word.
+        // The sender sends from its own drop, so it cannot go without a word.
         _ => Arc::new(Exit::new(Status::Unknown)),
     }
 }
@@ -247,7 +252,8 @@ pub(crate) fn live<D: Desk + Unpin>(
     tokio::spawn(async move {
         tokio::select! {
             biased;
-            over = &mut channel => {
+            over = panics::catch(&mut channel) => {
+                let over = over.unwrap_or_else(|panic| Err(format!("its channel failed here: {panic}")));
                 if let Err(reason) = over {
                     ward.condemn(reason);
                 } else if tokio::time::timeout(WITHOUT_CHANNEL, ward.exited()).await.is_err() {
@@ -257,7 +263,7 @@ pub(crate) fn live<D: Desk + Unpin>(
             _ = ward.exited() => {
                 outgoing.drain();
                 // What is wrong with its last bytes no longer matters.
-                let _ = channel.await;
+                let _ = panics::catch(channel).await;
             }
         }
         end.exit = Some(ward.exited().await);

@@ -1,6 +1,6 @@
 //! The few system calls for which nobody offers a safe wrapper: the only unsafe code of this crate.
 
-#![expect(unsafe_code, reason = "signal dispositions can not be reset through any safe wrapper")]
+#![expect(unsafe_code, reason = "signal dispositions cannot be reset through any safe wrapper")]
 
 /// Sets SIGCHLD back to its default if the launcher had it ignored: the kernel would otherwise reap every child by
 /// itself, and nobody could tell how it ended. A handler of the program's own stays.
@@ -17,20 +17,19 @@ pub(crate) fn heed_sigchld() {
     }
 }
 
-/// Sets every standard signal back to its default and blocks none. (The real-time ones mean nothing to anybody who did
-/// not agree on it, and asking for each of them makes every start of a worker slower.)
+/// Sets every signal back to its default and blocks none.
 ///
 /// A launcher that ignores signals (`nohup`, many test harnesses) hands that down through every exec; a worker that
 /// ignores SIGTERM because its grandparent did could not be terminated. SIGPIPE stays ignored, as Rust's runtime set
 /// it: a broken pipe is an error to the caller, not a death.
 pub(crate) fn reset_signals() {
-    for signal in 1..=libc::SIGSYS {
+    for signal in 1..=libc::SIGRTMAX() {
         if matches!(signal, libc::SIGKILL | libc::SIGSTOP | libc::SIGPIPE | libc::SIGSEGV | libc::SIGBUS) {
-            // The first two can not be changed; the last two are Rust's own guard against stack overflow.
+            // The first two cannot be changed; the last two are Rust's own guard against stack overflow.
             continue;
         }
         // SAFETY: SIG_DFL is a valid disposition and no handler of ours is replaced: this runs at the door, before
-        // any other code of the program.
+        // any other code of the program. A signal number that the C library keeps for itself gives EINVAL.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
     let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();

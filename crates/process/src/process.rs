@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use hatchery_actor::ask::deadline;
 use hatchery_actor::child::BoxFuture;
 use hatchery_actor::exit::{Exit, Panic};
 use hatchery_actor::fault::Fault;
@@ -14,7 +15,6 @@ use hatchery_actor::predicates;
 use hatchery_actor::root::{Residence, Resident, check_segment};
 use hatchery_wire::{Body, DecodeError, EncodeError, Envelope, Kind};
 use rustix::process::Signal;
-use tokio::time::Instant;
 
 use crate::channel::{Desk, Outgoing, fault_of};
 use crate::frames::What;
@@ -22,7 +22,7 @@ use crate::launch::{self, Ended, Launch, START_TIMEOUT, launch, live, wait};
 use crate::program::Program;
 use crate::registry;
 use crate::task::{Runs, TaskEntry};
-use crate::warden::Ward;
+use crate::ward::Ward;
 use crate::worker::TENANT;
 
 /// A function that runs in a process of its own. See [`Process::spawn`].
@@ -65,7 +65,7 @@ impl Process<()> {
     ///
     /// # Errors
     /// The program did not come through the door, is ending, or does not host the task; workers are nested 16 deep
-    /// already; the arguments can not be encoded or have more than 256 MiB; the process can not be started. If it
+    /// already; the arguments cannot be encoded or have more than 256 MiB; the process cannot be started. If it
     /// ended before it said hello, or was killed because it did not say it within 30 s, the error has its exit.
     ///
     /// # Cancel safety
@@ -166,7 +166,7 @@ impl<R> Builder<R> {
                 }
             },
         };
-        let deadline = Instant::now() + self.start_timeout;
+        let deadline = deadline(self.start_timeout);
         let named = NameGuard { program: program.clone(), path: path.clone() };
         let order = Launch {
             path: path.clone(),
@@ -335,7 +335,7 @@ impl<R> Process<R> {
         self.shared
             .ward
             .signal(signal)
-            .map_err(|error| self.error(Fault::Refused(format!("can not send {signal:?} to it: {error}"))))
+            .map_err(|error| self.error(Fault::Refused(format!("cannot send {signal:?} to it: {error}"))))
     }
 
     fn error(&self, fault: Fault) -> ProcessError {
@@ -426,12 +426,20 @@ impl Desk for ResultDesk {
 }
 
 /// Why a process could not be started, signalled or joined.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[error("process {name}: {fault}")]
 pub struct ProcessError {
     name: String,
     #[source]
     fault: Fault,
+}
+
+impl std::fmt::Debug for ProcessError {
+    /// For people, as `unwrap` shows it: the text, and the worker's last words.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{self}")?;
+        self.fault.show_last_words(f)
+    }
 }
 
 impl ProcessError {

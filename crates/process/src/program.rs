@@ -20,6 +20,9 @@ thread_local! {
     static CURRENT: RefCell<Option<Arc<Program>>> = const { RefCell::new(None) };
 }
 
+/// The run of this whole process, where it is one: see [`Program::settle`].
+static SETTLED: OnceLock<Arc<Program>> = OnceLock::new();
+
 /// One run of the program, seen from this process; beside the [`Root`] of the same run.
 pub(crate) struct Program {
     pub(crate) root: Arc<Root>,
@@ -36,7 +39,16 @@ pub(crate) struct Program {
 impl Program {
     pub(crate) fn current() -> Result<Arc<Program>, Fault> {
         Root::current()?;
-        CURRENT.with_borrow(Clone::clone).ok_or_else(|| Fault::Refused("not inside a program".to_owned()))
+        let current = CURRENT.with_borrow(Clone::clone).or_else(|| SETTLED.get().cloned());
+        current.ok_or_else(|| Fault::Refused("not inside a program".to_owned()))
+    }
+
+    /// Makes this run the one of every thread of the process that has no other: a process that came through the door
+    /// never has a second run. (A test binary has one a test, and a test that is none of ours must not find another's.)
+    pub(crate) fn settle(self: &Arc<Program>) {
+        self.root.clone().settle();
+        let _ = SETTLED.set(self.clone());
+        self.enter();
     }
 
     /// Makes this run the one of this thread.

@@ -108,8 +108,8 @@ fn one<T>(
         let hosted = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
         Fault::Refused(format!(
             "the {kind} {name} is not hosted by this program. Hosted are: {hosted}. A generic actor is registered \
-             by hand, `hatchery::program().hosts::<{name}>()`; an item of a crate that the program does not \
-             otherwise use is linked by `use that_crate as _;`"
+             by hand, with `hatchery::hosts!({name});` beside any function; an item of a crate that the program does \
+             not otherwise use is linked by `use that_crate as _;`"
         ))
     })
 }

@@ -48,7 +48,7 @@ impl TaskOutcome {
     /// Decodes a task's arguments.
     ///
     /// # Errors
-    /// The outcome of a task whose arguments can not be decoded.
+    /// The outcome of a task whose arguments cannot be decoded.
     pub fn args<A: DeserializeOwned>(body: &Body) -> Result<A, TaskOutcome> {
         decode(body)
             .map_err(|error| TaskOutcome { result: Err(Fault::Undecodable(error.to_string())), failed: true })
@@ -75,6 +75,7 @@ pub struct Task<A, R, F> {
 
 impl<A, R, F> Task<A, R, F> {
     /// Written by `#[task]`.
+    #[doc(hidden)]
     pub const fn new(
         entry: &'static TaskEntry,
         call: F,
@@ -107,7 +108,7 @@ impl<A, R, F> std::fmt::Debug for Task<A, R, F> {
 
 /// What a process can run: a [`Task`].
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` can not run in another process",
+    message = "`{Self}` cannot run in another process",
     label = "not a task",
     note = "write `#[hatchery::task]` on a named function and give that; a closure or a plain function has no name \
             that another process could find it by"

@@ -22,25 +22,19 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use hatchery_actor::child::Presence;
-use hatchery_actor::error::Error;
 use hatchery_actor::exit::{Exit, Status};
 use hatchery_wire::{Filled, LinkSocket};
 use rustix::event::{EventfdFlags, epoll, eventfd};
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_send_signal, waitid};
+use rustix::process::{Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use rustix::time::Timespec;
-use tokio::sync::watch;
 
-use crate::frames::{Frame, Hello, Identity, LastWords, PROTOCOL};
-use crate::printer::{Printer, Stream};
+use crate::frames::Frame;
+use crate::ward::Ward;
+use crate::watched::{Adoption, Watched};
 
-/// How many lines of stderr an exit carries.
-const TAIL: usize = 100;
-/// A line longer than this is cut in two.
-const LONGEST_LINE: usize = 8 * 1024;
 /// How long a child may live on without its link.
 const UNLINKED: Duration = Duration::from_secs(1);
 /// Commands that may wait for the warden; it takes them all at every wake.
@@ -53,143 +47,25 @@ pub(crate) struct Warden {
     next: AtomicU64,
     /// The link to this process's parent, if it is a worker.
     up: Mutex<Option<LinkSocket>>,
+    /// What an orderly stop that the parent asks for does here.
+    shutdown: Mutex<ShutdownHook>,
 }
 
 enum Command {
-    Adopt(Box<Child>),
+    Adopt(Box<Watched>),
     /// Asks a child to stop in order.
     Shutdown(u64),
     /// There is a link to this process's parent now; what to do when it asks for an orderly stop.
-    LinkUp(OnShutdown),
+    LinkUp,
     /// The link up did not take everything at once; the sender learns when it has.
     FlushUp(Option<SyncSender<()>>),
 }
 
-/// What other threads know of a child, and do to it.
-pub(crate) struct Ward {
-    pub(crate) id: u64,
-    pub(crate) pid: Pid,
-    pub(crate) pidfd: Option<OwnedFd>,
-    /// Whether its pid may belong to another process by now. Held while signalling and while reaping.
-    reaped: Mutex<bool>,
-    /// Why this side ended it, if it did.
-    condemned: Mutex<Option<String>>,
-    // How far it has come; each is set once, and apart from the others, so that nobody wakes up for nothing.
-    hello: watch::Sender<bool>,
-    start: watch::Sender<Option<Result<(), Error>>>,
-    exit: watch::Sender<Option<Arc<Exit>>>,
-}
-
-impl Ward {
-    pub(crate) fn new(id: u64, pid: Pid, pidfd: Option<OwnedFd>) -> Arc<Ward> {
-        Arc::new(Ward {
-            id,
-            pid,
-            pidfd,
-            reaped: Mutex::new(false),
-            condemned: Mutex::new(None),
-            hello: watch::Sender::new(false),
-            start: watch::Sender::new(None),
-            exit: watch::Sender::new(None),
-        })
-    }
-
-    /// Resolves when it has said hello (true) or has ended without (false).
-    pub(crate) async fn greeted(&self) -> bool {
-        let mut hello = self.hello.subscribe();
-        tokio::select! {
-            biased;
-            // Waiting fails only when the sender is gone, and that lives in `self`.
-            Ok(_) = hello.wait_for(|hello| *hello) => true,
-            _ = self.exited() => false,
-        }
-    }
-
-    /// Resolves when it is ready, has said why its start failed, or has ended without either (`None`).
-    pub(crate) async fn started(&self) -> Option<Result<(), Error>> {
-        let mut start = self.start.subscribe();
-        tokio::select! {
-            biased;
-            Ok(start) = start.wait_for(Option::is_some) => start.clone(),
-            _ = self.exited() => None,
-        }
-    }
-
-    /// Resolves when it has ended and been reaped.
-    pub(crate) async fn exited(&self) -> Arc<Exit> {
-        let mut exit = self.exit.subscribe();
-        let ended = exit.wait_for(Option::is_some).await.ok().and_then(|exit| exit.clone());
-        ended.unwrap_or_else(|| Arc::new(Exit::new(Status::Unknown)))
-    }
-
-    fn set_started(&self, start: Result<(), Error>) {
-        self.start.send_if_modified(|now| {
-            let first = now.is_none();
-            now.get_or_insert(start);
-            first
-        });
-    }
-
-    pub(crate) fn has_said_hello(&self) -> bool {
-        *self.hello.borrow()
-    }
-
-    pub(crate) fn exit(&self) -> Option<Arc<Exit>> {
-        self.exit.borrow().clone()
-    }
-
-    fn reaped(&self) -> MutexGuard<'_, bool> {
-        self.reaped.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether it runs (or is stopped), asked of the kernel here and now.
-    pub(crate) fn is_alive(&self) -> bool {
-        self.pidfd.as_ref().map_or_else(|| self.exit().is_none(), |pidfd| !readable(pidfd.as_fd()))
-    }
-
-    /// Sends a signal to the process alone. To one that has ended, nothing is sent.
-    pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
-        match &self.pidfd {
-            Some(pidfd) => match pidfd_send_signal(pidfd, signal) {
-                Err(rustix::io::Errno::SRCH) => Ok(()),
-                other => Ok(other?),
-            },
-            None => Ok(()),
-        }
-    }
-
-    /// Sends a signal to its process group, as long as that group is certainly its own.
-    pub(crate) fn signal_group(&self, signal: Signal) {
-        let reaped = self.reaped();
-        if !*reaped && self.is_alive() {
-            // It can end here and stay a zombie: the pid is its own until `reaped` is set.
-            let _ = kill_process_group(self.pid, signal);
-        }
-        drop(reaped);
-    }
-
-    /// Ends it, for a reason that its exit will tell.
-    pub(crate) fn condemn(&self, reason: impl Into<String>) {
-        self.condemned.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| reason.into());
-        let _ = self.signal(Signal::KILL);
-        self.signal_group(Signal::KILL);
-    }
-}
-
-fn readable(fd: BorrowedFd<'_>) -> bool {
-    let mut fds = [rustix::event::PollFd::from_borrowed_fd(fd, rustix::event::PollFlags::IN)];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    matches!(rustix::event::poll(&mut fds, Some(&now)), Ok(n) if n > 0)
-}
-
-/// What the warden takes over when a child has been spawned.
-pub(crate) struct Adoption {
-    pub(crate) ward: Arc<Ward>,
-    pub(crate) link: LinkSocket,
-    pub(crate) stderr: Option<OwnedFd>,
-    pub(crate) stdout: Option<OwnedFd>,
-    pub(crate) printer: Arc<Printer>,
-    pub(crate) presence: Option<Presence>,
+/// The parent may ask for an orderly stop before there is anything that could stop.
+#[derive(Default)]
+struct ShutdownHook {
+    asked: bool,
+    act: Option<OnShutdown>,
 }
 
 /// Called when the parent asks for an orderly stop; must not block.
@@ -215,16 +91,7 @@ impl Warden {
         std::thread::Builder::new().name("hatchery-warden".into()).spawn(move || {
             if let Ok(warden) = gone.recv() {
                 let children = BTreeMap::new();
-                Rounds {
-                    warden,
-                    poll,
-                    bell: mine,
-                    children,
-                    on_shutdown: None,
-                    up_full: false,
-                    acks: Vec::new(),
-                }
-                .walk();
+                Rounds { warden, poll, bell: mine, children, up_full: false, acks: Vec::new() }.walk();
             }
         })?;
         let warden = WARDEN.get_or_init(|| Warden {
@@ -232,6 +99,7 @@ impl Warden {
             bell,
             next: AtomicU64::new(1),
             up: Mutex::default(),
+            shutdown: Mutex::default(),
         });
         // The thread waits for exactly this one message.
         let _ = go.send(warden);
@@ -258,23 +126,11 @@ impl Warden {
 
     /// Hands a new child over.
     pub(crate) fn adopt(&self, adoption: Adoption) {
-        let Adoption { ward, link, stderr, stdout, printer, presence } = adoption;
-        let child = Child {
-            ward: ward.clone(),
-            link: Some(link),
-            err: stderr.map(|fd| Pipe::new(fd, Stream::Err)),
-            out: stdout.map(|fd| Pipe::new(fd, Stream::Out)),
-            tail: VecDeque::new(),
-            words: None,
-            hello: false,
-            printer,
-            unlinked: None,
-            presence,
-            link_full: false,
-        };
+        let child = Watched::new(adoption);
+        let ward = child.ward.clone();
         if !self.post(Command::Adopt(Box::new(child))) {
             ward.condemn("its parent's warden is overloaded");
-            ward.exit.send_replace(Some(Arc::new(Exit::new(Status::Unknown))));
+            ward.set_exited(Exit::new(Status::Unknown));
         }
     }
 
@@ -284,9 +140,23 @@ impl Warden {
     }
 
     /// Takes over the link to the parent, with whatever is queued in it.
-    pub(crate) fn link_up(&self, link: LinkSocket, on_shutdown: OnShutdown) {
+    pub(crate) fn link_up(&self, link: LinkSocket) {
         *self.up_link() = Some(link);
-        self.post(Command::LinkUp(on_shutdown));
+        self.post(Command::LinkUp);
+    }
+
+    /// What to do when the parent asks for an orderly stop; done at once if it has already.
+    pub(crate) fn on_shutdown(&self, act: OnShutdown) {
+        let mut hook = self.shutdown_hook();
+        if hook.asked {
+            act();
+        }
+        hook.act = Some(act);
+    }
+
+    fn shutdown_hook(&self) -> MutexGuard<'_, ShutdownHook> {
+        // What runs under this lock only leaves a word with a mailbox.
+        self.shutdown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sends a frame to the parent.
@@ -321,81 +191,13 @@ impl Warden {
     }
 }
 
-/// A child as the warden knows it.
-struct Child {
-    ward: Arc<Ward>,
-    link: Option<LinkSocket>,
-    err: Option<Pipe>,
-    out: Option<Pipe>,
-    tail: VecDeque<String>,
-    words: Option<LastWords>,
-    hello: bool,
-    printer: Arc<Printer>,
-    /// When its link closed although it lives.
-    unlinked: Option<Instant>,
-    /// Its link takes no more for now: the poll tells when it does.
-    link_full: bool,
-    presence: Option<Presence>,
-}
-
-/// One end of what a child writes, gathered into lines.
-struct Pipe {
-    fd: OwnedFd,
-    stream: Stream,
-    partial: Vec<u8>,
-}
-
-impl Pipe {
-    fn new(fd: OwnedFd, stream: Stream) -> Pipe {
-        // Set on our end of the pipe only: the other end has a file description of its own.
-        let _ = rustix::io::ioctl_fionbio(&fd, true);
-        Pipe { fd, stream, partial: Vec::new() }
-    }
-
-    /// Reads what is there, a round's worth at most; false at the end.
-    fn drain(&mut self, rounds: usize, mut line: impl FnMut(Stream, &[u8])) -> bool {
-        let mut buffer = [0_u8; 16 * 1024];
-        for _ in 0..rounds {
-            match rustix::io::read(&self.fd, &mut buffer) {
-                Ok(0) => {
-                    self.rest(line);
-                    return false;
-                }
-                Ok(n) => {
-                    for piece in buffer[..n].split_inclusive(|byte| *byte == b'\n') {
-                        self.partial.extend_from_slice(piece);
-                        if self.partial.ends_with(b"\n") || self.partial.len() >= LONGEST_LINE {
-                            line(self.stream, &self.partial);
-                            self.partial.clear();
-                        }
-                    }
-                }
-                Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::AGAIN) => return true,
-                Err(_) => return false,
-            }
-        }
-        true
-    }
-
-    /// A last line without an end.
-    fn rest(&mut self, mut line: impl FnMut(Stream, &[u8])) {
-        if !self.partial.is_empty() {
-            self.partial.push(b'\n');
-            line(self.stream, &self.partial);
-            self.partial.clear();
-        }
-    }
-}
-
 /// The warden's thread.
 struct Rounds {
     warden: &'static Warden,
     poll: OwnedFd,
     bell: OwnedFd,
-    children: BTreeMap<u64, Child>,
+    children: BTreeMap<u64, Watched>,
     /// There once the link up is.
-    on_shutdown: Option<OnShutdown>,
     /// The link up takes no more for now: the poll tells when it does.
     up_full: bool,
     /// Who waits until everything to the parent is written.
@@ -424,8 +226,8 @@ impl Rounds {
                 Ok((events, _)) => events,
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => {
-                    // Never seen; without a poll this process can not keep its promises.
-                    eprintln!("hatchery: the warden can not wait for events: {error}");
+                    // Never seen; without a poll this process cannot keep its promises.
+                    eprintln!("hatchery: the warden cannot wait for events: {error}");
                     std::process::abort();
                 }
             };
@@ -472,7 +274,7 @@ impl Rounds {
                     }
                     self.watch_link(id);
                 }
-                Command::LinkUp(on_shutdown) => {
+                Command::LinkUp => {
                     let data = epoll::EventData::new_u64(LINK_UP);
                     let added = match &*self.warden.up_link() {
                         Some(link) => epoll::add(&self.poll, link, data, epoll::EventFlags::IN).is_ok(),
@@ -483,7 +285,6 @@ impl Rounds {
                     }
                     // A parent that has ended by now is seen by the next poll, and the death signal was armed before
                     // the first: so there is no moment in which its end could be missed.
-                    self.on_shutdown = Some(on_shutdown);
                 }
                 Command::FlushUp(ack) => {
                     self.acks.extend(ack);
@@ -493,7 +294,7 @@ impl Rounds {
         }
     }
 
-    fn adopt(&mut self, child: Child) {
+    fn adopt(&mut self, child: Watched) {
         let id = child.ward.id;
         let add = |fd: BorrowedFd<'_>, which: u64| {
             epoll::add(&self.poll, fd, epoll::EventData::new_u64(id * 4 + which), epoll::EventFlags::IN)
@@ -507,7 +308,7 @@ impl Rounds {
         let watched =
             fds.into_iter().filter_map(|(which, fd)| Some(add(fd?, which))).all(|added| added.is_ok());
         if !watched {
-            // Out of memory or over the limit of watches: it can not be cared for, so it can not live.
+            // Out of memory or over the limit of watches: it cannot be cared for, so it cannot live.
             child.ward.condemn("its parent has no room to watch over it");
             let _ = waitid(WaitId::Pid(child.ward.pid), WaitIdOptions::EXITED);
             *child.ward.reaped() = true;
@@ -622,15 +423,19 @@ impl Rounds {
                     Ok(None) => break,
                     Ok(Some(frame)) => match Frame::unpack(frame) {
                         Ok(Frame::Shutdown) => shutdown = true,
-                        // A parent of this very program says nothing else; this one can not be trusted.
+                        // A parent of this very program says nothing else; this one cannot be trusted.
                         Ok(_) | Err(_) => die(),
                     },
                     Err(_) => die(),
                 }
             }
         }
-        if let Some(on_shutdown) = self.on_shutdown.as_ref().filter(|_| shutdown) {
-            on_shutdown();
+        if shutdown {
+            let mut hook = self.warden.shutdown_hook();
+            hook.asked = true;
+            if let Some(act) = &hook.act {
+                act();
+            }
         }
         self.flush_up();
     }
@@ -658,129 +463,6 @@ fn watch_room(poll: &OwnedFd, link: &LinkSocket, data: u64, full: &mut bool) {
         flags.set(epoll::EventFlags::OUT, *full);
         let _ = epoll::modify(poll, link, epoll::EventData::new_u64(data), flags);
     }
-}
-
-impl Child {
-    fn send(&mut self, frame: Frame) {
-        if let (Some(link), Ok(frame)) = (&mut self.link, frame.pack()) {
-            let _ = link.queue(frame);
-        }
-    }
-
-    /// Reads what the link holds; false when it has ended.
-    fn read_link(&mut self) -> bool {
-        let Some(link) = &mut self.link else { return false };
-        let filled = link.fill();
-        let mut wrong = None;
-        let mut heard = Vec::new();
-        while wrong.is_none() {
-            match link.next_frame() {
-                Ok(None) => break,
-                Ok(Some(frame)) => match Frame::unpack(frame) {
-                    Ok(frame) => heard.push(frame),
-                    Err(error) => wrong = Some(error),
-                },
-                Err(error) => wrong = Some(error.to_string()),
-            }
-        }
-        for frame in heard {
-            wrong = wrong.or(self.hear(frame).err());
-        }
-        let open = match filled {
-            Ok(Filled::Open) => true,
-            Ok(Filled::Ended) => false,
-            Err(error) => {
-                wrong = wrong.or(Some(error.to_string()));
-                false
-            }
-        };
-        if let Some(wrong) = wrong {
-            self.ward.condemn(format!("it broke the protocol of the link: {wrong}"));
-            return false;
-        }
-        open
-    }
-
-    fn hear(&mut self, frame: Frame) -> Result<(), String> {
-        match frame {
-            Frame::Hello(hello) if !self.hello => {
-                self.hello = true;
-                check(&hello)?;
-                self.ward.hello.send_replace(true);
-            }
-            Frame::Ready if self.hello => self.ward.set_started(Ok(())),
-            Frame::StartFailed(error) if self.hello => self.ward.set_started(Err(error)),
-            Frame::LastWords(words) => self.words = Some(words),
-            other => return Err(format!("unexpected {other:?}")),
-        }
-        Ok(())
-    }
-
-    fn read_stderr(&mut self, rounds: usize) {
-        let Child { err, tail, printer, .. } = self;
-        let Some(pipe) = err else { return };
-        let open = pipe.drain(rounds, |stream, line| {
-            if tail.len() == TAIL {
-                tail.pop_front();
-            }
-            tail.push_back(String::from_utf8_lossy(line).trim_end_matches('\n').to_owned());
-            printer.line(stream, line);
-        });
-        if !open {
-            *err = None;
-        }
-    }
-
-    fn read_stdout(&mut self, rounds: usize) {
-        let Child { out, printer, .. } = self;
-        let Some(pipe) = out else { return };
-        if !pipe.drain(rounds, |stream, line| printer.line(stream, line)) {
-            *out = None;
-        }
-    }
-
-    fn exit(&mut self, status: Status) {
-        // A line without an end is complete now, unless a grandchild goes on with it.
-        let Child { err, tail, printer, .. } = self;
-        if let Some(pipe) = err {
-            pipe.rest(|stream, line| {
-                tail.push_back(String::from_utf8_lossy(line).trim_end_matches('\n').to_owned());
-                printer.line(stream, line);
-            });
-        }
-        let words = self.words.take();
-        let status = match (status, &words) {
-            // Nobody could tell, but it did.
-            (Status::Unknown, Some(words)) => Status::Code(words.code),
-            (status, _) => status,
-        };
-        let words = words.unwrap_or_default();
-        let condemned = self.ward.condemned.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let exit = Exit::new(status)
-            .with_panic(words.panic)
-            .with_failed(words.failed && matches!(status, Status::Code(_)))
-            .with_orderly(words.orderly && condemned.is_none() && status == Status::Code(0))
-            .with_reason(condemned.or(words.reason))
-            .with_stderr(self.tail.drain(..).collect());
-        self.publish(exit);
-        self.presence = None;
-    }
-
-    fn publish(&self, exit: Exit) {
-        self.ward.exit.send_replace(Some(Arc::new(exit)));
-    }
-}
-
-/// Whether this is our own program, speaking our protocol.
-fn check(hello: &Hello) -> Result<(), String> {
-    if hello.protocol != PROTOCOL {
-        return Err(format!("it speaks version {} of the protocol, this program {PROTOCOL}", hello.protocol));
-    }
-    let own = Identity::own().map_err(|error| format!("this program can not look at itself: {error}"))?;
-    if hello.program != *own {
-        return Err("it is another executable than this program".to_owned());
-    }
-    Ok(())
 }
 
 /// The end of a worker whose parent is gone.

@@ -4,6 +4,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use hatchery_actor::actor::Actor;
+use hatchery_actor::ask::deadline;
 use hatchery_actor::child::{BoxFuture, Child, Order, Rung, Start, Started};
 use hatchery_actor::exit::Exit;
 use hatchery_actor::fault::Fault;
@@ -19,7 +20,8 @@ use crate::frames::What;
 use crate::launch::{self, Ended, KillOnDrop, Launch, launch, live, wait};
 use crate::program::Program;
 use crate::registry;
-use crate::warden::{Ward, Warden};
+use crate::ward::Ward;
+use crate::warden::Warden;
 
 /// The actor or task that a worker was started for is target 0 of its first channel.
 pub(crate) const TENANT: u32 = 0;
@@ -64,7 +66,7 @@ impl<A: Actor> Start for Worker<A> {
         Box::pin(async move {
             let args = args.map_err(|error| Fault::NotSent(error.to_string()))?;
             let program = Program::current()?;
-            let deadline = Instant::now() + order.timeout;
+            let deadline = deadline(order.timeout);
             let launch_order = Launch {
                 path: order.seat.path().to_owned(),
                 name,

@@ -6,6 +6,8 @@ use std::time::Duration;
 use hatchery_actor::child::{BoxFuture, Order, Shutdown, Start, Started};
 use hatchery_actor::fault::Fault;
 use hatchery_actor::handle::ActorRef;
+use hatchery_actor::outlet::WINDOW;
+use hatchery_actor::root::check_segment;
 
 /// A child to be: something that can be started, and what its supervisor needs to know of it.
 #[must_use = "a spec starts nothing: give it to a supervisor"]
@@ -13,6 +15,7 @@ pub struct ChildSpec<S> {
     start: Arc<S>,
     shutdown: Shutdown,
     start_timeout: Duration,
+    window: u32,
 }
 
 impl<S: Start> ChildSpec<S> {
@@ -22,6 +25,7 @@ impl<S: Start> ChildSpec<S> {
             start: Arc::new(start),
             shutdown: Shutdown::default(),
             start_timeout: Duration::from_secs(30),
+            window: WINDOW,
         }
     }
 
@@ -38,12 +42,26 @@ impl<S: Start> ChildSpec<S> {
         self
     }
 
+    /// How many requests of this process may be under way to it at once: 1 to 64, and 64 unless told otherwise.
+    ///
+    /// When a worker dies, whatever was under way to it fails; what waits in line goes to the next incarnation. With
+    /// a window of 1, a request that kills its worker fails alone.
+    pub fn window(mut self, requests: u32) -> Self {
+        self.window = requests;
+        self
+    }
+
     pub(crate) fn handle(&self, reference: ActorRef) -> S::Handle {
         self.start.handle(reference)
     }
 
     pub(crate) fn erase(&self) -> ErasedSpec {
-        ErasedSpec { start: self.start.clone(), shutdown: self.shutdown, start_timeout: self.start_timeout }
+        ErasedSpec {
+            start: self.start.clone(),
+            shutdown: self.shutdown,
+            start_timeout: self.start_timeout,
+            window: self.window,
+        }
     }
 }
 
@@ -53,6 +71,19 @@ pub(crate) struct ErasedSpec {
     pub(crate) start: Arc<dyn Startable>,
     pub(crate) shutdown: Shutdown,
     pub(crate) start_timeout: Duration,
+    pub(crate) window: u32,
+}
+
+impl ErasedSpec {
+    /// Finds contradictions before anything starts.
+    pub(crate) fn check(&self) -> Result<(), Fault> {
+        if !(1..=WINDOW).contains(&self.window) {
+            let window = self.window;
+            return Err(Fault::Refused(format!("a window of {window} requests: it has to be 1 to {WINDOW}")));
+        }
+        check_segment(self.start.name())?;
+        self.start.check()
+    }
 }
 
 /// [`Start`] without the type of its handle.

@@ -10,7 +10,6 @@ use hatchery_actor::error::Error;
 use hatchery_actor::exit::{Exit, Status};
 use hatchery_actor::fault::Fault;
 use hatchery_actor::panics;
-use hatchery_actor::root::check_segment;
 use hatchery_actor::seat::Seat;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -111,11 +110,12 @@ pub(crate) async fn run(
 impl Supervisor {
     fn add(&mut self, spec: ErasedSpec, reply: oneshot::Sender<Result<Arc<Seat>, Fault>>) {
         let name = spec.start.name().to_owned();
-        if let Err(fault) = check_segment(&name).and_then(|()| spec.start.check()) {
+        if let Err(fault) = spec.check() {
             let _ = reply.send(Err(fault));
             return;
         }
-        let seat = Seat::new(format!("{}/{name}", self.path), spec.start.actor());
+        let path = format!("{}/{name}", self.path);
+        let seat = Seat::with(path, spec.start.actor(), spec.window, spec.shutdown);
         let taken = self.seats.with(|seats| match seats.entry(name.clone()) {
             std::collections::btree_map::Entry::Occupied(_) => true,
             std::collections::btree_map::Entry::Vacant(free) => {

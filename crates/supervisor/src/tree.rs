@@ -154,8 +154,8 @@ impl Tree {
     /// Starts a child and resolves when it is ready, giving the handle of its seat.
     ///
     /// # Errors
-    /// The name is taken or no name; the program does not host the actor; the arguments can not be encoded; the
-    /// process can not be started, its `start` failed, it ended or took longer than its `start_timeout` (30 s unless
+    /// The name is taken or no name; the program does not host the actor; the arguments cannot be encoded; the
+    /// process cannot be started, its `start` failed, it ended or took longer than its `start_timeout` (30 s unless
     /// told otherwise); the supervisor is stopping. A first start is not tried again.
     ///
     /// # Cancel safety
@@ -218,7 +218,7 @@ impl Tree {
     /// when the supervisor ends by itself.
     ///
     /// # Errors
-    /// It gave up: a child ended more often than the intensity allows. Or signals can not be heard.
+    /// It gave up: a child ended more often than the intensity allows. Or signals cannot be heard.
     pub async fn run_until_signal(&self) -> Result<()> {
         let mut listener = Listener::new()?;
         tokio::select! {
@@ -276,14 +276,22 @@ impl Resident for TreeResident {
     }
 }
 
-/// Why a supervisor or a child did not start. A worker that takes too long to start is killed, so that is a crash
-/// whose exit has a reason.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+/// Why a supervisor or a child did not start. A worker that takes too long to start is killed: that is a
+/// timeout, and the error has its exit.
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[error("start of {what}: {fault}")]
 pub struct StartError {
     what: String,
     #[source]
     fault: Fault,
+}
+
+impl std::fmt::Debug for StartError {
+    /// For people, as `unwrap` shows it: the text, and the worker's last words.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{self}")?;
+        self.fault.show_last_words(f)
+    }
 }
 
 impl StartError {
