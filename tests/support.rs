@@ -97,7 +97,7 @@ pub fn own_channel() -> OwnedFd {
 /// How many descriptors this process has open.
 ///
 /// # Panics
-/// `/proc` can not be read.
+/// `/proc` cannot be read.
 pub fn open_descriptors() -> usize {
     fs::read_dir("/proc/self/fd").expect("its descriptors").count()
 }

@@ -1,8 +1,8 @@
 //! Kills a random resizer every 200 ms, from outside, as the kernel would when memory runs out.
 
+use std::collections::BTreeSet;
+use std::convert::Infallible;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use hatchery::prelude::*;
 use rustix::process::{Pid, Signal, kill_process};
@@ -11,36 +11,19 @@ use crate::ResizerHandle;
 
 const EVERY: Duration = Duration::from_millis(200);
 
-/// Chaos under way.
-pub(crate) struct Chaos {
-    kills: Arc<AtomicU64>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Chaos {
-    pub(crate) fn begin(resizers: Vec<ResizerHandle>) -> Chaos {
-        let kills = Arc::<AtomicU64>::default();
-        let counter = kills.clone();
-        let dice = RandomState::new();
-        let task = tokio::spawn(async move {
-            let mut ticks = tokio::time::interval(EVERY);
-            ticks.tick().await; // the first one comes at once
-            for throw in 0_u64.. {
-                ticks.tick().await;
-                let victim = &resizers[dice.hash_one(throw) as usize % resizers.len()];
-                // The seat may be between two incarnations: then nobody is killed this time.
-                let pid = victim.pid().and_then(|pid| Pid::from_raw(pid as i32));
-                if pid.is_some_and(|pid| kill_process(pid, Signal::KILL).is_ok()) {
-                    counter.fetch_add(1, Ordering::Relaxed);
-                }
-            }
-        });
-        Chaos { kills, task }
-    }
-
-    /// Ends it; how many it has killed.
-    pub(crate) fn end(self) -> u64 {
-        self.task.abort();
-        self.kills.load(Ordering::Relaxed)
+/// Kills until it is dropped, and notes whom.
+pub(crate) async fn chaos(resizers: &[ResizerHandle], killed: &mut BTreeSet<u32>) -> Infallible {
+    let dice = RandomState::new();
+    let mut ticks = tokio::time::interval(EVERY);
+    ticks.tick().await; // the first one comes at once
+    loop {
+        let now = ticks.tick().await;
+        let victim = &resizers[dice.hash_one(now) as usize % resizers.len()];
+        // The seat may be between two incarnations: then nobody is killed this time.
+        let Some(pid) = victim.pid() else { continue };
+        let dead = Pid::from_raw(pid as i32).is_some_and(|pid| kill_process(pid, Signal::KILL).is_ok());
+        if dead {
+            killed.insert(pid);
+        }
     }
 }

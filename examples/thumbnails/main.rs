@@ -7,15 +7,15 @@
 //! ```
 
 mod args;
+mod interrupt;
+mod scan;
 mod part_file;
 mod picture;
-mod report;
 mod samples;
-mod scan;
-mod verify;
-
-mod chaos;
 mod totals;
+mod chaos;
+mod report;
+mod verify;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -23,13 +23,17 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use hatchery::prelude::*;
+use hatchery::{CallError, Exit};
 use indicatif::{ProgressBar, ProgressStyle};
+use rustix::process::Signal;
 
-use crate::chaos::Chaos;
-use crate::picture::Thumbnail;
+use crate::args::Args;
+use crate::chaos::chaos;
+use crate::interrupt::Interrupt;
+use crate::picture::{Failure, Thumbnail};
 use crate::report::{Kills, Run};
 use crate::scan::Picture;
-use crate::totals::{Totals, TotalsHandle};
+use crate::totals::{Summary, Totals, TotalsHandle};
 
 /// How many sample pictures are rendered.
 const SAMPLES: usize = 48;
@@ -51,8 +55,13 @@ impl Resizer {
         Resizer
     }
 
-    fn resize(&mut self, source: PathBuf, target: PathBuf) -> Result<Thumbnail, String> {
+    fn resize(&mut self, source: PathBuf, target: PathBuf) -> Result<Thumbnail, Failure> {
         picture::make_thumbnail(&source, &target)
+    }
+
+    /// How many it had before it in its seat.
+    fn predecessors(&self) -> u64 {
+        hatchery::current().incarnation() - 1
     }
 }
 
@@ -77,44 +86,59 @@ async fn main() -> hatchery::Result<()> {
             std::process::exit(2);
         }
     };
+    let interrupt = Interrupt::listen()?;
     let scratch = tempfile::Builder::new().prefix("thumbnails-").tempdir()?;
+    // Whatever comes of it: nobody writes there any more, and dropping it removes it.
+    job(&args, scratch.path(), &interrupt).await
+}
+
+/// Everything from the pictures to the table.
+async fn job(args: &Args, scratch: &Path, interrupt: &Interrupt) -> hatchery::Result<()> {
     let out = match (&args.out, &args.dir) {
         (Some(out), _) => out.clone(),
         (None, Some(dir)) => beside(dir)?,
-        (None, None) => scratch.path().join("out"),
+        (None, None) => scratch.join("out"),
     };
     scan::claim_output(&out).map_err(hatchery::Error::msg)?;
     let dir = match &args.dir {
         Some(dir) => dir.clone(),
-        None => rendered(&scratch.path().join("samples"))?,
+        None => rendered(scratch.join("samples"), interrupt.clone()).await?,
     };
     let pictures = scan::pictures(&dir, &out).map_err(hatchery::Error::msg)?;
     println!("{} pictures, {} workers", pictures.len(), args.workers);
 
-    let mut runs = vec![run(&pictures, args.workers, args.chaos).await?];
+    let mut runs = vec![run(&pictures, &out, args.workers, args.chaos, interrupt).await?];
     let mut complaints = Vec::new();
-    if args.chaos {
-        let failures = runs[0].failures.iter().cloned().collect();
-        complaints = verify::complaints(&pictures, &failures, &out);
-        if runs[0].kills.unwrap_or_default().amid < ENOUGH_HITS {
+    if let Some(kills) = runs[0].kills {
+        let (failures, go_on) = (runs[0].failures.clone(), interrupt.clone());
+        let out = out.clone();
+        complaints =
+            blocking(move || verify::complaints(&pictures, &failures, &out, || go_on.check())).await?;
+        if kills.amid < ENOUGH_HITS {
             complaints
                 .push(format!("fewer than {ENOUGH_HITS} kills hit a worker in the middle of a picture"));
         }
     }
     if args.compare {
-        let alone = scratch.path().join("alone");
+        let alone = scratch.join("alone");
         scan::claim_output(&alone).map_err(hatchery::Error::msg)?;
-        runs.push(run(&scan::pictures(&dir, &alone).map_err(hatchery::Error::msg)?, 1, false).await?);
+        let pictures = scan::pictures(&dir, &alone).map_err(hatchery::Error::msg)?;
+        runs.push(run(&pictures, &alone, 1, false, interrupt).await?);
     }
+    // The samples are sound: none of them may fail.
+    let sound = args.dir.is_none();
+    complaints.extend(runs.iter().flat_map(|run| verify::unexpected(&run.failures, sound)));
+
     print!("\n{}", report::table(&runs));
-    if !out.starts_with(scratch.path()) {
+    if !out.starts_with(scratch) {
         println!("\nthe thumbnails are in {}", out.display());
     }
-    if args.chaos && complaints.is_empty() {
-        println!("\nevery thumbnail is there, whole and of the right size");
-    }
     if !complaints.is_empty() {
-        return Err(hatchery::Error::msg(format!("chaos won:\n  {}", complaints.join("\n  "))));
+        return Err(hatchery::Error::msg(format!("not all went well:\n  {}", complaints.join("\n  "))));
+    }
+    if args.chaos {
+        let which = if runs[0].failures.is_empty() { "every" } else { "every other" };
+        println!("\n{which} thumbnail is there, whole and of the right size");
     }
     Ok(())
 }
@@ -129,69 +153,47 @@ fn beside(dir: &Path) -> hatchery::Result<PathBuf> {
 }
 
 /// Renders the samples, on all cores.
-fn rendered(dir: &Path) -> hatchery::Result<PathBuf> {
+async fn rendered(dir: PathBuf, interrupt: Interrupt) -> hatchery::Result<PathBuf> {
     println!("rendering {SAMPLES} sample pictures …");
-    samples::render(dir, SAMPLES).map_err(hatchery::Error::msg)?;
-    Ok(dir.to_owned())
+    blocking(move || samples::render(&dir, SAMPLES, || interrupt.check()).map(|()| dir)).await
+}
+
+/// Work that would keep a task from hearing anything else.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> hatchery::Result<T> {
+    tokio::task::spawn_blocking(work).await?.map_err(hatchery::Error::msg)
 }
 
 /// One run over all pictures: a tree of its own, so that its restarts and its end are its own.
-async fn run(pictures: &[Picture], workers: usize, chaos: bool) -> hatchery::Result<Run> {
-    let mut supervisor = Supervisor::new(Strategy::OneForOne);
-    if chaos {
-        supervisor = supervisor.intensity(10_000, Duration::from_secs(60));
-    }
-    let tree = supervisor.start().await?;
-    let totals = tree.start_child(local::<Totals>("totals", ())).await?;
-    let mut resizers = Vec::new();
-    for n in 1..=workers {
-        resizers.push(tree.start_child(worker::<Resizer>(format!("resizer-{n}"), ())).await?);
-    }
-
+async fn run(
+    pictures: &[Picture],
+    out: &Path,
+    workers: usize,
+    chaos: bool,
+    interrupt: &Interrupt,
+) -> hatchery::Result<Run> {
+    // Pictures may kill their workers, each of them as often as it is sent, and chaos kills some more.
+    let tree =
+        Supervisor::new(Strategy::OneForOne).intensity(10_000, Duration::from_secs(60)).start().await?;
     let begun = Instant::now();
-    let chaos = chaos.then(|| Chaos::begin(resizers.clone()));
     let bar = ProgressBar::new(pictures.len() as u64).with_style(style());
-    // Ctrl-C: the workers finish the picture they are at and leave.
-    let mut until_signal = tokio::spawn({
-        let tree = tree.clone();
-        async move { tree.run_until_signal().await }
-    });
-    let mut pids = BTreeSet::new();
-    let mut hits = 0;
-    for _ in 0..ROUNDS {
-        let round = Round::new(pictures, totals.clone(), bar.clone());
-        let over = tokio::select! {
-            over = round.done_by(&resizers) => over,
-            ended = &mut until_signal => Err(stopped(&bar, ended?)),
-        };
-        let over = match over {
-            // Its tree was stopping while it asked: why, the tree knows.
-            Err(error) if error.is_closed() || error.is_stopping() => {
-                Err(stopped(&bar, (&mut until_signal).await?))
-            }
-            over => over,
-        }?;
-        hits += over.hits;
-        pids.extend(over.pids);
-        if chaos.is_none() || hits >= ENOUGH_HITS {
-            break;
-        }
-        bar.reset();
+    let done = tokio::select! {
+        done = all_done(&tree, pictures, workers, chaos, &bar) => done,
+        interrupted = interrupt.heard() => Err(interrupted),
+    };
+    if done.is_ok() {
+        bar.finish_and_clear()
+    } else {
+        bar.abandon()
     }
-    bar.finish_and_clear();
-    let kills = chaos.map(|chaos| Kills { all: chaos.end(), amid: hits });
-    let restarts = resizers.iter().filter_map(AnyHandle::incarnation).map(|n| n - 1).sum();
-    let summary = totals.summary().await?;
-    tree.stop().await?;
+    // The workers finish the picture they are at and leave. If the tree has given up, this is where it says why.
+    let stopped = tree.stop().await;
     let wall = begun.elapsed();
-
-    if kills.is_some() {
-        let out = pictures.first().and_then(output_root);
-        for pid in pids {
-            part_file::remove_leftovers(&out.clone().unwrap_or_default(), pid)
-                .map_err(hatchery::Error::msg)?;
-        }
-    }
+    // What those that were killed left behind; every worker is gone now.
+    part_file::remove_leftovers(out).map_err(hatchery::Error::msg)?;
+    stopped?;
+    let Done { summary, restarts, kills } = done?;
     Ok(Run {
         workers,
         files: pictures.len(),
@@ -205,92 +207,138 @@ async fn run(pictures: &[Picture], workers: usize, chaos: bool) -> hatchery::Res
     })
 }
 
-/// The run is over before its time: stopped, or given up.
-fn stopped(bar: &ProgressBar, ended: hatchery::Result<()>) -> hatchery::Error {
-    bar.abandon();
-    ended.err().unwrap_or_else(|| hatchery::Error::msg("stopped before all pictures were done"))
+/// What a tree knows when all pictures are done.
+struct Done {
+    summary: Summary,
+    restarts: u64,
+    kills: Option<Kills>,
 }
 
-/// The directory that all thumbnails are below.
-fn output_root(picture: &Picture) -> Option<PathBuf> {
-    let depth = Path::new(&picture.name).components().count();
-    picture.target.ancestors().nth(depth).map(Path::to_owned)
+async fn all_done(
+    tree: &Tree,
+    pictures: &[Picture],
+    workers: usize,
+    with_chaos: bool,
+    bar: &ProgressBar,
+) -> hatchery::Result<Done> {
+    let totals = tree.start_child(local::<Totals>("totals", ())).await?;
+    let mut resizers = Vec::new();
+    for n in 1..=workers {
+        resizers.push(tree.start_child(worker::<Resizer>(format!("resizer-{n}"), ())).await?);
+    }
+    let kills = if with_chaos {
+        let mut killed = BTreeSet::new();
+        let amid = tokio::select! {
+            hits = rounds_amid_chaos(pictures, &totals, &resizers, bar) => hits?,
+            never = chaos(&resizers, &mut killed) => match never {},
+        };
+        Some(Kills { all: killed.len() as u64, amid })
+    } else {
+        round(pictures, &totals, &resizers, bar).await?;
+        None
+    };
+    let mut restarts = 0;
+    for resizer in &resizers {
+        restarts += predecessors(resizer).await?;
+    }
+    Ok(Done { summary: totals.summary().await?, restarts, kills })
+}
+
+/// How many incarnations a seat has had before the present one, or before the next if it is vacant.
+async fn predecessors(resizer: &ResizerHandle) -> hatchery::Result<u64> {
+    loop {
+        match resizer.predecessors().await {
+            // It ended just before. How often this can happen, the tree's intensity says.
+            Err(error) if error.is_crash() || error.is_stopping() => {}
+            answer => return Ok(answer?),
+        }
+    }
 }
 
 fn style() -> ProgressStyle {
     ProgressStyle::with_template("{wide_bar} {pos}/{len}  {elapsed}").expect("the template is well-formed")
 }
 
-/// Every picture once.
-struct Round {
-    queue: Arc<Mutex<VecDeque<Errand>>>,
-    totals: TotalsHandle,
-    bar: ProgressBar,
-}
-
-/// What a round saw.
-#[derive(Default)]
-struct Seen {
-    /// Pictures whose worker died at them.
-    hits: u64,
-    /// The workers that were sent something.
-    pids: BTreeSet<u32>,
-}
-
-impl Round {
-    fn new(pictures: &[Picture], totals: TotalsHandle, bar: ProgressBar) -> Round {
-        let errands = pictures.iter().map(|picture| Errand { picture: picture.clone(), attempt: 1 });
-        Round { queue: Arc::new(Mutex::new(errands.collect())), totals, bar }
-    }
-
-    /// Keeps every resizer busy until nothing is left.
-    async fn done_by(&self, resizers: &[ResizerHandle]) -> hatchery::Result<Seen> {
-        let mut hands = tokio::task::JoinSet::new();
-        for resizer in resizers {
-            let (queue, totals, bar) = (self.queue.clone(), self.totals.clone(), self.bar.clone());
-            hands.spawn(feed(resizer.clone(), queue, totals, bar));
+/// All pictures again and again, until enough workers were hit amid one; how many that were.
+async fn rounds_amid_chaos(
+    pictures: &[Picture],
+    totals: &TotalsHandle,
+    resizers: &[ResizerHandle],
+    bar: &ProgressBar,
+) -> hatchery::Result<u64> {
+    let mut hits = 0;
+    for _ in 0..ROUNDS {
+        bar.reset();
+        hits += round(pictures, totals, resizers, bar).await?;
+        if hits >= ENOUGH_HITS {
+            break;
         }
-        let mut all = Seen::default();
-        while let Some(seen) = hands.join_next().await {
-            let seen = seen??;
-            all.hits += seen.hits;
-            all.pids.extend(seen.pids);
-        }
-        Ok(all)
     }
+    Ok(hits)
 }
+
+/// Every picture once: keeps every resizer busy until nothing is left. How many were killed amid a picture.
+async fn round(
+    pictures: &[Picture],
+    totals: &TotalsHandle,
+    resizers: &[ResizerHandle],
+    bar: &ProgressBar,
+) -> hatchery::Result<u64> {
+    let errands = pictures.iter().map(|picture| Errand { picture: picture.clone(), attempt: 1 });
+    let queue: Queue = Arc::new(Mutex::new(errands.collect()));
+    let mut hands = tokio::task::JoinSet::new();
+    for resizer in resizers {
+        hands.spawn(feed(resizer.clone(), queue.clone(), totals.clone(), bar.clone()));
+    }
+    let mut hits = 0;
+    while let Some(hit) = hands.join_next().await {
+        hits += hit??;
+    }
+    Ok(hits)
+}
+
+type Queue = Arc<Mutex<VecDeque<Errand>>>;
 
 /// Sends one picture after the other to one resizer. A picture whose worker died goes back into the queue.
+///
+/// How often that was a kill. Each was of another incarnation: there is one request at a time, and one that waits for
+/// the next incarnation is not the old one's.
 async fn feed(
     resizer: ResizerHandle,
-    queue: Arc<Mutex<VecDeque<Errand>>>,
+    queue: Queue,
     totals: TotalsHandle,
     bar: ProgressBar,
-) -> hatchery::Result<Seen> {
-    let next = || queue.lock().expect("nobody panics with it").pop_front();
-    let mut seen = Seen::default();
+) -> hatchery::Result<u64> {
+    let queue = || queue.lock().expect("nobody panics with it");
+    let next = || queue().pop_front();
+    let mut hits = 0;
     while let Some(mut errand) = next() {
-        seen.pids.extend(resizer.pid());
         let Picture { name, source, target } = errand.picture.clone();
         let begun = Instant::now();
         let outcome = match resizer.resize(source, target).timeout(PATIENCE).await {
             Ok(thumbnail) => Ok(thumbnail),
-            Err(error) if error.is_crash() => {
-                seen.hits += 1;
+            // The tree has given up: no picture will be done any more.
+            Err(error) if error.is_closed() => return Err(error.into()),
+            Err(error) if error.is_crash() || error.is_stopping() => {
+                hits += u64::from(killed_amid_it(&error));
                 if errand.attempt < ATTEMPTS {
                     errand.attempt += 1;
-                    queue.lock().expect("nobody panics with it").push_back(errand);
+                    queue().push_back(errand);
                     continue;
                 }
-                Err(format!("sent {ATTEMPTS} times: {error}"))
+                Err(Failure::Undone(format!("sent {ATTEMPTS} times: {error}")))
             }
-            Err(error) => Err(match error.into_handler_error() {
-                Ok(reason) => reason,
-                Err(error) => error.to_string(),
-            }),
+            Err(error) => {
+                Err(error.into_handler_error().unwrap_or_else(|error| Failure::Undone(error.to_string())))
+            }
         };
         totals.done(name, outcome, begun.elapsed()).tell().await?;
         bar.inc(1);
     }
-    Ok(seen)
+    Ok(hits)
+}
+
+/// Whether the worker was killed when it had this picture: not while it waited for one, or started.
+fn killed_amid_it(error: &CallError<Failure>) -> bool {
+    error.maybe_executed() && error.exit().and_then(Exit::signal) == Some(Signal::KILL.as_raw())
 }

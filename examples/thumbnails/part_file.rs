@@ -1,6 +1,7 @@
-//! A file appears under its name when it is whole; until then its name says which process is writing it.
+//! A file appears under its name when it is whole; until then its name says that it is not.
 
 use std::{
+    ffi::OsStr,
     fs, io,
     path::Path,
     process,
@@ -25,25 +26,20 @@ pub(crate) fn write_whole(target: &Path, bytes: &[u8]) -> io::Result<()> {
     written
 }
 
-/// The process that writes, or was writing, the file of this name; `None` if it is not an unfinished file.
-pub(crate) fn writer(path: &Path) -> Option<u32> {
-    let name = path.file_name()?.to_str()?;
-    let (pid, number) = name.strip_prefix('.')?.strip_suffix(".part")?.split_once('-')?;
-    number.parse::<u64>().ok()?;
-    pid.parse().ok()
+/// Remove what was left unfinished below `dir`. Nobody may be writing there any more.
+pub(crate) fn remove_leftovers(dir: &Path) -> Result<(), String> {
+    for path in scan::files_below(dir)?.into_iter().filter(|path| is_part(path)) {
+        let path = dir.join(path);
+        fs::remove_file(&path).map_err(|e| format!("cannot remove {}: {e}", path.display()))?;
+    }
+    Ok(())
 }
 
-/// Remove what the process `pid`, which must be dead, left unfinished below `dir`; answers how many files that were.
-pub(crate) fn remove_leftovers(dir: &Path, pid: u32) -> Result<usize, String> {
-    let mut removed = 0;
-    for path in scan::files_below(dir)? {
-        if writer(&path) == Some(pid) {
-            let path = dir.join(path);
-            fs::remove_file(&path).map_err(|e| format!("cannot remove {}: {e}", path.display()))?;
-            removed += 1;
-        }
-    }
-    Ok(removed)
+/// Whether the name is one that [`write_whole`] gives a file until it is whole.
+fn is_part(path: &Path) -> bool {
+    let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+    let numbers = name.strip_prefix('.').and_then(|name| name.strip_suffix(".part")?.split_once('-'));
+    numbers.is_some_and(|(pid, number)| pid.parse::<u32>().is_ok() && number.parse::<u64>().is_ok())
 }
 
 #[cfg(test)]
@@ -68,16 +64,14 @@ mod tests {
     }
 
     #[test]
-    fn leftovers_go_by_their_writer() {
+    fn leftovers_go_whoever_wrote_them_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("sub")).unwrap();
-        for name in [".17-0.part", "sub/.17-3.part", ".18-0.part", "17-0.part", ".17.part"] {
+        for name in [".17-0.part", "sub/.18-3.part", "17-0.part", ".17.part", "18.jpg"] {
             fs::write(dir.path().join(name), b"half").unwrap();
         }
-        assert_eq!(remove_leftovers(dir.path(), 17).unwrap(), 2);
+        remove_leftovers(dir.path()).unwrap();
         let left = scan::files_below(dir.path()).unwrap();
-        assert_eq!(left, [".17.part", ".18-0.part", "17-0.part"].map(Path::new));
-        assert_eq!(writer(Path::new("sub/.18-0.part")), Some(18));
-        assert_eq!(writer(Path::new("sub/18.jpg")), None);
+        assert_eq!(left, [".17.part", "17-0.part", "18.jpg"].map(Path::new));
     }
 }

@@ -1,6 +1,6 @@
 //! Makes one thumbnail: decode under limits, fit into a square, write.
 
-use std::{fs, io::Cursor, path::Path};
+use std::{fmt, fs, io::Cursor, path::Path};
 
 use image::{
     DynamicImage, GenericImageView, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits,
@@ -28,16 +28,32 @@ pub(crate) struct Thumbnail {
     pub(crate) bytes_out: u64,
 }
 
+/// Why there is no thumbnail, as a fragment that fits after the picture's name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) enum Failure {
+    /// The picture itself is at fault.
+    Broken(String),
+    /// The picture may be sound: its worker, the way there or the disk failed.
+    Undone(String),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Failure::Broken(reason) | Failure::Undone(reason)) = self;
+        f.write_str(reason)
+    }
+}
+
 /// Read the picture at `source` and write its thumbnail to `target`, in the format `target` is named for.
 ///
 /// `target` and the directories above it appear when all else is done, `target` as a whole or not at all.
-/// The error is the reason, as a fragment that fits after the picture's name.
-pub(crate) fn make_thumbnail(source: &Path, target: &Path) -> Result<Thumbnail, String> {
-    let picture = read(source)?;
-    let image = decode(&picture)?;
+pub(crate) fn make_thumbnail(source: &Path, target: &Path) -> Result<Thumbnail, Failure> {
+    let picture = read(source).map_err(Failure::Broken)?;
+    let image = decode(&picture).map_err(Failure::Broken)?;
     let small = shrink(&image);
-    let encoded = encode(&small, target)?;
-    part_file::write_whole(target, &encoded).map_err(|e| format!("its thumbnail cannot be written: {e}"))?;
+    let encoded = encode(&small, target).map_err(Failure::Undone)?;
+    part_file::write_whole(target, &encoded)
+        .map_err(|e| Failure::Undone(format!("its thumbnail cannot be written: {e}")))?;
     Ok(Thumbnail {
         from: image.dimensions(),
         to: small.dimensions(),
@@ -265,7 +281,19 @@ mod tests {
     fn what_is_no_picture_says_so() {
         assert_eq!(decode(b"").unwrap_err(), "neither a jpeg nor a png");
         assert_eq!(decode(b"GIF89a............").unwrap_err(), "neither a jpeg nor a png");
-        let reason = make_thumbnail(Path::new("/nowhere/x.jpg"), Path::new("/nowhere/y.jpg")).unwrap_err();
-        assert!(reason.starts_with("cannot be read: "), "{reason}");
+        let failure = make_thumbnail(Path::new("/nowhere/x.jpg"), Path::new("/nowhere/y.jpg")).unwrap_err();
+        assert!(matches!(&failure, Failure::Broken(reason) if reason.starts_with("cannot be read: ")));
+    }
+
+    #[test]
+    fn a_thumbnail_that_cannot_be_written_is_not_the_pictures_fault() {
+        let dir = tempfile::tempdir().unwrap();
+        let (source, target) = (dir.path().join("x.png"), dir.path().join("taken"));
+        fs::write(&source, encoded(ImageFormat::Png, 40, 30)).unwrap();
+        fs::create_dir_all(target.join("inside")).unwrap();
+        let failure = make_thumbnail(&source, &target).unwrap_err();
+        assert!(
+            matches!(&failure, Failure::Undone(why) if why.starts_with("its thumbnail cannot be written"))
+        );
     }
 }

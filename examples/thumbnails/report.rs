@@ -2,27 +2,29 @@
 
 use std::{fmt::Write, time::Duration};
 
+use crate::picture::Failure;
+
 /// The numbers of one run.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Run {
     pub(crate) workers: usize,
     pub(crate) files: usize,
     pub(crate) thumbnails: usize,
-    /// Name of the picture, and the reason.
-    pub(crate) failures: Vec<(String, String)>,
+    /// By the name of the picture.
+    pub(crate) failures: Vec<(String, Failure)>,
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
     pub(crate) restarts: u64,
-    /// How many workers were killed; `None` where none was meant to be.
+    /// What chaos did; `None` where there was none.
     pub(crate) kills: Option<Kills>,
     pub(crate) wall: Duration,
 }
 
-/// What chaos did.
+/// How many workers chaos killed.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Kills {
     pub(crate) all: u64,
-    /// Those that hit a worker in the middle of a picture.
+    /// Those that had a picture at hand.
     pub(crate) amid: u64,
 }
 
@@ -70,8 +72,8 @@ fn failures(runs: &[Run]) -> String {
             let saw: Vec<_> = saw.iter().map(|run| count(run.workers, "worker")).collect();
             format!(" (only with {})", saw.join(", "))
         };
-        let (name, reason) = failure;
-        writeln!(list, "failed: {}: {}{only}", printable(name), printable(reason))
+        let (name, failure) = failure;
+        writeln!(list, "failed: {}: {}{only}", printable(name), printable(&failure.to_string()))
             .expect("a string takes everything");
     }
     if list.is_empty() { list } else { format!("\n{list}") }
@@ -109,7 +111,7 @@ mod tests {
             workers,
             files: 49,
             thumbnails: 48,
-            failures: vec![("a/b.jpg".into(), "broken jpeg".into())],
+            failures: vec![("a/b.jpg".into(), Failure::Broken("broken jpeg".into()))],
             bytes_in: 31_250_000,
             bytes_out: 812_345,
             wall: Duration::from_secs_f64(seconds),
@@ -163,7 +165,8 @@ failed: a/b.jpg: broken jpeg (only with 1 worker)
 
     #[test]
     fn a_name_cannot_break_the_table() {
-        let odd = Run { failures: vec![("a\n\u{1b}[2J.jpg".into(), "é".into())], ..run(1, 1.0) };
+        let odd =
+            Run { failures: vec![("a\n\u{1b}[2J.jpg".into(), Failure::Undone("é".into()))], ..run(1, 1.0) };
         assert!(table(&[odd]).ends_with("failed: a\\n\\u{1b}[2J.jpg: é\n"));
     }
 }

@@ -32,7 +32,13 @@ type Motif = fn(&mut Dice) -> Tints;
 type Tints = Box<dyn Fn(usize, usize) -> u8>;
 
 /// Render `count` different pictures into a tree below `dir`, on all cores; the same ones every time.
-pub(crate) fn render(dir: &Path, count: usize) -> Result<(), String> {
+///
+/// `go_on` is asked before each picture; its error ends this after the pictures that are under way.
+pub(crate) fn render(
+    dir: &Path,
+    count: usize,
+    go_on: impl Fn() -> Result<(), String> + Sync,
+) -> Result<(), String> {
     let next = AtomicUsize::new(0);
     let work = || {
         loop {
@@ -40,6 +46,7 @@ pub(crate) fn render(dir: &Path, count: usize) -> Result<(), String> {
             if index >= count {
                 return Ok(());
             }
+            go_on()?;
             let path = dir.join(name(index));
             render_one(&path, index).map_err(|e| format!("cannot write {}: {e}", path.display()))?;
         }
@@ -186,11 +193,23 @@ mod tests {
     #[test]
     fn samples_are_pictures() {
         let dir = tempfile::tempdir().unwrap();
-        render(dir.path(), 8).unwrap();
+        render(dir.path(), 8, || Ok(())).unwrap();
         let found = scan::pictures(dir.path(), Path::new("/out")).unwrap();
         assert_eq!(found.len(), 8);
         for sample in found {
             assert_eq!(picture::size(&fs::read(sample.source).unwrap()).unwrap(), (2000, 1500));
         }
+    }
+
+    #[test]
+    fn no_picture_is_begun_after_the_word_to_stop() {
+        let dir = tempfile::tempdir().unwrap();
+        let asked = AtomicUsize::new(0);
+        let once = || match asked.fetch_add(1, Ordering::Relaxed) {
+            0 => Ok(()),
+            _ => Err("stop".into()),
+        };
+        assert_eq!(render(dir.path(), 8, once).unwrap_err(), "stop");
+        assert_eq!(scan::files_below(dir.path()).unwrap().len(), 1);
     }
 }

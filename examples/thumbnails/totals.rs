@@ -5,19 +5,19 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::picture::Thumbnail;
+use crate::picture::{Failure, Thumbnail};
 
 /// What became of each file.
 #[derive(Default)]
 pub(crate) struct Totals {
-    files: BTreeMap<String, (Result<Thumbnail, String>, Duration)>,
+    files: BTreeMap<String, (Result<Thumbnail, Failure>, Duration)>,
 }
 
 /// The sums.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Summary {
     pub(crate) thumbnails: usize,
-    pub(crate) failures: Vec<(String, String)>,
+    pub(crate) failures: Vec<(String, Failure)>,
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
     /// What the pictures took together, each from sending to answer.
@@ -31,13 +31,13 @@ impl Totals {
     }
 
     /// A file is done; said again, the later word counts.
-    pub(crate) fn done(&mut self, name: String, outcome: Result<Thumbnail, String>, time: Duration) {
+    pub(crate) fn done(&mut self, name: String, outcome: Result<Thumbnail, Failure>, time: Duration) {
         self.files.insert(name, (outcome, time));
     }
 
     pub(crate) fn summary(&self) -> Summary {
         let made = || self.files.values().filter_map(|(outcome, _)| outcome.as_ref().ok());
-        let failed = |(name, (outcome, _)): (&String, &(Result<Thumbnail, String>, Duration))| {
+        let failed = |(name, (outcome, _)): (&String, &(Result<Thumbnail, Failure>, Duration))| {
             outcome.as_ref().err().map(|reason| (name.clone(), reason.clone()))
         };
         Summary {

@@ -1,30 +1,38 @@
 //! Checks afterwards, from the files alone, that every picture has the one right thumbnail.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
-};
+use std::{collections::BTreeSet, path::Path};
 
 use image::GenericImageView;
 
-use crate::{part_file, picture, scan, scan::Picture};
+use crate::picture::{self, Failure};
+use crate::scan::{self, Picture};
 
-/// What is wrong below `out`, a sentence each; nothing if all is well. `failures` are reasons by picture name.
+/// The failures that nobody had to expect, a sentence each: of pictures that are not broken, or should not be because
+/// all are `sound`.
+pub(crate) fn unexpected(failures: &[(String, Failure)], sound: bool) -> Vec<String> {
+    let unexpected = |failure: &Failure| sound || matches!(failure, Failure::Undone(_));
+    let unexpected = failures.iter().filter(|(_, failure)| unexpected(failure));
+    unexpected.map(|(name, failure)| format!("{name}: {failure}")).collect()
+}
+
+/// What is wrong below `out`, a sentence each; nothing if all is well.
+///
+/// `go_on` is asked before each picture; its error, or that `out` cannot be read, ends this.
 pub(crate) fn complaints(
     pictures: &[Picture],
-    failures: &BTreeMap<String, String>,
+    failures: &[(String, Failure)],
     out: &Path,
-) -> Vec<String> {
-    let files = match scan::files_below(out) {
-        Ok(files) => files,
-        Err(reason) => return vec![reason],
-    };
+    go_on: impl Fn() -> Result<(), String>,
+) -> Result<Vec<String>, String> {
+    let files = scan::files_below(out)?;
+    let failed: BTreeSet<_> = failures.iter().map(|(name, _)| name).collect();
     let mut complaints = Vec::new();
     let mut strays: BTreeSet<_> = files.iter().map(|path| out.join(path)).collect();
     for picture in pictures {
+        go_on()?;
         let name = &picture.name;
         let made = strays.remove(&picture.target);
-        match (made, failures.contains_key(name)) {
+        match (made, failed.contains(name)) {
             (true, false) => {
                 complaints.extend(compare(picture).err().map(|wrong| format!("{name}: {wrong}")))
             }
@@ -33,14 +41,11 @@ pub(crate) fn complaints(
             (false, false) => complaints.push(format!("{name}: has neither a thumbnail nor a failure")),
         }
     }
-    complaints.extend(strays.iter().map(|stray| match part_file::writer(stray) {
-        Some(pid) => format!("{}: left unfinished by process {pid}", stray.display()),
-        None => format!("{}: no picture's thumbnail", stray.display()),
-    }));
+    complaints.extend(strays.iter().map(|stray| format!("{}: no picture's thumbnail", stray.display())));
     let known: BTreeSet<_> = pictures.iter().map(|picture| &picture.name).collect();
-    let unknown = failures.keys().filter(|name| !known.contains(name));
+    let unknown = failed.difference(&known);
     complaints.extend(unknown.map(|name| format!("{name}: was said to fail, but is no picture")));
-    complaints
+    Ok(complaints)
 }
 
 fn compare(picture: &Picture) -> Result<(), String> {
@@ -74,6 +79,10 @@ mod tests {
 
     use super::*;
 
+    fn broken(name: &str) -> (String, Failure) {
+        (name.to_string(), Failure::Broken("broken".into()))
+    }
+
     #[test]
     fn a_fit_is_exact_along_the_longer_side() {
         assert!(fits((2000, 1500), (256, 192)) && fits((1500, 2000), (192, 256)));
@@ -94,14 +103,13 @@ mod tests {
         for (name, height) in [("fine", 128), ("both", 128), ("stretched", 256)] {
             RgbImage::new(256, height).save(out.join(name).with_extension("png")).unwrap();
         }
-        for name in ["garbled.png", "stray.txt", ".99-0.part"] {
+        for name in ["garbled.png", "stray.txt"] {
             fs::write(out.join(name), b"?").unwrap();
         }
         let pictures = scan::pictures(dir, out).unwrap();
-        let failures = ["failed.png", "both.png"].map(|name| (name.to_string(), "broken".to_string())).into();
+        let failures = ["failed.png", "both.png", "no.png"].map(broken);
 
-        let found = complaints(&pictures, &failures, out);
-        let stray = |name| out.join(name).display().to_string();
+        let found = complaints(&pictures, &failures, out, || Ok(())).unwrap();
         assert_eq!(
             found,
             [
@@ -109,9 +117,17 @@ mod tests {
                 "garbled.png: its thumbnail: neither a jpeg nor a png".into(),
                 "missing.png: has neither a thumbnail nor a failure".into(),
                 "stretched.png: 512 × 256 pixels became 256 × 256".into(),
-                format!("{}: left unfinished by process 99", stray(".99-0.part")),
-                format!("{}: no picture's thumbnail", stray("stray.txt")),
+                format!("{}: no picture's thumbnail", out.join("stray.txt").display()),
+                "no.png: was said to fail, but is no picture".into(),
             ]
         );
+    }
+
+    #[test]
+    fn only_broken_pictures_may_fail_and_no_sound_ones() {
+        let undone = ("lost.png".to_string(), Failure::Undone("sent 20 times".into()));
+        let failures = [broken("bad.png"), undone];
+        assert_eq!(unexpected(&failures, false), ["lost.png: sent 20 times"]);
+        assert_eq!(unexpected(&failures, true), ["bad.png: broken", "lost.png: sent 20 times"]);
     }
 }
