@@ -56,6 +56,11 @@ impl Worker {
         }
     }
 
+    fn blocks_and_says_so(&mut self, begun: String) {
+        std::fs::write(begun, "").expect("a file");
+        self.blocks()
+    }
+
     async fn hangs(&mut self, begun: String) {
         std::fs::write(begun, "").expect("a file");
         std::future::pending().await
@@ -280,7 +285,7 @@ async fn a_deadline_answers_the_caller_of_a_worker_that_stands_still() {
 #[hatchery::test]
 async fn a_stop_ends_what_stands_still_what_blocks_and_what_ignores_sigterm() {
     let dir = tempfile::tempdir().unwrap();
-    let begun = dir.path().join("begun");
+    let (begun, blocks) = (dir.path().join("begun"), dir.path().join("blocks"));
     let tree = tree().await;
     let quick = Shutdown::graceful(Duration::from_millis(50));
     let still = tree.start_child(plain("still").shutdown(quick)).await.unwrap();
@@ -288,9 +293,9 @@ async fn a_stop_ends_what_stands_still_what_blocks_and_what_ignores_sigterm() {
     let deaf = tree.start_child(plain("deaf").shutdown(quick)).await.unwrap();
     let pids = [still.pid().unwrap(), blocked.pid().unwrap(), deaf.pid().unwrap()];
     send(pids[0], Signal::STOP);
-    let blocked = tokio::spawn(blocked.blocks());
+    let blocked = tokio::spawn(blocked.blocks_and_says_so(blocks.display().to_string()));
     let deaf = tokio::spawn(deaf.ignores_sigterm_and_blocks(begun.display().to_string()));
-    becomes_true("it ignores SIGTERM", || begun.exists()).await;
+    becomes_true("both have begun", || begun.exists() && blocks.exists()).await;
     ends("stop", tree.stop()).await.unwrap();
     assert!(pids.iter().all(|pid| !runs(*pid)));
     assert_eq!(ends("ask", blocked).await.unwrap().unwrap_err().exit().unwrap().signal(), Some(15));

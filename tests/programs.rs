@@ -46,6 +46,7 @@ impl Polite {
         std::process::abort()
     }
     fn blocks(&self) {
+        say("blocked");
         loop {
             std::thread::park()
         }

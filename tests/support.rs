@@ -60,6 +60,15 @@ pub fn runs(pid: u32) -> bool {
     !matches!(state(pid), None | Some('Z' | 'X'))
 }
 
+/// Whether this process was started with a signal ignored, as shells do to what they start in the background with
+/// Ctrl-C. Whatever it starts ignores that signal as well.
+pub fn ignores(signal: Signal) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal.as_raw() - 1) & 1 == 1)
+}
+
 /// Sends a signal from outside, as anybody could.
 ///
 /// # Panics
