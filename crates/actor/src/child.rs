@@ -5,10 +5,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::error::Error;
-use crate::exit::Exit;
+use crate::exit::{Exit, Status};
 use crate::fault::Fault;
 use crate::handle::ActorRef;
 use crate::outlet::Line;
@@ -103,6 +103,18 @@ pub trait Child: Send + Sync + 'static {
 
     /// Resolves when it has ended and everything it said has been delivered; at once if that was long ago.
     fn exited(&self) -> BoxFuture<Arc<Exit>>;
+}
+
+/// Follows the end of a child: empty until it has ended.
+pub type Ended = watch::Receiver<Option<Arc<Exit>>>;
+
+/// Waits for the end of a child. Cancel safe.
+pub async fn ended(mut ended: Ended) -> Arc<Exit> {
+    match ended.wait_for(Option::is_some).await.as_deref() {
+        Ok(Some(exit)) => exit.clone(),
+        // Every sender of these sends from its own drop, or lives as long as whoever waits.
+        _ => Arc::new(Exit::new(Status::Unknown)),
+    }
 }
 
 /// How hard to ask for the end.

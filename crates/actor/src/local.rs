@@ -8,7 +8,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::AbortHandle;
 
 use crate::actor::Actor;
-use crate::child::{BoxFuture, Child, Order, Presence, Rung, Start, Started};
+use crate::child::{BoxFuture, Child, Ended, Order, Presence, Rung, Start, Started, ended};
 use crate::context::Context;
 use crate::exit::{Exit, Status};
 use crate::fault::Fault;
@@ -146,7 +146,7 @@ impl Drop for End {
 struct LocalChild {
     mailbox: Arc<Mailbox>,
     task: AbortHandle,
-    exited: watch::Receiver<Option<Arc<Exit>>>,
+    exited: Ended,
 }
 
 impl Child for LocalChild {
@@ -162,14 +162,7 @@ impl Child for LocalChild {
     }
 
     fn exited(&self) -> BoxFuture<Arc<Exit>> {
-        let mut exited = self.exited.clone();
-        Box::pin(async move {
-            match exited.wait_for(Option::is_some).await.as_deref() {
-                Ok(Some(exit)) => exit.clone(),
-                // The sender sends from its own drop, so it cannot go without a word.
-                _ => Arc::new(Exit::new(Status::Unknown)),
-            }
-        })
+        Box::pin(ended(self.exited.clone()))
     }
 }
 

@@ -117,11 +117,6 @@ impl Seat {
         self.occupancy.borrow().clone()
     }
 
-    /// Follows who sits here.
-    pub fn watch(&self) -> watch::Receiver<Occupancy> {
-        self.occupancy.subscribe()
-    }
-
     /// An answer of this incarnation.
     ///
     /// # Errors

@@ -156,16 +156,7 @@ impl Door {
             Err(error) => refuse(&format!("no runtime: {error}")),
         };
         let orderly = door.orderly_signals;
-        let outcome = be_root(
-            &program,
-            runtime,
-            main,
-            |outcome| match outcome {
-                Ok(outcome) => outcome.succeeded(),
-                Err(_) => false,
-            },
-            orderly,
-        );
+        let outcome = be_root(&program, runtime, main, orderly);
         exit(i32::from(!matches!(outcome, Ok(true))))
     }
 }
@@ -216,37 +207,36 @@ pub(crate) fn runtime(
     builder.enable_all().on_thread_start(move || program.enter()).build()
 }
 
-/// Runs a root's (or a test's) main, and leaves in order. `judge` says, and prints, whether it succeeded.
+/// Runs a root's (or a test's) main, and leaves in order. Gives whether it succeeded; a failure has been printed.
 ///
 /// # Errors
 /// The panic of main.
-pub(crate) fn be_root<F, Fut, T>(
+pub(crate) fn be_root<F, Fut>(
     program: &Arc<Program>,
     runtime: Runtime,
     main: F,
-    judge: impl FnOnce(&Result<Fut::Output, Panic>) -> T,
     orderly_signals: bool,
-) -> Result<T, Panic>
+) -> Result<bool, Panic>
 where
     F: FnOnce() -> Fut,
     Fut: Future,
-    T: Success,
+    Fut::Output: Outcome,
 {
     program.enter();
-    let judged = runtime.block_on(async {
+    let succeeded = runtime.block_on(async {
         let root = program.root.clone();
         let whole = async {
             let outcome = panics::catch(async { main().await }).await;
-            let judged = judge(&outcome);
-            if judged.is_success() {
+            let succeeded = outcome.map(|outcome| outcome.succeeded());
+            if let Ok(true) = succeeded {
                 root.linger().await;
             }
-            outcome.map(|_| judged)
+            succeeded
         };
-        let judged = if orderly_signals {
+        let succeeded = if orderly_signals {
             tokio::select! {
                 biased;
-                judged = whole => judged,
+                succeeded = whole => succeeded,
                 number = a_signal() => {
                     tokio::spawn(async { exit(128 + a_signal().await) });
                     program.root.close().await;
@@ -258,23 +248,12 @@ where
             whole.await
         };
         program.root.close().await;
-        judged
+        succeeded
     });
     program.printer.flush();
     runtime.shutdown_background();
     Program::leave();
-    judged
-}
-
-/// Whether a judged outcome lets the program wait for its processes.
-pub(crate) trait Success {
-    fn is_success(&self) -> bool;
-}
-
-impl Success for bool {
-    fn is_success(&self) -> bool {
-        *self
-    }
+    succeeded
 }
 
 /// Waits for SIGINT or SIGTERM; gives its number.

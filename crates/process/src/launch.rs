@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
 
-use hatchery_actor::child::Presence;
+use hatchery_actor::child::{Ended, Presence, ended as wait};
 use hatchery_actor::exit::{Exit, Status};
 use hatchery_actor::fault::Fault;
 use hatchery_actor::panics;
@@ -83,7 +83,7 @@ pub(crate) async fn launch(program: &Arc<Program>, launch: Launch) -> Result<Lau
             None => cannot(&format!("start the worker {}", launch.path), &error),
         })?;
     unless_left.forget();
-    let active = ActiveChild { name: launch.name, path: launch.path, pid: u32::from(&*ward) };
+    let active = ActiveChild { name: launch.name, path: launch.path, pid: ward.pid_number() };
     Ok(Launched { ward, channel, active, program: program.clone() })
 }
 
@@ -218,18 +218,6 @@ impl Drop for KillOnDrop {
         if let Some(ward) = &self.0 {
             ward.condemn("its start was given up");
         }
-    }
-}
-
-/// Follows the end of a worker from outside its task.
-pub(crate) type Ended = watch::Receiver<Option<Arc<Exit>>>;
-
-/// Waits for the end that [`live`] reports.
-pub(crate) async fn wait(mut ended: Ended) -> Arc<Exit> {
-    match ended.wait_for(Option::is_some).await.as_deref() {
-        Ok(Some(exit)) => exit.clone(),
-        // The sender sends from its own drop, so it cannot go without a word.
-        _ => Arc::new(Exit::new(Status::Unknown)),
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hatchery_actor::ask::deadline;
-use hatchery_actor::child::BoxFuture;
+use hatchery_actor::child::{BoxFuture, Ended, ended as wait};
 use hatchery_actor::exit::{Exit, Panic};
 use hatchery_actor::fault::Fault;
 use hatchery_actor::outlet::measure;
@@ -18,7 +18,7 @@ use rustix::process::Signal;
 
 use crate::channel::{Desk, Outgoing, fault_of};
 use crate::frames::What;
-use crate::launch::{self, Ended, Launch, START_TIMEOUT, launch, live, wait};
+use crate::launch::{self, Launch, START_TIMEOUT, launch, live};
 use crate::program::Program;
 use crate::registry;
 use crate::task::{Runs, TaskEntry};
@@ -318,7 +318,7 @@ impl<R> Process<R> {
     /// Its process id. It may belong to another process once this one has ended.
     #[doc(alias = "ident")]
     pub fn pid(&self) -> u32 {
-        u32::from(&*self.shared.ward)
+        self.shared.ward.pid_number()
     }
 
     /// Its name.
@@ -389,8 +389,7 @@ impl Resident for Shared {
     fn close(&self) -> BoxFuture<()> {
         let (ward, ended) = (self.ward.clone(), self.ended.clone());
         Box::pin(async move {
-            ward.signal_group(Signal::TERM);
-            ward.signal_group(Signal::CONT);
+            ward.terminate_group();
             if tokio::time::timeout(PATIENCE, wait(ended.clone())).await.is_err() {
                 ward.signal_group(Signal::KILL);
                 let _ = tokio::time::timeout(AFTER_KILL, wait(ended)).await;

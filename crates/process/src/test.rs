@@ -7,11 +7,10 @@ use std::ffi::OsString;
 use std::future::Future;
 use std::sync::Arc;
 
-use hatchery_actor::exit::Panic;
 use hatchery_actor::panics;
 use hatchery_actor::root::Root;
 
-use crate::door::{Flavor, Invited, Outcome, Success, be_root, be_worker, runtime};
+use crate::door::{Flavor, Invited, Outcome, be_root, be_worker, runtime};
 use crate::os;
 use crate::printer::{Mode, Printer};
 use crate::program::Program;
@@ -82,20 +81,10 @@ where
         Ok(runtime) => runtime,
         Err(error) => panic!("no runtime: {error}"),
     };
-    let judge =
-        |outcome: &Result<Fut::Output, Panic>| Verdict(outcome.as_ref().is_ok_and(Outcome::succeeded));
-    match be_root(&program, runtime, body, judge, false) {
-        Ok(Verdict(true)) => {}
-        Ok(Verdict(false)) => panic!("the test returned an error"),
+    match be_root(&program, runtime, body, false) {
+        Ok(true) => {}
+        Ok(false) => panic!("the test returned an error"),
         // The panic itself was printed when it came; `should_panic` looks for its message.
         Err(panic) => std::panic::resume_unwind(Box::new(panic.message)),
-    }
-}
-
-struct Verdict(bool);
-
-impl Success for Verdict {
-    fn is_success(&self) -> bool {
-        self.0
     }
 }

@@ -4,8 +4,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use hatchery_actor::child::ended;
 use hatchery_actor::error::Error;
-use hatchery_actor::exit::{Exit, Status};
+use hatchery_actor::exit::Exit;
 use rustix::process::{Pid, Signal, kill_process_group, pidfd_send_signal};
 use rustix::time::Timespec;
 use tokio::sync::watch;
@@ -39,6 +40,11 @@ impl Ward {
         })
     }
 
+    /// Its process id, as the standard library writes it.
+    pub(crate) fn pid_number(&self) -> u32 {
+        self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
     /// Resolves when it has said hello (true) or has ended without (false).
     pub(crate) async fn greeted(&self) -> bool {
         let mut hello = self.hello.subscribe();
@@ -62,9 +68,7 @@ impl Ward {
 
     /// Resolves when it has ended and been reaped.
     pub(crate) async fn exited(&self) -> Arc<Exit> {
-        let mut exit = self.exit.subscribe();
-        let ended = exit.wait_for(Option::is_some).await.ok().and_then(|exit| exit.clone());
-        ended.unwrap_or_else(|| Arc::new(Exit::new(Status::Unknown)))
+        ended(self.exit.subscribe()).await
     }
 
     pub(crate) fn set_greeted(&self) {
@@ -125,6 +129,12 @@ impl Ward {
             let _ = kill_process_group(self.pid, signal);
         }
         drop(reaped);
+    }
+
+    /// Sends SIGTERM to its process group, and SIGCONT so that a paused one hears it.
+    pub(crate) fn terminate_group(&self) {
+        self.signal_group(Signal::TERM);
+        self.signal_group(Signal::CONT);
     }
 
     /// Ends it, for a reason that its exit will tell.

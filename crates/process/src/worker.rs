@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use hatchery_actor::actor::Actor;
 use hatchery_actor::ask::deadline;
-use hatchery_actor::child::{BoxFuture, Child, Order, Rung, Start, Started};
+use hatchery_actor::child::{BoxFuture, Child, Ended, Order, Rung, Start, Started, ended as wait};
 use hatchery_actor::exit::Exit;
 use hatchery_actor::fault::Fault;
 use hatchery_actor::handle::ActorRef;
@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::channel::{Desk, Outgoing, fault_of};
 use crate::frames::What;
-use crate::launch::{self, Ended, KillOnDrop, Launch, launch, live, wait};
+use crate::launch::{self, KillOnDrop, Launch, launch, live};
 use crate::program::Program;
 use crate::registry;
 use crate::ward::Ward;
@@ -125,16 +125,12 @@ impl Child for WorkerChild {
         match (rung, Warden::get()) {
             (Rung::Graceful, Ok(warden)) => warden.shutdown(&self.ward),
             (Rung::Kill, _) => self.ward.signal_group(Signal::KILL),
-            _ => {
-                self.ward.signal_group(Signal::TERM);
-                self.ward.signal_group(Signal::CONT);
-            }
+            _ => self.ward.terminate_group(),
         }
     }
 
     fn pid(&self) -> Option<u32> {
-        let pid = u32::try_from(self.ward.pid.as_raw_nonzero().get()).ok();
-        pid.filter(|_| self.ended.borrow().is_none())
+        self.ended.borrow().is_none().then(|| self.ward.pid_number())
     }
 
     fn exited(&self) -> BoxFuture<Arc<Exit>> {
@@ -193,10 +189,4 @@ impl Desk for SeatDesk {
 
 fn too_many() -> String {
     "it gave back more places in its window than there are".to_owned()
-}
-
-impl From<&Ward> for u32 {
-    fn from(ward: &Ward) -> u32 {
-        ward.pid.as_raw_nonzero().get().unsigned_abs()
-    }
 }
