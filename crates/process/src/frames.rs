@@ -131,7 +131,7 @@ impl Frame {
                 (LAST_WORDS, body(&words)?, Vec::new())
             }
         };
-        Ok(LinkFrame { kind, body: body.into_bytes(), fds })
+        Ok(LinkFrame { kind, body: body.to_bytes(), fds })
     }
 
     pub(crate) fn unpack(frame: LinkFrame) -> Result<Frame, String> {

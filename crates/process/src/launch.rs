@@ -144,7 +144,7 @@ fn spawn(
         incarnation: launch.incarnation,
         depth: program.depth + 1,
         what: launch.what.clone(),
-        config: program.config.bytes().to_vec(),
+        config: program.config.to_bytes().to_vec(),
     };
     let frame = Frame::Invitation(invitation, fds).pack().map_err(io::Error::other)?;
     link.queue(frame).map_err(io::Error::other)?;
