@@ -93,6 +93,7 @@ fn main() {
             door = door.thread_keep_alive(Duration::from_millis(100)).flavor(hatchery::Flavor::MultiThread);
         }
         "each process" => door = door.each_process(|| say("each")).worker_config(&7_u32),
+        "lets one variable through" => door = door.worker_env_only(["PROGRAM"]),
         "panics in each process" => {
             door = door.each_process(|| assert!(!hatchery::current().is_worker(), "not here"));
         }
@@ -202,6 +203,13 @@ async fn program(word: &str, file: String) -> hatchery::Result<()> {
             say("it ran");
             Ok(())
         }
+        "lets one variable through" => {
+            let outer = Process::builder(names_variables, 1).env("ADDED", "").spawn().await?;
+            say(&outer.join().await??);
+            let other = Process::builder(names_variables, 0).env_only(["PROGRAM_FILE"]).spawn().await?;
+            say(&other.join().await??);
+            Ok(())
+        }
         "panics in each process" => {
             let error = Process::spawn(returns, ()).await?.join().await.map(drop).unwrap_err();
             say(&format!("panic: {}", error.panic().is_some_and(|panic| panic.message == "not here")));
@@ -271,6 +279,17 @@ async fn until_signal(tree: Tree) -> hatchery::Result<()> {
 #[hatchery::task]
 fn reads_config() -> hatchery::Result<u32> {
     hatchery::config::<u32>()
+}
+
+/// The names of the variables it has, or that a worker of its own has, so many levels down.
+#[hatchery::task]
+async fn names_variables(levels: u32) -> hatchery::Result<String> {
+    if levels > 0 {
+        return Process::spawn(self::names_variables, levels - 1).await?.join().await?;
+    }
+    let mut names: Vec<_> = std::env::vars().map(|(name, _)| name).collect();
+    names.sort();
+    Ok(names.join(" "))
 }
 
 async fn polite() -> hatchery::Result<Tree> {
