@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use hatchery::prelude::*;
 
+mod aborting;
+
 #[hatchery::task]
 fn stays() {
     loop {
@@ -92,6 +94,7 @@ fn main() {
         "keep alive" => {
             door = door.thread_keep_alive(Duration::from_millis(100)).flavor(hatchery::Flavor::MultiThread);
         }
+        "panics that abort" => door = door.each_process(aborting::sets_a_hook),
         "each process" => door = door.each_process(|| say("each")).worker_config(&7_u32),
         "lets one variable through" => door = door.worker_env_only(["PROGRAM"]),
         "panics in each process" => {
@@ -252,6 +255,7 @@ async fn program(word: &str, file: String) -> hatchery::Result<()> {
             say("every death was noticed");
             tree.stop().await
         }
+        "panics that abort" => aborting::program().await,
         "leaks" => leaks().await,
         "spawns for ever" => loop {
             say("start");

@@ -376,7 +376,7 @@ pub(crate) fn be_worker(
     }
     let _ = std::io::Write::flush(&mut std::io::stdout());
     let code = words.code;
-    warden.up_and_wait(Frame::LastWords(words));
+    warden.last_words(words);
     // To the parent the channel ends when the process does, however long what runs at exit takes.
     std::mem::forget(kept);
     exit(code)
@@ -429,6 +429,12 @@ fn settle_in(
         Err(error) => give_up(link, &format!("no warden: {error}")),
     };
     warden.link_up(link);
+    panics::before_abort(|panic| {
+        // It is there: this is called by a worker, which has one.
+        if let Ok(warden) = Warden::get() {
+            warden.last_words(Ended::aborted(panic).0);
+        }
+    });
     let kept = channel.try_clone().map_err(|error| format!("its channel: {error}"))?;
     Ok((Inside { invitation, channel, warden, program }, kept))
 }
