@@ -7,8 +7,9 @@ use hatchery::prelude::*;
 use hatchery_tests::{BOUND, becomes_true, ends, runs, send, state};
 use rustix::process::Signal;
 
-/// Its own file, but one binary less to link.
+// Files of their own, but fewer binaries to link.
 mod limits;
+mod rogue;
 
 #[hatchery::task]
 fn length(text: String) -> usize {

@@ -88,6 +88,9 @@ fn say(line: &str) {
 fn main() {
     let word = std::env::var("PROGRAM").unwrap_or_default();
     let file = std::env::var("PROGRAM_FILE").unwrap_or_default();
+    if word == "rogue at the door" && std::env::var_os("HATCHERY_PARENT").is_some() {
+        rogue_at_the_door(&file);
+    }
     let mut door = hatchery::program().flavor(hatchery::Flavor::CurrentThread);
     match word.as_str() {
         "orderly signals" | "orderly signals, deaf" => door = door.orderly_signals(),
@@ -103,6 +106,13 @@ fn main() {
         _ => {}
     }
     door.run(async move || program(&word, file).await)
+}
+
+/// A worker that writes something to its link before it has come through the door, having said who it is, and stays.
+fn rogue_at_the_door(file: &str) {
+    say(&format!("worker {}", std::process::id()));
+    hatchery_tests::send_raw(std::io::stdin(), &std::fs::read(file).unwrap_or_default(), &[]);
+    stays()
 }
 
 async fn program(word: &str, file: String) -> hatchery::Result<()> {
@@ -211,6 +221,11 @@ async fn program(word: &str, file: String) -> hatchery::Result<()> {
             say(&outer.join().await??);
             let other = Process::builder(names_variables, 0).env_only(["PROGRAM_FILE"]).spawn().await?;
             say(&other.join().await??);
+            Ok(())
+        }
+        "rogue at the door" => {
+            let start = Process::builder(stays, ()).start_timeout(Duration::from_millis(500)).spawn().await;
+            say(&format!("error {}", start.map(drop).unwrap_err()));
             Ok(())
         }
         "panics in each process" => {

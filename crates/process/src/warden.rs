@@ -38,6 +38,8 @@ use crate::watched::{Adoption, Watched};
 
 /// How long a child may live on without its link.
 const UNLINKED: Duration = Duration::from_secs(1);
+/// How often the link of a child that has ended is read; each read takes about two frames of the largest size.
+const LAST_READS: usize = 64;
 /// Commands that may wait for the warden; it takes them all at every wake.
 const OUTBOX: usize = 65_536;
 
@@ -407,7 +409,12 @@ impl Rounds {
         if let Some(pidfd) = &ward.pidfd {
             let _ = epoll::delete(&self.poll, pidfd);
         }
-        child.read_link();
+        // Bounded, since what it forked without executing anything may hold the link open.
+        for _ in 0..LAST_READS {
+            if !child.read_link() {
+                break;
+            }
+        }
         if let Some(link) = child.link.take() {
             let _ = epoll::delete(&self.poll, &link);
         }
