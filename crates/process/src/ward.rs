@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hatchery_actor::child::ended;
@@ -20,6 +21,8 @@ pub(crate) struct Ward {
     reaped: Mutex<bool>,
     /// Why this side ended it, if it did.
     condemned: Mutex<Option<String>>,
+    /// Whether it has been asked to end, in order or by a signal.
+    stopping: AtomicBool,
     // How far it has come; each is set once, and apart from the others, so that nobody wakes up for nothing.
     hello: watch::Sender<bool>,
     start: watch::Sender<Option<Result<(), Error>>>,
@@ -34,6 +37,7 @@ impl Ward {
             pidfd,
             reaped: Mutex::new(false),
             condemned: Mutex::new(None),
+            stopping: AtomicBool::new(false),
             hello: watch::Sender::new(false),
             start: watch::Sender::new(None),
             exit: watch::Sender::new(None),
@@ -82,6 +86,16 @@ impl Ward {
     /// Why this side ended it, if it did.
     pub(crate) fn reason(&self) -> Option<String> {
         self.condemned.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// It is about to be asked to end.
+    pub(crate) fn note_stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it has been asked to end.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
     }
 
     pub(crate) fn set_started(&self, start: Result<(), Error>) {
