@@ -2,7 +2,7 @@
 //! and what the compiler says of every mistake that the macros can be told of.
 
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -29,6 +29,14 @@ fn fixture() -> PathBuf {
 
 /// Runs cargo in the fixture, with the versions of this workspace and below its target directory.
 fn cargo(arguments: &[&str]) -> Outcome {
+    cargo_heard(arguments, &[], |_| {})
+}
+
+fn cargo_heard(
+    arguments: &[&str],
+    variables: &[(&str, &str)],
+    hears: impl FnMut(&str) + Send + 'static,
+) -> Outcome {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fixture");
     std::fs::create_dir_all(&target).unwrap();
     // Tests of one run may be processes of their own, which would take turns at the lock file otherwise.
@@ -40,14 +48,16 @@ fn cargo(arguments: &[&str]) -> Outcome {
         .args(arguments)
         .current_dir(fixture())
         .envs([("CARGO_TERM_COLOR", "never"), ("CARGO_NET_OFFLINE", "true"), ("RUST_BACKTRACE", "0")])
-        .env("CARGO_TARGET_DIR", target);
+        .env("CARGO_TARGET_DIR", target)
+        .envs(variables.iter().copied());
     for inherited in ["RUST_TEST_THREADS", "RUST_TEST_NOCAPTURE", "RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS"] {
         command.env_remove(inherited);
     }
-    run(&mut command)
+    run(&mut command, hears)
 }
 
-fn run(command: &mut Command) -> Outcome {
+/// Runs a command to its end; `hears` is told each line of its stderr there and then.
+fn run(command: &mut Command, mut hears: impl FnMut(&str) + Send + 'static) -> Outcome {
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -63,10 +73,16 @@ fn run(command: &mut Command) -> Outcome {
             let _ = kill_process_group(group, Signal::KILL);
         }
     });
-    let mut pipe = child.stderr.take().unwrap();
+    let pipe = BufReader::new(child.stderr.take().unwrap());
     let stderr = std::thread::spawn(move || {
         let mut text = String::new();
-        pipe.read_to_string(&mut text).map(|_| text)
+        for line in pipe.lines() {
+            let line = line?;
+            hears(&line);
+            text.push_str(&line);
+            text.push('\n');
+        }
+        std::io::Result::Ok(text)
     });
     let mut stdout = String::new();
     child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
@@ -121,12 +137,13 @@ fn assert_left_behind(lines: Vec<&str>, before: &[&str]) {
     eventually("the worker is gone", || !runs(pid));
 }
 
-const PASSING: [&str; 13] = [
+const PASSING: [&str; 14] = [
     "tests::passes_beside_a_helper_in_a_session_of_its_own",
     "tests::passes_by_a_panic",
     "tests::passes_by_an_expected_panic",
     "tests::passes_in_a_binary",
     "tests::passes_on_threads",
+    "tests::passes_once_its_process_has_ended",
     "tests::passes_quietly",
     "tests::passes_with_a_daemon_and_a_forgotten_tree",
     "tests::passes_with_a_result",
@@ -240,6 +257,25 @@ fn ignored_tests_run_when_asked_for() {
 }
 
 #[test]
+fn a_test_that_waits_for_its_processes_says_so_past_the_capture() {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("waited for");
+    let waited_for = file.to_str().unwrap().to_owned();
+    let test = "tests::passes_once_its_process_has_ended";
+    let note = format!("hatchery: the test {test} has returned, and waits for its processes: /waits (pid ");
+    let select = ["test", "--package", "dashed-suite", "--lib", "--", "--exact", test];
+    // It can end only if it has said so.
+    let Outcome { status, stdout, stderr } =
+        cargo_heard(&select, &[("WAITED_FOR", &waited_for)], move |line| {
+            if line.starts_with(&note) {
+                std::fs::write(&file, "").unwrap();
+            }
+        });
+    assert!(status.success(), "{stdout}{stderr}");
+    assert_eq!(results(&stdout), [format!("{test} ... ok")]);
+}
+
+#[test]
 fn tests_with_workers_behave_under_nextest() {
     let installed = Command::new(env!("CARGO")).args(["nextest", "--version"]).output();
     if !installed.is_ok_and(|output| output.status.success()) {
@@ -270,9 +306,9 @@ fn tests_with_workers_behave_under_nextest() {
     assert_eq!(stderr.matches("running 1 test\n").count(), FAILING.len(), "{stderr}");
 }
 
-/// A mistake has the words that the compiler owes it in a comment at the end of its line: `//~ words`, or `//~* words`
-/// where the compiler says so of everything that hangs on it. There is nothing else to be said. Only words and lines are
-/// compared: the compiler's own change from version to version.
+/// Above a mistake stand the words that the compiler owes it: `//~ words`, or `//~* words` where the compiler says so of
+/// everything that hangs on it. There is nothing else to be said. Only words and lines are compared: what else the
+/// compiler shows changes from version to version.
 #[test]
 fn every_mistake_is_told_once_where_it_is_with_what_to_write_instead() {
     let outcome =
@@ -292,8 +328,13 @@ fn every_mistake_is_told_once_where_it_is_with_what_to_write_instead() {
         let name = format!("mistakes/src/bin/{}", file.file_name().unwrap().to_str().unwrap());
         let mut told = told.remove(&name).unwrap_or_default();
         let text = std::fs::read_to_string(file).unwrap();
+        let mut owed = Vec::new();
         for (number, line) in (1..).zip(text.lines()) {
-            for words in line.split("//~").skip(1) {
+            if let Some(words) = line.trim_start().strip_prefix("//~") {
+                owed.push(words);
+                continue;
+            }
+            for words in owed.drain(..) {
                 let (often, words) = match words.strip_prefix('*') {
                     Some(words) => (true, words.trim()),
                     None => (false, words.trim()),

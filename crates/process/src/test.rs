@@ -22,6 +22,7 @@ use hatchery_actor::panics;
 use hatchery_actor::root::Root;
 
 use crate::door::{Door, Flavor, Invited, Outcome, be_worker, runtime};
+use crate::inside::PANICKED;
 use crate::os;
 use crate::printer::{Mode, Printer};
 use crate::program::Program;
@@ -113,16 +114,15 @@ where
             .into_iter()
             .map(OsString::from)
             .collect();
+    let program = || options.program.map(|program| program()).unwrap_or_default();
     if let Some(invited) = Invited::accept() {
-        // Behind the door, where a panic is told to the parent.
-        let each = options.program.map(|program| -> Box<dyn FnOnce()> {
-            Box::new(move || program().each.into_iter().for_each(|f| f()))
-        });
-        be_worker(invited, each.into_iter().collect(), again);
+        // A worker never falls back into the harness. Its panic has been printed, and the parent shows that.
+        let door = panics::catch_call(program).unwrap_or_else(|_| std::process::exit(PANICKED));
+        be_worker(invited, door.each, again);
     }
     panics::note_places();
     os::heed_sigchld();
-    let mut door = options.program.map(|program| program()).unwrap_or_default();
+    let mut door = program();
     let config = door.take_config().unwrap_or_else(|why| panic!("{why}"));
     if let Some(program) = options.program {
         once(program, std::mem::take(&mut door.each));
