@@ -83,7 +83,7 @@ fn a_flood_that_nobody_reads_is_dropped_and_counted() {
             }
         });
     }
-    let all = 1_000_000 + 12_500 + 1;
+    let all = 100_000 + 12_500 + 1;
     let (mut read, mut lost) = (0, 0);
     while read + lost < all {
         let (was_read, lines) = lines.recv_timeout(hatchery_tests::BOUND).unwrap();

@@ -18,8 +18,8 @@ struct Sturdy {
     flood: Option<std::thread::JoinHandle<()>>,
 }
 
-/// Lines of the flood on stderr: 100 MB.
-const ERR_LINES: usize = 1_000_000;
+/// Lines of the flood on stderr, of a thousand bytes: 100 MB.
+const ERR_LINES: usize = 100_000;
 /// Lines of the flood on stdout, as long as a line can be before it is cut: 100 MB.
 const OUT_LINES: usize = 12_500;
 /// Bytes of those, their ends included.
@@ -58,7 +58,7 @@ impl Sturdy {
                 out.flush().expect("it is read");
             });
             let mut err = std::io::BufWriter::new(std::io::stderr().lock());
-            (0..ERR_LINES).for_each(|n| writeln!(err, "{n:099}").expect("it is read"));
+            (0..ERR_LINES).for_each(|n| writeln!(err, "{n:0999}").expect("it is read"));
             err.flush().expect("it is read");
             out.join().expect("no panic");
         }));
@@ -131,6 +131,13 @@ async fn tree() -> hatchery::Result<Tree> {
     Ok(Supervisor::new(Strategy::OneForOne).intensity(1000, Duration::from_secs(60)).start().await?)
 }
 
+/// Tells the launcher something, all at once.
+fn report(file: &str, what: &str) -> hatchery::Result<()> {
+    std::fs::write(format!("{file}.unfinished"), what)?;
+    std::fs::rename(format!("{file}.unfinished"), format!("{file}.report"))?;
+    Ok(())
+}
+
 /// Both streams of a worker are flooded, and nobody reads what the printer prints.
 ///
 /// The door of a test: that one captures stdout as well.
@@ -148,12 +155,12 @@ async fn flooded(file: &str) -> hatchery::Result<()> {
     let crash = worker.exits(5).await.unwrap_err();
     let more = own_memory(std::process::id()).saturating_sub(before);
     let exit = crash.exit().ok_or_else(|| hatchery::Error::msg("no crash"))?;
-    let mut tail: Vec<_> = (ERR_LINES - 99..ERR_LINES).map(|n| format!("{n:099}")).collect();
+    let mut tail: Vec<_> = (ERR_LINES - 99..ERR_LINES).map(|n| format!("{n:0999}")).collect();
     tail.push("last words".to_owned());
     assert_eq!((exit.exitcode(), exit.stderr_tail()), (Some(5), &tail[..]));
     // What waits to be printed: 4096 lines of 8 KiB; with as much again for what lies between allocations.
     assert!(more < 2 * 4096 * 8, "{more} KiB more than before");
-    std::fs::write(format!("{file}.report"), format!("{asked} asks meanwhile, {more} KiB more memory"))?;
+    report(file, &format!("{asked} asks meanwhile, {more} KiB more memory"))?;
     becomes_true("all has been read", || Path::new(&format!("{file}.enough")).exists()).await;
     tree.stop().await
 }
@@ -194,8 +201,7 @@ async fn helpers_that_stay(fifo: String) -> hatchery::Result<()> {
     assert!(during.0 <= before.0 + 3 * HELD + 8 && during.1 == before.1, "{before:?} {during:?}");
     std::fs::write(format!("{fifo}.held"), "")?;
     becomes_true("all descriptors have come back", || !leaked(before)).await;
-    std::fs::write(format!("{fifo}.report"), format!("{before:?}, meanwhile {during:?}"))?;
-    Ok(())
+    report(&fifo, &format!("{before:?}, meanwhile {during:?}"))
 }
 
 /// Opens files until the system refuses; its words.
