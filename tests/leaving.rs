@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hatchery_tests::{BOUND, eventually, ignores, runs, send};
 use rustix::process::Signal;
@@ -235,6 +235,33 @@ fn a_panic_before_the_worker_has_begun_is_told_as_one() {
 fn a_large_result_waits_for_a_parent_that_is_busy_elsewhere() {
     let end = Program::start("busy elsewhere").end();
     assert_eq!(end.said, ["result of 5000000 bytes", "exitcode Some(0)"], "{}", end.stderr);
+}
+
+/// Promise "worker hangs", the other way round: what a parent misses while it is away is not its workers' fault.
+#[test]
+fn a_root_that_blocks_or_is_stopped_for_ten_seconds_loses_no_worker() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("go");
+    // At the same time, since the ten seconds are the fault itself.
+    let blocked = Program::start("stands still");
+    let stopped = Program::start_with("stands still", file.to_str().unwrap()).until("stop me", 1);
+    stopped.signal(Signal::STOP);
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(10) {
+        std::thread::park_timeout(Duration::from_millis(100));
+    }
+    std::fs::write(file, "").unwrap();
+    stopped.signal(Signal::CONT);
+    for program in [blocked, stopped] {
+        let end = program.end();
+        assert!(end.says("22 of 22 live, nested: true"), "{:?} {}", end.said, end.stderr);
+    }
+}
+
+#[test]
+fn a_worker_that_floods_its_output_misses_no_heartbeat() {
+    let end = Program::start("noisy").end();
+    assert_eq!(end.said, ["incarnation Some(1)", "stopped in order"], "{} bytes", end.stderr.len());
 }
 
 #[test]

@@ -16,6 +16,7 @@ use hatchery_actor::error::{CallError, Error};
 use hatchery_actor::exit::{Exit, Status};
 use hatchery_actor::fault::Fault;
 use hatchery_actor::handle::{ActorRef, AnyHandle};
+use hatchery_actor::heartbeat::Heartbeat;
 use hatchery_actor::local::Local;
 use hatchery_actor::mailbox::{Mailbox, Parcel, ReturnPath};
 use hatchery_actor::outlet::Answer;
@@ -284,7 +285,13 @@ impl Stage {
     fn order(&mut self) -> Order {
         self.incarnation += 1;
         let timeout = Duration::from_secs(10);
-        Order { seat: self.seat.clone(), incarnation: self.incarnation, timeout, presence: Presence::new().0 }
+        Order {
+            seat: self.seat.clone(),
+            incarnation: self.incarnation,
+            timeout,
+            presence: Presence::new().0,
+            heartbeat: Heartbeat::default(),
+        }
     }
 
     /// The next incarnation sits down.

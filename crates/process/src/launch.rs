@@ -14,6 +14,7 @@ use std::time::Duration;
 use hatchery_actor::child::{Ended, Presence, ended as wait};
 use hatchery_actor::exit::{Exit, Status};
 use hatchery_actor::fault::Fault;
+use hatchery_actor::heartbeat::Heartbeat;
 use hatchery_actor::panics;
 use hatchery_wire::LinkSocket;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -48,6 +49,7 @@ pub(crate) struct Launch {
     pub(crate) current_dir: Option<PathBuf>,
     /// Held until the process has been reaped.
     pub(crate) presence: Option<Presence>,
+    pub(crate) heartbeat: Heartbeat,
 }
 
 /// A worker process that has been started.
@@ -188,7 +190,8 @@ fn spawn(
     let stderr = child.stderr.take().map(OwnedFd::from);
     let printer = program.printer.clone();
     let presence = launch.presence.clone();
-    warden.adopt(Adoption { ward: ward.clone(), link, stderr, stdout, printer, presence });
+    let heartbeat = launch.heartbeat;
+    warden.adopt(Adoption { ward: ward.clone(), link, stderr, stdout, printer, presence, heartbeat });
     Ok((ward, channel))
 }
 

@@ -13,6 +13,7 @@ mod printer;
 pub mod program;
 mod spawner;
 mod ward;
+mod heartbeat;
 mod pipe;
 mod watched;
 mod warden;

@@ -10,6 +10,7 @@ use hatchery_actor::ask::deadline;
 use hatchery_actor::child::{BoxFuture, Ended, ended as wait};
 use hatchery_actor::exit::{Exit, Panic};
 use hatchery_actor::fault::Fault;
+use hatchery_actor::heartbeat::Heartbeat;
 use hatchery_actor::outlet::measure;
 use hatchery_actor::predicates;
 use hatchery_actor::root::{Residence, Resident, check_segment};
@@ -58,6 +59,7 @@ pub struct Builder<R> {
     env: std::collections::BTreeMap<OsString, Option<OsString>>,
     current_dir: Option<PathBuf>,
     start_timeout: Duration,
+    heartbeat: Heartbeat,
 }
 
 impl Process<()> {
@@ -86,6 +88,7 @@ impl Process<()> {
             env: Default::default(),
             current_dir: None,
             start_timeout: START_TIMEOUT,
+            heartbeat: Heartbeat::default(),
         }
     }
 }
@@ -133,10 +136,16 @@ impl<R> Builder<R> {
         self
     }
 
+    /// How a process that stands still as a whole is noticed; see [`Heartbeat`].
+    pub fn heartbeat(mut self, heartbeat: Heartbeat) -> Self {
+        self.heartbeat = heartbeat;
+        self
+    }
+
     /// Starts it; see [`Process::spawn`].
     ///
     /// # Errors
-    /// As [`Process::spawn`]; also a name that is taken.
+    /// As [`Process::spawn`]; also a name that is taken, or a heartbeat that contradicts itself.
     pub async fn spawn(self) -> Result<Process<R>, ProcessError> {
         let short = self.entry.name.rsplit("::").next().unwrap_or(self.entry.name).to_owned();
         let shown = self.name.clone().unwrap_or_else(|| short.clone());
@@ -145,6 +154,7 @@ impl<R> Builder<R> {
 
     async fn try_spawn(self, short: String) -> Result<Process<R>, Fault> {
         let program = Program::current()?;
+        self.heartbeat.check()?;
         registry::task(self.entry.name, &self.entry.place.to_string())?;
         if self.env.keys().any(|name| name == crate::launch::INVITED_BY) {
             let name = crate::launch::INVITED_BY;
@@ -176,6 +186,7 @@ impl<R> Builder<R> {
             env: self.env,
             current_dir: self.current_dir,
             presence: None,
+            heartbeat: self.heartbeat,
         };
         let launched = launch(&program, order).await?;
         let ward = launched.ward.clone();
@@ -280,7 +291,7 @@ impl<R> Process<R> {
     /// The system refuses.
     pub fn terminate(&self) -> Result<(), ProcessError> {
         self.signal(Signal::TERM)?;
-        self.signal(Signal::CONT)
+        self.resume()
     }
 
     /// Sends SIGKILL. Nothing happens if it has ended.
@@ -299,12 +310,13 @@ impl<R> Process<R> {
         self.signal(Signal::INT)
     }
 
-    /// Sends SIGSTOP: it stands still, wherever it is, until [`resume`](Process::resume).
+    /// Sends SIGSTOP: it stands still, wherever it is, until [`resume`](Process::resume). Meanwhile no heartbeat is
+    /// expected of it. (One that somebody else stops is ended when its [`Heartbeat`] runs out of patience.)
     ///
     /// # Errors
     /// The system refuses.
     pub fn pause(&self) -> Result<(), ProcessError> {
-        self.signal(Signal::STOP)
+        self.sent(Signal::STOP, self.shared.ward.pause())
     }
 
     /// Sends SIGCONT: it goes on.
@@ -312,7 +324,12 @@ impl<R> Process<R> {
     /// # Errors
     /// The system refuses.
     pub fn resume(&self) -> Result<(), ProcessError> {
-        self.signal(Signal::CONT)
+        self.sent(Signal::CONT, self.shared.ward.go_on())
+    }
+
+    /// Whether it was paused from here and has not been told to go on.
+    pub fn is_paused(&self) -> bool {
+        self.is_alive() && self.shared.ward.is_paused()
     }
 
     /// Its process id. It may belong to another process once this one has ended.
@@ -332,10 +349,11 @@ impl<R> Process<R> {
     }
 
     fn signal(&self, signal: Signal) -> Result<(), ProcessError> {
-        self.shared
-            .ward
-            .signal(signal)
-            .map_err(|error| self.error(Fault::Refused(format!("cannot send {signal:?} to it: {error}"))))
+        self.sent(signal, self.shared.ward.signal(signal))
+    }
+
+    fn sent(&self, signal: Signal, sent: std::io::Result<()>) -> Result<(), ProcessError> {
+        sent.map_err(|error| self.error(Fault::Refused(format!("cannot send {signal:?} to it: {error}"))))
     }
 
     fn error(&self, fault: Fault) -> ProcessError {

@@ -7,9 +7,11 @@ use std::time::Instant;
 
 use hatchery_actor::child::Presence;
 use hatchery_actor::exit::{Exit, Status};
+use hatchery_actor::heartbeat::Heartbeat;
 use hatchery_wire::{Filled, LinkSocket};
 
 use crate::frames::{Frame, Hello, Identity, LastWords, PROTOCOL};
+use crate::heartbeat::{Beat, Pulse, is_examined};
 use crate::pipe::Pipe;
 use crate::printer::{Printer, Stream};
 use crate::ward::Ward;
@@ -25,6 +27,7 @@ pub(crate) struct Adoption {
     pub(crate) stdout: Option<OwnedFd>,
     pub(crate) printer: Arc<Printer>,
     pub(crate) presence: Option<Presence>,
+    pub(crate) heartbeat: Heartbeat,
 }
 
 /// A child as the warden knows it.
@@ -42,11 +45,16 @@ pub(crate) struct Watched {
     /// Its link takes no more for now: the poll tells when it does.
     pub(crate) link_full: bool,
     presence: Option<Presence>,
+    heartbeat: Heartbeat,
+    /// What the periods of all children are counted from.
+    epoch: Instant,
+    /// There from its hello on, unless it shall have no heartbeat.
+    pulse: Option<Pulse>,
 }
 
 impl Watched {
-    pub(crate) fn new(adoption: Adoption) -> Watched {
-        let Adoption { ward, link, stderr, stdout, printer, presence } = adoption;
+    pub(crate) fn new(adoption: Adoption, epoch: Instant) -> Watched {
+        let Adoption { ward, link, stderr, stdout, printer, presence, heartbeat } = adoption;
         Watched {
             ward,
             link: Some(link),
@@ -59,6 +67,9 @@ impl Watched {
             unlinked: None,
             presence,
             link_full: false,
+            heartbeat,
+            epoch,
+            pulse: None,
         }
     }
 
@@ -107,14 +118,45 @@ impl Watched {
             Frame::Hello(hello) if !self.hello => {
                 self.hello = true;
                 check(&hello)?;
+                self.pulse = Pulse::new(self.heartbeat, self.epoch, Instant::now());
                 self.ward.set_greeted();
             }
             Frame::Ready if self.hello => self.ward.set_started(Ok(())),
             Frame::StartFailed(error) if self.hello => self.ward.set_started(Err(error)),
             Frame::LastWords(words) => self.words = Some(words),
+            Frame::Pong(number) if self.pulse.is_some() => {
+                self.pulse.as_mut().map_or(Ok(()), |pulse| pulse.pong(number, Instant::now()))?;
+            }
+            Frame::Suspended(number) => self.ward.set_suspended(number)?,
             other => return Err(format!("unexpected {other:?}")),
         }
         Ok(())
+    }
+
+    /// Whether it has not answered a ping.
+    pub(crate) fn owes_a_pong(&self) -> bool {
+        self.link.is_some() && self.pulse.as_ref().is_some_and(Pulse::is_waiting)
+    }
+
+    /// When its heartbeat wants to be looked at.
+    pub(crate) fn next_beat(&self) -> Option<Instant> {
+        // Without a link it can answer nothing, and has been given a deadline of another kind.
+        self.link.as_ref().and(self.pulse.as_ref()).and_then(Pulse::next)
+    }
+
+    /// Does what its heartbeat asks for now.
+    pub(crate) fn beat(&mut self, now: Instant) {
+        let (Some(pulse), true) = (&mut self.pulse, self.link.is_some()) else { return };
+        match pulse.poll(now, self.ward.may_be_paused(), || is_examined(self.ward.pid)) {
+            Beat::Nothing => {}
+            Beat::Ping(number) => self.send(Frame::Ping(number)),
+            // One that has ended has reasons of its own.
+            Beat::Hung if self.ward.is_alive() => {
+                let patience = pulse.patience();
+                self.ward.condemn(format!("no heartbeat for {patience:?}"));
+            }
+            Beat::Hung => {}
+        }
     }
 
     pub(crate) fn read_stderr(&mut self, rounds: usize) {

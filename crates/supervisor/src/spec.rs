@@ -6,6 +6,7 @@ use std::time::Duration;
 use hatchery_actor::child::{BoxFuture, Order, Shutdown, Start, Started};
 use hatchery_actor::fault::Fault;
 use hatchery_actor::handle::ActorRef;
+use hatchery_actor::heartbeat::Heartbeat;
 use hatchery_actor::outlet::WINDOW;
 use hatchery_actor::root::check_segment;
 
@@ -16,6 +17,7 @@ pub struct ChildSpec<S> {
     shutdown: Shutdown,
     start_timeout: Duration,
     window: u32,
+    heartbeat: Heartbeat,
 }
 
 impl<S: Start> ChildSpec<S> {
@@ -26,6 +28,7 @@ impl<S: Start> ChildSpec<S> {
             shutdown: Shutdown::default(),
             start_timeout: Duration::from_secs(30),
             window: WINDOW,
+            heartbeat: Heartbeat::default(),
         }
     }
 
@@ -51,6 +54,13 @@ impl<S: Start> ChildSpec<S> {
         self
     }
 
+    /// How it is noticed that it stands still as a whole; every second, with 3 misses, unless told otherwise. See
+    /// [`Heartbeat`].
+    pub fn heartbeat(mut self, heartbeat: Heartbeat) -> Self {
+        self.heartbeat = heartbeat;
+        self
+    }
+
     pub(crate) fn handle(&self, reference: ActorRef) -> S::Handle {
         self.start.handle(reference)
     }
@@ -61,6 +71,7 @@ impl<S: Start> ChildSpec<S> {
             shutdown: self.shutdown,
             start_timeout: self.start_timeout,
             window: self.window,
+            heartbeat: self.heartbeat,
         }
     }
 }
@@ -72,6 +83,7 @@ pub(crate) struct ErasedSpec {
     pub(crate) shutdown: Shutdown,
     pub(crate) start_timeout: Duration,
     pub(crate) window: u32,
+    pub(crate) heartbeat: Heartbeat,
 }
 
 impl ErasedSpec {
@@ -81,6 +93,7 @@ impl ErasedSpec {
             let window = self.window;
             return Err(Fault::Refused(format!("a window of {window} requests: it has to be 1 to {WINDOW}")));
         }
+        self.heartbeat.check()?;
         check_segment(self.start.name())?;
         self.start.check()
     }

@@ -219,8 +219,8 @@ impl Supervisor {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         entry.incarnation = incarnation;
         let (presence, mut absence) = Presence::new();
-        let timeout = entry.spec.start_timeout;
-        let order = Order { seat: entry.seat.clone(), incarnation, timeout, presence };
+        let (timeout, heartbeat) = (entry.spec.start_timeout, entry.spec.heartbeat);
+        let order = Order { seat: entry.seat.clone(), incarnation, timeout, presence, heartbeat };
         let start = entry.spec.start.start(order);
         let reports = self.reports.clone();
         let (give_up, given_up) = oneshot::channel::<()>();
