@@ -257,7 +257,11 @@ async fn program(word: &str, file: String) -> hatchery::Result<()> {
             say("every death was noticed");
             tree.stop().await
         }
-        "stands still" => stands_still(file).await,
+        "stands still" => {
+            let quick = Heartbeat::every(Duration::from_millis(500)).misses(4);
+            stands_still(file, [Heartbeat::default(), quick]).await
+        }
+        "freezes" => stands_still(file, [Heartbeat::default().misses(6); 2]).await,
         "noisy" => noisy().await,
         "leaks" => leaks().await,
         "spawns for ever" => loop {
@@ -298,13 +302,14 @@ async fn polite() -> hatchery::Result<Tree> {
 
 /// Everything that does not have to miss a heartbeat while this process stands still, either because its only thread
 /// blocks or, if there is a file to wait for, because somebody stops it.
-async fn stands_still(file: String) -> hatchery::Result<()> {
+async fn stands_still(file: String, heartbeats: [Heartbeat; 2]) -> hatchery::Result<()> {
     let tree = Supervisor::new(Strategy::OneForOne).start().await?;
     let mut all = Vec::new();
-    let heartbeats = [Heartbeat::default(), Heartbeat::every(Duration::from_millis(500)).misses(4)];
     for (n, heartbeat) in (0..20).zip(heartbeats.into_iter().cycle()) {
         let spec = worker::<Polite>(format!("polite-{n}"), ()).heartbeat(heartbeat);
-        all.push(tree.start_child(spec).await?);
+        let polite = tree.start_child(spec).await?;
+        say(&format!("worker {}", polite.pid().unwrap_or_default()));
+        all.push(polite);
     }
     let unwatched = tree.start_child(worker::<Polite>("unwatched", ()).heartbeat(Heartbeat::off())).await?;
     let paused = tree.start_child(worker::<Polite>("paused", ())).await?;
