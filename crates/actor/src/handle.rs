@@ -104,7 +104,7 @@ pub trait AnyHandle {
 
     /// Suspends the present incarnation: the message that runs is finished, then nothing new begins until
     /// [`resume`](AnyHandle::resume). Requests wait, within their deadlines, and tells wait at the window; a stop and a
-    /// withdrawal still get through. Resolves when that holds: no request that is made afterwards begins.
+    /// withdrawal still get through. Resolves when nothing new begins any more; what runs may still be running then.
     ///
     /// If it dies and is started again, the next incarnation is not suspended.
     ///

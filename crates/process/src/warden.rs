@@ -308,6 +308,7 @@ impl Rounds {
             self.children.iter().filter(|(_, child)| child.owes_a_pong()).map(|(id, _)| *id).collect();
         for id in owing {
             self.link_event(id);
+            self.tidy(id);
         }
         let now = Instant::now();
         self.next = None;
