@@ -3,7 +3,7 @@
 mod runner;
 
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hatchery_tests::{BOUND, eventually, ignores, runs, send};
 use rustix::process::Signal;
@@ -155,6 +155,47 @@ fn a_panic_before_the_worker_has_begun_is_told_as_one() {
 fn a_large_result_waits_for_a_parent_that_is_busy_elsewhere() {
     let end = Program::start("busy elsewhere").end();
     assert_eq!(end.said, ["result of 5000000 bytes", "exitcode Some(0)"], "{}", end.stderr);
+}
+
+/// Time passes.
+fn pass(time: Duration) {
+    let begun = Instant::now();
+    while begun.elapsed() < time {
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
+/// Promise "worker hangs", the other way round: what a parent misses while it is away is not its workers' fault.
+#[test]
+fn a_root_that_blocks_or_is_stopped_for_ten_seconds_loses_no_worker() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("go");
+    // At the same time, since the ten seconds are the fault itself.
+    let blocked = Program::start("stands still");
+    let stopped = Program::start_with("stands still", file.to_str().unwrap()).until("stop me", 1);
+    // As a machine that is suspended: first the workers, so that they owe answers, and they come back last.
+    let frozen = Program::start_with("freezes", file.to_str().unwrap()).until("stop me", 1);
+    let workers = frozen.workers.clone();
+    workers.iter().for_each(|worker| send(*worker, Signal::STOP));
+    stopped.signal(Signal::STOP);
+    pass(Duration::from_millis(1500));
+    frozen.signal(Signal::STOP);
+    pass(Duration::from_secs(10));
+    std::fs::write(file, "").unwrap();
+    stopped.signal(Signal::CONT);
+    frozen.signal(Signal::CONT);
+    pass(Duration::from_millis(200));
+    workers.iter().for_each(|worker| send(*worker, Signal::CONT));
+    for program in [blocked, stopped, frozen] {
+        let end = program.end();
+        assert!(end.says("22 of 22 live, nested: true"), "{:?} {}", end.said, end.stderr);
+    }
+}
+
+#[test]
+fn a_worker_that_floods_its_output_misses_no_heartbeat() {
+    let end = Program::start("noisy").end();
+    assert_eq!(end.said, ["incarnation Some(1)", "stopped in order"], "{} bytes", end.stderr.len());
 }
 
 #[test]

@@ -51,6 +51,14 @@ impl Polite {
     fn aborts(&self) {
         std::process::abort()
     }
+    /// Writes to standard error without end, as far as anybody takes it.
+    fn floods(&self, milliseconds: u64) {
+        let begun = std::time::Instant::now();
+        let line = [b'x'; 1023].into_iter().chain([b'\n']).collect::<Vec<u8>>();
+        while begun.elapsed() < Duration::from_millis(milliseconds) {
+            let _ = std::io::stderr().write_all(&line);
+        }
+    }
     fn blocks(&self) {
         say("blocked");
         loop {
@@ -79,6 +87,14 @@ async fn pause(milliseconds: u64) {
     let mut ticks = tokio::time::interval(Duration::from_millis(milliseconds));
     ticks.tick().await;
     ticks.tick().await;
+}
+
+/// Time passes, and the thread does nothing else.
+fn block(time: Duration) {
+    let begun = std::time::Instant::now();
+    while begun.elapsed() < time {
+        std::thread::park_timeout(Duration::from_millis(100));
+    }
 }
 
 /// One line at once, whole even beside others'.
@@ -261,10 +277,7 @@ async fn program(word: &str, file: String) -> hatchery::Result<()> {
         "busy elsewhere" => {
             let process = Process::spawn(large, 5_000_000).await?;
             // The only thread of this runtime, and with it the channel, does something else for a while.
-            let begun = std::time::Instant::now();
-            while begun.elapsed() < Duration::from_secs(6) {
-                std::thread::park_timeout(Duration::from_millis(100));
-            }
+            block(Duration::from_secs(6));
             say(&format!("result of {} bytes", process.join().await?.len()));
             say(&format!("exitcode {:?}", process.exitcode()));
             Ok(())
@@ -307,6 +320,12 @@ async fn program(word: &str, file: String) -> hatchery::Result<()> {
             Ok(())
         }
         "panics that abort" => aborting::program().await,
+        "stands still" => {
+            let quick = Heartbeat::every(Duration::from_millis(500)).misses(4);
+            stands_still(file, [Heartbeat::default(), quick]).await
+        }
+        "freezes" => stands_still(file, [Heartbeat::default().misses(6); 2]).await,
+        "noisy" => noisy().await,
         "leaks" => leaks().await,
         "spawns for ever" => loop {
             say("start");
@@ -353,6 +372,58 @@ async fn polite() -> hatchery::Result<Tree> {
     say(&format!("worker {}", polite.pid().unwrap_or_default()));
     say("ready");
     Ok(tree)
+}
+
+/// Everything that does not have to miss a heartbeat while this process stands still, either because its only thread
+/// blocks or, if there is a file to wait for, because somebody stops it.
+async fn stands_still(file: String, heartbeats: [Heartbeat; 2]) -> hatchery::Result<()> {
+    let tree = Supervisor::new(Strategy::OneForOne).start().await?;
+    let mut all = Vec::new();
+    for (n, heartbeat) in (0..20).zip(heartbeats.into_iter().cycle()) {
+        let spec = worker::<Polite>(format!("polite-{n}"), ()).heartbeat(heartbeat);
+        let polite = tree.start_child(spec).await?;
+        say(&format!("worker {}", polite.pid().unwrap_or_default()));
+        all.push(polite);
+    }
+    let unwatched = tree.start_child(worker::<Polite>("unwatched", ()).heartbeat(Heartbeat::off())).await?;
+    let paused = tree.start_child(worker::<Polite>("paused", ())).await?;
+    let nested = Process::builder(parent_of_one, ()).kill_on_drop(true).spawn().await?;
+    hatchery_tests::send(unwatched.pid().unwrap_or_default(), rustix::process::Signal::STOP);
+    paused.pause()?;
+    nested.pause()?;
+    if file.is_empty() {
+        block(Duration::from_secs(10));
+    } else {
+        say("stop me");
+        let mut ticks = tokio::time::interval(Duration::from_millis(1));
+        while !std::path::Path::new(&file).exists() {
+            ticks.tick().await;
+        }
+    }
+    hatchery_tests::send(unwatched.pid().unwrap_or_default(), rustix::process::Signal::CONT);
+    paused.resume()?;
+    nested.resume()?;
+    all.extend([unwatched, paused]);
+    // Whoever is blamed, is blamed at the first looks after that.
+    for _ in 0..2 {
+        for polite in &all {
+            polite.lives().await?;
+        }
+        pause(1000).await;
+    }
+    let first = all.iter().filter(|polite| polite.incarnation() == Some(1)).count();
+    say(&format!("{first} of {} live, nested: {}", all.len(), nested.is_alive()));
+    tree.stop().await
+}
+
+/// A worker whose output nobody reads, and whose only thread does nothing but write it.
+async fn noisy() -> hatchery::Result<()> {
+    let tree = Supervisor::new(Strategy::OneForOne).start().await?;
+    let heartbeat = Heartbeat::every(Duration::from_millis(500)).misses(4);
+    let noisy = tree.start_child(worker::<Polite>("noisy", ()).heartbeat(heartbeat)).await?;
+    noisy.floods(4000).await?;
+    say(&format!("incarnation {:?}", noisy.incarnation()));
+    tree.stop().await
 }
 
 /// Promise "leaks": what restarts and processes leave behind in their parent.

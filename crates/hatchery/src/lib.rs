@@ -27,6 +27,7 @@ pub use hatchery_actor::context::Context;
 pub use hatchery_actor::error::{CallError, Error, Never, Result, SendError};
 pub use hatchery_actor::exit::{Exit, Limit, Panic, Status};
 pub use hatchery_actor::handle::{ActorRef, AnyHandle};
+pub use hatchery_actor::heartbeat::Heartbeat;
 pub use hatchery_supervisor::spec::ChildSpec;
 pub use hatchery_supervisor::tree::{Count, StartError, Strategy, Supervisor, Tree};
 
@@ -74,7 +75,9 @@ macro_rules! hosts {
 pub mod prelude {
     pub use std::time::Duration;
 
-    pub use crate::{AnyHandle, Context, Process, Shutdown, Strategy, Supervisor, Tree, local, worker};
+    pub use crate::{
+        AnyHandle, Context, Heartbeat, Process, Shutdown, Strategy, Supervisor, Tree, local, worker,
+    };
 }
 
 /// What the macros write; no part of the interface.

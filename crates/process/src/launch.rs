@@ -13,6 +13,7 @@ use std::time::Duration;
 use hatchery_actor::child::{Ended, Presence, ended as wait};
 use hatchery_actor::exit::{Exit, Status};
 use hatchery_actor::fault::Fault;
+use hatchery_actor::heartbeat::Heartbeat;
 use hatchery_actor::panics;
 use hatchery_actor::settings::Settings;
 use hatchery_wire::LinkSocket;
@@ -48,6 +49,7 @@ pub(crate) struct Launch {
     pub(crate) settings: Arc<Settings>,
     /// Held until the process has been reaped.
     pub(crate) presence: Option<Presence>,
+    pub(crate) heartbeat: Heartbeat,
 }
 
 /// A worker process that has been started.
@@ -199,7 +201,17 @@ fn spawn(
     let printer = program.printer.clone();
     let presence = launch.presence.clone();
     let resources = launch.settings.resources.clone();
-    warden.adopt(Adoption { ward: ward.clone(), link, stderr, stdout, printer, presence, resources });
+    let heartbeat = launch.heartbeat;
+    warden.adopt(Adoption {
+        ward: ward.clone(),
+        link,
+        stderr,
+        stdout,
+        printer,
+        presence,
+        resources,
+        heartbeat,
+    });
     Ok((ward, channel))
 }
 

@@ -14,6 +14,7 @@ mod resources;
 pub mod program;
 mod spawner;
 mod ward;
+mod heartbeat;
 mod pipe;
 mod watched;
 mod warden;
