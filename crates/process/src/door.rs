@@ -214,11 +214,11 @@ pub(crate) fn runtime(
     builder.enable_all().on_thread_start(move || program.enter()).build()
 }
 
-/// Runs a root's (or a test's) main, and leaves in order. Gives whether it succeeded; a failure has been printed.
+/// Runs a root's main, and leaves in order, as the end of a test does in its way. Gives whether it succeeded; a failure has been printed.
 ///
 /// # Errors
 /// The panic of main.
-pub(crate) fn be_root<F, Fut>(
+fn be_root<F, Fut>(
     program: &Arc<Program>,
     runtime: Runtime,
     main: F,
