@@ -118,7 +118,7 @@ where
     if let Some(invited) = Invited::accept() {
         // A worker never falls back into the harness. Its panic has been printed, and the parent shows that.
         let door = panics::catch_call(program).unwrap_or_else(|_| std::process::exit(PANICKED));
-        be_worker(invited, door.each, again);
+        be_worker(invited, door.each, again, door.worker_env_only);
     }
     panics::note_places();
     os::heed_sigchld();
@@ -133,6 +133,7 @@ where
         again,
         capture_stdout: true,
         config,
+        env_only: door.worker_env_only.take(),
         printer: Printer::new(Mode::Captured),
         children: Default::default(),
     });
