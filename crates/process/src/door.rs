@@ -121,7 +121,7 @@ impl Door {
     /// comes on top, and its `env_only` takes the place of this list. It holds for workers of workers as well.
     ///
     /// Nothing is added for comfort: a worker that needs `PATH`, `LD_LIBRARY_PATH`, `HOME` or `RUST_BACKTRACE` gets
-    /// them if they are named.
+    /// them if they are named. Only rustdoc's own `RUSTDOC_DOCTEST_*` stay, by which a doc test knows itself.
     pub fn worker_env_only<N: Into<OsString>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.worker_env_only = Some(names.into_iter().map(Into::into).collect());
         self
@@ -229,11 +229,11 @@ pub(crate) fn runtime(
     builder.enable_all().on_thread_start(move || program.enter()).build()
 }
 
-/// Runs a root's (or a test's) main, and leaves in order. Gives whether it succeeded; a failure has been printed.
+/// Runs a root's main, and leaves in order, as the end of a test does in its way. Gives whether it succeeded; a failure has been printed.
 ///
 /// # Errors
 /// The panic of main.
-pub(crate) fn be_root<F, Fut>(
+fn be_root<F, Fut>(
     program: &Arc<Program>,
     runtime: Runtime,
     main: F,

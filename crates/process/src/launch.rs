@@ -1,9 +1,10 @@
 //! Starting one worker process, and caring for it until its end.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -219,6 +220,8 @@ fn spawn(
 fn dress(command: &mut Command, settings: &Settings, all: Option<&BTreeSet<OsString>>) {
     if let Some(names) = settings.env_only.as_ref().or(all) {
         command.env_clear();
+        // A doc test that rustdoc merged with others knows by these variables which one it is.
+        command.envs(std::env::vars_os().filter(|(name, _)| is_of_doc_tests(name)));
         command.envs(names.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
     }
     for (name, value) in &settings.env {
@@ -230,6 +233,10 @@ fn dress(command: &mut Command, settings: &Settings, all: Option<&BTreeSet<OsStr
     if let Some(dir) = &settings.current_dir {
         command.current_dir(dir);
     }
+}
+
+fn is_of_doc_tests(name: &OsStr) -> bool {
+    name.as_bytes().starts_with(b"RUSTDOC_DOCTEST_")
 }
 
 /// What `ps` shows: the program and the place of the worker in its tree.
