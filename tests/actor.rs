@@ -1,5 +1,8 @@
 //! Actors in worker processes and in this one: calls, deaths, restarts, and peers that break the protocol.
 
+mod ends;
+mod streams;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 

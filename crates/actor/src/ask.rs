@@ -3,7 +3,6 @@
 use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -13,8 +12,8 @@ use tokio::time::{Instant, Sleep};
 
 use crate::error::{CallError, Never, SendError};
 use crate::fault::Fault;
+use crate::handle::ActorRef;
 use crate::outlet::{Answer, Left, measure};
-use crate::seat::Seat;
 
 /// How long an ask waits for its answer unless told otherwise.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -59,7 +58,7 @@ pub struct Tell {
 
 /// What both have in common: one request, from its first poll to its one outcome.
 struct Outgoing {
-    seat: Arc<Seat>,
+    actor: ActorRef,
     method: &'static str,
     timeout: Duration,
     state: State,
@@ -73,12 +72,12 @@ enum State {
 
 impl<T, E> Ask<T, E> {
     pub(crate) fn new(
-        seat: Arc<Seat>,
+        actor: ActorRef,
         method: &'static str,
         body: Result<Body, EncodeError>,
         decode: fn(&Body) -> Result<T, DecodeError>,
     ) -> Self {
-        let order = Outgoing { seat, method, timeout: DEFAULT_TIMEOUT, state: State::New(body) };
+        let order = Outgoing { actor, method, timeout: DEFAULT_TIMEOUT, state: State::New(body) };
         Ask { order, decode, error: PhantomData }
     }
 
@@ -104,7 +103,7 @@ impl<T, E: DeserializeOwned> Future for Ask<T, E> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let Ask { order, decode: decode_value, .. } = self.get_mut();
         let Poll::Ready(answer) = order.poll(true, cx) else { return Poll::Pending };
-        let whom = order.seat.path();
+        let whom = order.actor.seat().path();
         let fault = match answer {
             Answer::Value(body) => match decode_value(&body) {
                 Ok(value) => return Poll::Ready(Ok(value)),
@@ -115,7 +114,9 @@ impl<T, E: DeserializeOwned> Future for Ask<T, E> {
                 Err(error) => Fault::BadAnswer(error.to_string()),
             },
             Answer::Fault(fault) => fault,
-            Answer::None => Fault::BadAnswer("the worker sent none".to_owned()),
+            Answer::None | Answer::Streams | Answer::End => {
+                Fault::BadAnswer("the worker sent none".to_owned())
+            }
         };
         Poll::Ready(Err(CallError::of_fault(whom, order.method, fault)))
     }
@@ -127,7 +128,7 @@ impl Future for Tell {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let order = &mut self.get_mut().order;
         order.poll(false, cx).map(|answer| match answer {
-            Answer::Fault(fault) => Err(SendError::new(order.seat.path(), order.method, fault)),
+            Answer::Fault(fault) => Err(SendError::new(order.actor.seat().path(), order.method, fault)),
             _ => Ok(()),
         })
     }
@@ -149,19 +150,19 @@ impl Outgoing {
             // The timer first: without a runtime it panics, and then nothing must be in line.
             let timer = Box::pin(tokio::time::sleep_until(deadline));
             // The deadline of a tell is for its place in line; once it is sent nobody waits for it.
-            let id = self.seat.submit(ask, ask.then_some(deadline), body);
+            let id = self.actor.seat().submit(ask, ask.then_some(deadline), body, self.actor.pin());
             self.state = State::Waiting { id, timer };
         }
         let State::Waiting { id, timer } = &mut self.state else {
             panic!("polled after it was ready");
         };
         // The answer first: one that is there when the deadline passes counts.
-        if let Poll::Ready(answer) = self.seat.poll(*id, cx) {
+        if let Poll::Ready(answer) = self.actor.seat().poll(*id, cx) {
             self.state = State::Over;
             return Poll::Ready(answer);
         }
         if timer.as_mut().poll(cx).is_ready() {
-            let answer = match self.seat.cancel(*id) {
+            let answer = match self.actor.seat().cancel(*id) {
                 // It came between the two looks, and counts: a tell that was sent must not be called unsent.
                 Left::Over(answer) => answer,
                 left => Answer::Fault(Fault::Timeout { maybe_executed: left == Left::Sent }),
@@ -185,19 +186,19 @@ const FAR: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 impl Drop for Outgoing {
     fn drop(&mut self) {
         if let State::Waiting { id, .. } = &self.state {
-            self.seat.cancel(*id);
+            self.actor.seat().cancel(*id);
         }
     }
 }
 
 impl<T, E> std::fmt::Debug for Ask<T, E> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Ask({} of {})", self.order.method, self.order.seat.path())
+        write!(f, "Ask({} of {})", self.order.method, self.order.actor.seat().path())
     }
 }
 
 impl std::fmt::Debug for Tell {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Tell({} of {})", self.order.method, self.order.seat.path())
+        write!(f, "Tell({} of {})", self.order.method, self.order.actor.seat().path())
     }
 }

@@ -59,6 +59,15 @@ impl Context {
         self.mailbox.stop();
     }
 
+    pub(crate) fn mailbox(&self) -> &Arc<Mailbox> {
+        &self.mailbox
+    }
+
+    /// Which of the mailbox's requests this is about.
+    pub(crate) fn request(&self) -> u64 {
+        self.request
+    }
+
     /// The next request is taken out of the mailbox.
     pub(crate) fn begin(&mut self, deadline: Option<Instant>) {
         self.request += 1;

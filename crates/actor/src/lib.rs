@@ -2,7 +2,8 @@
 //! another. Nothing here knows of processes; `hatchery-process` puts actors into them, `hatchery-supervisor` restarts
 //! them, and both meet in what this crate owns.
 //!
-//! The modules in reading order, each using only those before it (and `seat` and `child`, which name each other):
+//! The modules in reading order, each using only those before it (and `seat` and `child`, which name each other,
+//! as `mailbox`, `context` and `flow` do):
 
 #![forbid(unsafe_code)]
 
@@ -10,14 +11,19 @@ pub mod exit;
 pub mod fault;
 pub mod error;
 pub mod panics;
+mod incarnation;
+pub mod streams;
 pub mod outlet;
+pub mod monitor;
 pub mod seat;
 pub mod child;
 pub mod mailbox;
 pub mod context;
+pub mod flow;
 pub mod actor;
 pub mod runner;
 pub mod ask;
+pub mod items;
 pub mod handle;
 pub mod local;
 pub mod root;

@@ -1,7 +1,6 @@
 //! An actor in this process: a task of its own, behind the same seat and the same window as one in a worker.
 
-use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use hatchery_wire::{Body, EncodeError, decode, encode};
 use tokio::sync::{oneshot, watch};
@@ -13,7 +12,7 @@ use crate::context::Context;
 use crate::exit::{Exit, Status};
 use crate::fault::Fault;
 use crate::handle::ActorRef;
-use crate::mailbox::{Mailbox, Parcel, ReturnPath};
+use crate::mailbox::{Mailbox, Parcel, Part, ReturnPath};
 use crate::outlet::{Answer, Line, Request};
 use crate::panics;
 use crate::runner;
@@ -22,14 +21,50 @@ use crate::seat::Seat;
 /// What [`Start`]s an actor in this process.
 pub struct Local<A> {
     name: String,
-    args: Result<Body, EncodeError>,
-    actor: PhantomData<fn() -> A>,
+    origin: Origin<A>,
+}
+
+/// What each incarnation begins from.
+enum Origin<A> {
+    /// The arguments of its `start`.
+    Args(Result<Body, EncodeError>),
+    /// A closure that makes it. One incarnation starts after another, so nobody waits for the lock.
+    Closure(Arc<Mutex<dyn FnMut() -> A + Send>>),
+}
+
+impl<A> Clone for Origin<A> {
+    fn clone(&self) -> Self {
+        match self {
+            Origin::Args(args) => Origin::Args(args.clone()),
+            Origin::Closure(make) => Origin::Closure(make.clone()),
+        }
+    }
 }
 
 impl<A: Actor> Local<A> {
     /// An actor of this name; its arguments are kept encoded, for restarts.
     pub fn new(name: impl Into<String>, args: &A::Args) -> Local<A> {
-        Local { name: name.into(), args: encode(args), actor: PhantomData }
+        Local { name: name.into(), origin: Origin::Args(encode(args)) }
+    }
+
+    /// An actor of this name that a closure makes, anew for each incarnation.
+    pub fn with(name: impl Into<String>, make: impl FnMut() -> A + Send + 'static) -> Local<A> {
+        Local { name: name.into(), origin: Origin::Closure(Arc::new(Mutex::new(make))) }
+    }
+}
+
+impl<A: Actor> Origin<A> {
+    async fn actor(self, cx: &Context) -> Result<A, Fault> {
+        let args = match self {
+            Origin::Args(args) => args.map_err(|error| Fault::NotSent(error.to_string()))?,
+            Origin::Closure(make) => {
+                // One that panicked before is called again: what it left behind is its own.
+                let mut make = make.lock().unwrap_or_else(PoisonError::into_inner);
+                return Ok(make());
+            }
+        };
+        let args = decode::<A::Args>(&args).map_err(|error| Fault::Undecodable(error.to_string()))?;
+        A::start(args, cx).await.map_err(|error| Fault::StartFailed(error.to_string()))
     }
 }
 
@@ -45,7 +80,10 @@ impl<A: Actor> Start for Local<A> {
     }
 
     fn check(&self) -> Result<(), Fault> {
-        self.args.as_ref().map(drop).map_err(|error| Fault::NotSent(error.to_string()))
+        match &self.origin {
+            Origin::Args(Err(error)) => Err(Fault::NotSent(error.to_string())),
+            _ => Ok(()),
+        }
     }
 
     fn handle(&self, reference: ActorRef) -> A::Handle {
@@ -53,10 +91,8 @@ impl<A: Actor> Start for Local<A> {
     }
 
     fn start(&self, order: Order) -> BoxFuture<Result<Started, Fault>> {
-        let args = self.args.clone();
+        let origin = self.origin.clone();
         Box::pin(async move {
-            let args = args.map_err(|error| Fault::NotSent(error.to_string()))?;
-            let args = decode::<A::Args>(&args).map_err(|error| Fault::Undecodable(error.to_string()))?;
             let mailbox = Mailbox::new();
             let (exit, exited) = watch::channel(None);
             let (ready, is_ready) = oneshot::channel();
@@ -67,7 +103,7 @@ impl<A: Actor> Start for Local<A> {
                 how: None,
                 _presence: order.presence,
             };
-            let task = tokio::spawn(live::<A>(args, mailbox.clone(), ready, end));
+            let task = tokio::spawn(live::<A>(origin, mailbox.clone(), ready, end));
             let child = Arc::new(LocalChild { mailbox: mailbox.clone(), task: task.abort_handle(), exited });
             let unless_ready = AbortOnDrop(Some(task.abort_handle()));
             let failed = match tokio::time::timeout(order.timeout, is_ready).await {
@@ -97,18 +133,18 @@ impl<A: Actor> Start for Local<A> {
 
 /// The whole life of a local actor, `end` being dropped last on every way out, an abort included.
 async fn live<A: Actor>(
-    args: A::Args,
+    origin: Origin<A>,
     mailbox: Arc<Mailbox>,
     ready: oneshot::Sender<Result<(), Fault>>,
     mut end: End,
 ) {
     panics::note_places();
     let cx = Context::new(end.seat.path(), end.incarnation, mailbox.clone());
-    let actor = match panics::catch(A::start(args, &cx)).await {
+    let actor = match panics::catch(origin.actor(&cx)).await {
         Ok(Ok(actor)) => actor,
-        Ok(Err(error)) => {
+        Ok(Err(fault)) => {
             end.how = Some(Exit::new(Status::Code(1)).with_failed(true));
-            let _ = ready.send(Err(Fault::StartFailed(error.to_string())));
+            let _ = ready.send(Err(fault));
             return;
         }
         Err(panic) => {
@@ -189,12 +225,25 @@ impl Line for LocalLine {
     fn withdraw(&self, id: u64) {
         self.mailbox.withdraw(id, &self.back);
     }
+
+    fn credit(&self, id: u64, items: usize) {
+        let kept = self.mailbox.credit(id, &self.back, items);
+        debug_assert!(kept.is_ok(), "an outlet gives back each item once");
+    }
 }
 
 /// The way of the answers back to the seat.
 struct LocalReturn {
     seat: Arc<Seat>,
     incarnation: u64,
+}
+
+impl LocalReturn {
+    /// The end of a stream, whose place came back when it began.
+    fn last(&self, id: u64, answer: Answer) {
+        let kept = self.seat.answered(self.incarnation, id, answer, false);
+        debug_assert!(kept.is_ok(), "no place comes back");
+    }
 }
 
 impl ReturnPath for LocalReturn {
@@ -206,6 +255,17 @@ impl ReturnPath for LocalReturn {
     fn release(&self, places: u32) {
         let kept = self.seat.released(self.incarnation, places);
         debug_assert!(kept.is_ok(), "a local actor releases each place once");
+    }
+
+    fn stream(&self, id: u64, part: Part) {
+        match part {
+            Part::Item(item) => {
+                let kept = self.seat.item(self.incarnation, id, item);
+                debug_assert!(kept.is_ok(), "a flow keeps to its credit");
+            }
+            Part::End => self.last(id, Answer::End),
+            Part::Fault(fault) => self.last(id, Answer::Fault(fault)),
+        }
     }
 }
 

@@ -11,16 +11,33 @@ use hatchery_wire::Body;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::exit::Panic;
 use crate::fault::Fault;
+use crate::flow::{self, Flow, Flows, Order};
 use crate::outlet::Answer;
+use crate::streams::TooMuchCredit;
 
 /// Where the answer to a request goes, and the places in its sender's window.
 pub trait ReturnPath: Send + Sync + 'static {
     /// Answers a request; this gives its place back, too.
     fn answer(&self, id: u64, answer: Answer);
 
-    /// Gives back the places of requests that want no answer.
+    /// Gives back the places of requests that want no answer, or whose answer is a stream.
     fn release(&self, places: u32);
+
+    /// A part of a streamed answer.
+    fn stream(&self, id: u64, part: Part);
+}
+
+/// What a streamed answer is made of: items, and then one of the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The next item, encoded.
+    Item(Body),
+    /// There are no more.
+    End,
+    /// There are no more, for this reason.
+    Fault(Fault),
 }
 
 /// A request that has arrived.
@@ -43,6 +60,8 @@ pub(crate) enum Next {
     /// The mailbox is empty: a good moment to settle what is owed.
     Idle,
     Stop,
+    /// A stream of this actor panicked.
+    Crash(Panic),
 }
 
 /// The queue itself.
@@ -60,6 +79,10 @@ struct State {
     stopping: bool,
     closed: bool,
     waker: Option<Waker>,
+    flows: Flows,
+    crash: Option<Panic>,
+    /// Of the handler that runs, to be ended by a crash.
+    handler: Option<Waker>,
 }
 
 /// The request that a handler works on right now.
@@ -105,6 +128,11 @@ impl Mailbox {
     /// A caller has left. If its request has not begun it never will; if it runs, the handler can see it.
     pub fn withdraw(&self, id: u64, from: &Arc<dyn ReturnPath>) {
         let mut state = self.lock();
+        if let Some(flow) = state.flows.find(id, from) {
+            drop(state);
+            flow.give(Order::Withdrawn);
+            return;
+        }
         if let Some(running) = &mut state.running {
             if running.id == id && Arc::ptr_eq(&running.from, from) {
                 running.caller_left = true;
@@ -139,6 +167,9 @@ impl Mailbox {
     /// What to do next; `idle` asks to be told once when there is nothing.
     pub(crate) fn poll_next(&self, idle: bool, cx: &mut Context<'_>) -> Poll<Next> {
         let mut state = self.lock();
+        if let Some(panic) = state.crash.take() {
+            return Poll::Ready(Next::Crash(panic));
+        }
         if state.stopping {
             return Poll::Ready(Next::Stop);
         }
@@ -159,8 +190,84 @@ impl Mailbox {
 
     /// The request that was running is over.
     pub(crate) fn finished(&self) {
-        let running = self.lock().running.take();
-        drop(running);
+        let mut state = self.lock();
+        let gone = (state.running.take(), state.handler.take());
+        drop(state);
+        drop(gone);
+    }
+
+    /// The request that runs, counted from 1, is going to be answered with a stream.
+    ///
+    /// # Errors
+    /// It must not begin: nobody waits for it, or there are too many.
+    pub(crate) fn open_stream(&self, number: u64) -> Result<Arc<Flow>, Fault> {
+        let mut state = self.lock();
+        let running = state.running.as_ref().filter(|running| running.number == number);
+        // Looked at and opened under one lock: a withdrawal finds the one or the other.
+        let Some((id, from)) = running.filter(|running| !running.caller_left).map(|r| (r.id, r.from.clone()))
+        else {
+            return Err(Fault::Withdrawn);
+        };
+        state.flows.open(id, from).ok_or_else(|| {
+            let open = flow::OPEN;
+            Fault::Refused(format!("the actor has {open} streams open, which is as many as it may"))
+        })
+    }
+
+    /// The consumer of a stream has taken so many items.
+    ///
+    /// # Errors
+    /// They are more than it was sent.
+    pub fn credit(&self, id: u64, from: &Arc<dyn ReturnPath>, items: usize) -> Result<(), TooMuchCredit> {
+        let flow = self.lock().flows.find(id, from);
+        // Not found: its end and this have crossed.
+        flow.map_or(Ok(()), |flow| flow.credit(items))
+    }
+
+    pub(crate) fn stream_ended(&self, flow: &Flow) {
+        let waker = self.lock().flows.ended(flow);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// No stream goes on.
+    pub(crate) fn end_streams(&self, order: Order) {
+        let flows = self.lock().flows.all();
+        for flow in flows {
+            flow.give(order);
+        }
+    }
+
+    /// Resolves when no stream is left; with the panic of one, if one panicked.
+    pub(crate) fn poll_no_streams(&self, cx: &Context<'_>) -> Poll<Option<Panic>> {
+        let mut state = self.lock();
+        let (none, old) = state.flows.poll_none(cx);
+        let crash = if none.is_ready() { state.crash.take() } else { None };
+        drop(state);
+        drop(old);
+        none.map(|()| crash)
+    }
+
+    /// A stream of this actor has panicked, and so the actor crashes.
+    pub(crate) fn crash(&self, panic: Panic) {
+        let mut state = self.lock();
+        state.crash.get_or_insert(panic);
+        let wakers = [state.waker.take(), state.handler.take()];
+        drop(state);
+        wakers.into_iter().flatten().for_each(Waker::wake);
+    }
+
+    /// Resolves when the handler that runs has to be cut off.
+    pub(crate) fn poll_crash(&self, cx: &Context<'_>) -> Poll<Panic> {
+        let mut state = self.lock();
+        if let Some(panic) = state.crash.take() {
+            return Poll::Ready(panic);
+        }
+        let old = state.handler.replace(cx.waker().clone());
+        drop(state);
+        drop(old);
+        Poll::Pending
     }
 
     /// Is cancelled when the caller of this request, counted from 1, leaves; `None` if it is not the one that runs.
@@ -218,6 +325,10 @@ mod tests {
         fn release(&self, places: u32) {
             *self.places.lock().unwrap() += places;
         }
+
+        fn stream(&self, id: u64, part: Part) {
+            panic!("{part:?} of {id} is of no stream");
+        }
     }
 
     impl Back {
@@ -240,7 +351,7 @@ mod tests {
     fn next_id(mailbox: &Mailbox) -> Option<u64> {
         next(mailbox).map(|next| match next {
             Next::Parcel(parcel) => parcel.id,
-            Next::Idle | Next::Stop => panic!("a request was expected"),
+            _ => panic!("a request was expected"),
         })
     }
 

@@ -1,7 +1,9 @@
 //! The loop of an actor: take the next message, handle it, answer.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use hatchery_wire::decode;
@@ -10,6 +12,7 @@ use crate::actor::Actor;
 use crate::context::Context;
 use crate::exit::Panic;
 use crate::fault::Fault;
+use crate::flow::Order;
 use crate::mailbox::{Mailbox, Next, Parcel, ReturnPath};
 use crate::outlet::Answer;
 use crate::panics;
@@ -17,12 +20,22 @@ use crate::panics;
 /// Runs an actor until it is told to stop.
 ///
 /// # Errors
-/// The panic of a handler, or of the drop of the state. The state is gone with it, and requests that were waiting end
+/// The panic of a handler, of a stream that one returned, or of the drop of the state. The state is gone with it, and requests that were waiting end
 /// with the incarnation.
 pub async fn run<A: Actor>(mut actor: A, mailbox: &Arc<Mailbox>, cx: Context) -> Result<(), Panic> {
+    let _streams = EndStreams(mailbox);
     let served = serve(&mut actor, mailbox, cx).await;
     let dropped = panics::catch_call(|| drop(actor));
     served.and(dropped)
+}
+
+/// However the actor ends, its streams end with it.
+struct EndStreams<'a>(&'a Mailbox);
+
+impl Drop for EndStreams<'_> {
+    fn drop(&mut self) {
+        self.0.end_streams(Order::Dropped);
+    }
 }
 
 async fn serve<A: Actor>(actor: &mut A, mailbox: &Arc<Mailbox>, mut cx: Context) -> Result<(), Panic> {
@@ -49,11 +62,11 @@ async fn serve<A: Actor>(actor: &mut A, mailbox: &Arc<Mailbox>, mut cx: Context)
         match next {
             Next::Parcel(parcel) => {
                 turn.handling();
-                let outcome = panics::catch(one(actor, &parcel, &mut cx)).await;
+                let outcome = unless_crashed(mailbox, panics::catch(one(actor, &parcel, &mut cx))).await;
                 mailbox.finished();
                 let answer = outcome?;
                 turn.handled();
-                if parcel.ask {
+                if parcel.ask && answer != Answer::Streams {
                     parcel.from.answer(parcel.id, answer);
                 } else {
                     owed.add(parcel.from);
@@ -61,10 +74,15 @@ async fn serve<A: Actor>(actor: &mut A, mailbox: &Arc<Mailbox>, mut cx: Context)
             }
             Next::Idle => owed.settle(),
             Next::Stop => break,
+            Next::Crash(panic) => return Err(panic),
         }
     }
     owed.settle();
     mailbox.close();
+    mailbox.end_streams(Order::Stopped);
+    if let Some(panic) = poll_fn(|task| mailbox.poll_no_streams(task)).await {
+        return Err(panic);
+    }
     cx.rest();
     panics::catch(actor.stopped(&cx)).await
 }
@@ -109,6 +127,19 @@ impl Turn {
     fn is_over(&self) -> bool {
         self.handled > 0 && (self.quick < EARNED || self.begun.elapsed() >= LONGEST)
     }
+}
+
+/// What a handler comes to, unless a stream of its actor panics first.
+async fn unless_crashed<T>(
+    mailbox: &Mailbox,
+    handling: impl Future<Output = Result<T, Panic>>,
+) -> Result<T, Panic> {
+    let mut handling = pin!(handling);
+    poll_fn(|task| match handling.as_mut().poll(task) {
+        Poll::Pending => mailbox.poll_crash(task).map(Err),
+        ready => ready,
+    })
+    .await
 }
 
 /// Handles one message, unless its caller no longer waits.

@@ -1,7 +1,7 @@
 //! The place of a child in the tree, in which incarnations sit one after another.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use hatchery_wire::Body;
@@ -11,7 +11,10 @@ use tokio::time::Instant;
 use crate::child::{Child, Shutdown};
 use crate::exit::Exit;
 use crate::fault::Fault;
-use crate::outlet::{Answer, Left, Line, Outlet, TooManyReleases, WINDOW};
+use crate::incarnation::Incarnation;
+use crate::monitor::{Monitor, Monitors, Told};
+use crate::outlet::{Answer, Left, Line, Outlet, Taken, TooManyReleases, WINDOW};
+use crate::streams::BadItem;
 
 /// A child's place: its path, who sits there now, and the requests before it.
 ///
@@ -23,6 +26,18 @@ pub struct Seat {
     shutdown: Shutdown,
     outlet: Outlet,
     occupancy: watch::Sender<Occupancy>,
+    ends: Mutex<Ends>,
+}
+
+/// What a seat knows of the ends in it. Who sits there changes under this lock only, so a monitor is about exactly
+/// those that sit there, or sit down, after it was made.
+#[derive(Default)]
+struct Ends {
+    sitting: Option<Incarnation>,
+    /// The latest end, perhaps of one that never sat down, or does so only now.
+    last: Option<(u64, Arc<Exit>)>,
+    closed: Option<String>,
+    monitors: Monitors,
 }
 
 /// Who sits in a seat.
@@ -43,6 +58,7 @@ pub struct Occupant {
     pub incarnation: u64,
     /// What can be stopped.
     pub child: Arc<dyn Child>,
+    pub(crate) pin: Incarnation,
 }
 
 impl Seat {
@@ -59,6 +75,7 @@ impl Seat {
             shutdown,
             outlet: Outlet::new(window),
             occupancy: watch::Sender::new(Occupancy::Vacant),
+            ends: Mutex::default(),
         })
     }
 
@@ -77,39 +94,95 @@ impl Seat {
         self.actor
     }
 
-    /// An incarnation is ready: requests in line go to it now. One that has already ended does not sit down.
+    /// An incarnation is ready: requests in line go to it now. One that has already ended gets up at once.
     pub fn occupy(&self, incarnation: u64, child: Arc<dyn Child>, line: Arc<dyn Line>) {
+        let mut ends = self.ends();
+        if ends.closed.is_some() {
+            return;
+        }
+        let pin = Incarnation::new(incarnation);
+        let over = ends.last.clone().filter(|(last, _)| *last >= incarnation);
+        if let Some((_, exit)) = &over {
+            // Before anybody can be pinned to it.
+            let _ = pin.exit.set((**exit).clone());
+        }
+        ends.sitting = Some(pin.clone());
         // First the watch, then the line: `ended` may come in between and must find the watch to clear.
-        self.occupancy.send_modify(|now| {
-            if !matches!(now, Occupancy::Closed(_)) {
-                *now = Occupancy::Occupied(Occupant { incarnation, child });
-            }
-        });
-        if !self.outlet.open(incarnation, line) {
-            self.stand_up(incarnation);
+        self.occupancy.send_replace(Occupancy::Occupied(Occupant { incarnation, child, pin }));
+        drop(ends);
+        match over {
+            Some((_, exit)) => self.stand_up(incarnation, &exit),
+            None => drop(self.outlet.open(incarnation, line)),
         }
     }
 
     /// An incarnation has ended, and everything it said before has been delivered through this seat.
     pub fn ended(&self, incarnation: u64, exit: &Exit) {
+        let shared = Arc::new(exit.clone());
+        {
+            let mut ends = self.ends();
+            if ends.last.as_ref().is_none_or(|(last, _)| *last < incarnation) {
+                ends.last = Some((incarnation, shared.clone()));
+            }
+            if let Some(pin) = ends.sitting.as_ref().filter(|pin| pin.number == incarnation) {
+                // Before the outlet tells those who are pinned to it; the first one who says so is believed.
+                let _ = pin.exit.set(exit.clone());
+            }
+        }
         self.outlet.ended(incarnation, exit);
-        self.stand_up(incarnation);
+        self.stand_up(incarnation, &shared);
     }
 
-    fn stand_up(&self, incarnation: u64) {
-        self.occupancy.send_if_modified(|now| match now {
-            Occupancy::Occupied(occupant) if occupant.incarnation == incarnation => {
+    fn stand_up(&self, incarnation: u64, exit: &Arc<Exit>) {
+        let mut ends = self.ends();
+        if ends.sitting.as_ref().is_none_or(|pin| pin.number != incarnation) {
+            return;
+        }
+        ends.sitting = None;
+        self.occupancy.send_if_modified(|now| {
+            let sat = matches!(now, Occupancy::Occupied(_));
+            if sat {
                 *now = Occupancy::Vacant;
-                true
             }
-            _ => false,
+            sat
         });
+        let mut told = vec![ends.monitors.ended(&self.path, incarnation, exit)];
+        if let Some(why) = ends.closed.clone() {
+            told.push(ends.monitors.closed(&why));
+        }
+        drop(ends);
+        told.into_iter().for_each(Told::wake);
+    }
+
+    fn ends(&self) -> MutexGuard<'_, Ends> {
+        // No foreign code runs under this lock.
+        self.ends.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells of the ends from here on, or of that one incarnation's.
+    pub(crate) fn monitor(&self, pin: Option<&Incarnation>) -> Monitor {
+        let mut ends = self.ends();
+        let sits = ends.sitting.as_ref().map(|sitting| sitting.number);
+        match pin {
+            Some(pin) if sits != Some(pin.number) => Monitor::of_past(&self.path, pin),
+            Some(_) => ends.monitors.add(&self.path, true),
+            None => match ends.closed.clone().filter(|_| sits.is_none()) {
+                Some(why) => Monitor::of_closed(&self.path, &why),
+                None => ends.monitors.add(&self.path, false),
+            },
+        }
     }
 
     /// Nobody will sit here again. Requests in line, and all later ones, are told why.
     pub fn close(&self, why: &str) {
         self.outlet.close(Fault::Closed { why: why.to_owned() });
+        let mut ends = self.ends();
+        ends.closed = Some(why.to_owned());
         self.occupancy.send_replace(Occupancy::Closed(why.to_owned()));
+        // While somebody still sits there, his end comes first.
+        let told = ends.sitting.is_none().then(|| ends.monitors.closed(why));
+        drop(ends);
+        told.into_iter().for_each(Told::wake);
     }
 
     /// Who sits here now.
@@ -139,8 +212,35 @@ impl Seat {
         self.outlet.released(incarnation, places)
     }
 
-    pub(crate) fn submit(&self, ask: bool, deadline: Option<Instant>, body: Body) -> u64 {
-        self.outlet.submit(ask, deadline, body)
+    /// An item of a streamed answer of this incarnation.
+    ///
+    /// # Errors
+    /// The peer does not keep to the protocol.
+    pub fn item(&self, incarnation: u64, id: u64, item: Body) -> Result<(), BadItem> {
+        self.outlet.item(incarnation, id, item)
+    }
+
+    pub(crate) fn submit(
+        &self,
+        ask: bool,
+        deadline: Option<Instant>,
+        body: Body,
+        pin: Option<&Incarnation>,
+    ) -> u64 {
+        self.outlet.submit(ask, deadline, body, pin)
+    }
+
+    pub(crate) fn submit_stream(
+        &self,
+        deadline: Option<Instant>,
+        body: Body,
+        pin: Option<&Incarnation>,
+    ) -> u64 {
+        self.outlet.submit_stream(deadline, body, pin)
+    }
+
+    pub(crate) fn poll_item(&self, id: u64, cx: &mut Context<'_>) -> Poll<Taken> {
+        self.outlet.poll_item(id, cx)
     }
 
     pub(crate) fn poll(&self, id: u64, cx: &mut Context<'_>) -> Poll<Answer> {
@@ -185,6 +285,8 @@ mod tests {
         }
 
         fn withdraw(&self, _: u64) {}
+
+        fn credit(&self, _: u64, _: usize) {}
     }
 
     fn sits(seat: &Seat) -> Option<u64> {

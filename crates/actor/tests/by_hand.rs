@@ -17,7 +17,7 @@ use hatchery_actor::exit::{Exit, Status};
 use hatchery_actor::fault::Fault;
 use hatchery_actor::handle::{ActorRef, AnyHandle};
 use hatchery_actor::local::Local;
-use hatchery_actor::mailbox::{Mailbox, Parcel, ReturnPath};
+use hatchery_actor::mailbox::{Mailbox, Parcel, Part, ReturnPath};
 use hatchery_actor::outlet::Answer;
 use hatchery_actor::runner;
 use hatchery_actor::seat::{Occupancy, Seat};
@@ -348,6 +348,10 @@ impl ReturnPath for Returns {
 
     fn release(&self, places: u32) {
         self.places.fetch_add(u64::from(places), Ordering::SeqCst);
+    }
+
+    fn stream(&self, id: u64, part: Part) {
+        panic!("{part:?} of {id} is of no stream");
     }
 }
 

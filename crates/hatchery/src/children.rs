@@ -44,3 +44,39 @@ pub fn worker<A: Actor>(name: impl Into<String>, args: A::Args) -> ChildSpec<Wor
 pub fn local<A: Actor>(name: impl Into<String>, args: A::Args) -> ChildSpec<Local<A>> {
     ChildSpec::new(Local::new(name, &args))
 }
+
+/// An actor in this process that a closure makes, for state that cannot be serialised: a connection, a channel, an
+/// `Arc`. The closure is called for the first incarnation and again at each restart, where the actor lives: a panic in
+/// it is a failed start. The actor's `start` is not called; if there is no other way to make it, let `start` take a
+/// [`Never`](crate::Never), of which there is no value.
+///
+/// ```no_run
+/// use std::sync::Arc;
+/// use std::sync::atomic::{AtomicU64, Ordering};
+/// use hatchery::prelude::*;
+///
+/// struct Gauge { shared: Arc<AtomicU64> }
+///
+/// #[hatchery::actor]
+/// impl Gauge {
+///     fn start(never: hatchery::Never) -> Self { match never {} }
+///     fn raise(&mut self, by: u64) -> u64 { self.shared.fetch_add(by, Ordering::Relaxed) + by }
+/// }
+///
+/// #[hatchery::main]
+/// async fn main() -> hatchery::Result<()> {
+///     let shared = Arc::new(AtomicU64::new(0));
+///     let tree = Supervisor::new(Strategy::OneForOne).start().await?;
+///     let seen = shared.clone();
+///     let gauge = tree.start_child(local_with("gauge", move || Gauge { shared: shared.clone() })).await?;
+///     gauge.raise(2).await?;
+///     assert_eq!(seen.load(Ordering::Relaxed), 2);
+///     tree.stop().await
+/// }
+/// ```
+pub fn local_with<A: Actor>(
+    name: impl Into<String>,
+    make: impl FnMut() -> A + Send + 'static,
+) -> ChildSpec<Local<A>> {
+    ChildSpec::new(Local::with(name, make))
+}

@@ -9,6 +9,7 @@ use syn::{
     TraitBoundModifier, Type, TypeParamBound, Visibility,
 };
 
+use crate::stream::{Streamed, let_outlive, streamed};
 use crate::travel::{
     Refusals, as_one, bound_name, is_bytes, is_context, is_result, last_name, peeled, refuse_options,
     result_of, result_parts, shown_at, told_beside, written,
@@ -58,6 +59,8 @@ struct Message {
     /// What the handle's method has in common with the one written: documentation, conditions.
     attributes: Vec<Attribute>,
     result: Type,
+    /// What the result yields, if it is a stream.
+    stream: Option<Streamed>,
 }
 
 impl Actor {
@@ -125,6 +128,7 @@ impl Actor {
         for item in &mut block.items {
             let ImplItem::Fn(method) = item else { continue };
             method.attrs.retain(|attribute| !is_ours(attribute));
+            let_outlive(&mut method.sig, &block.generics);
         }
         let missing =
             || Err(syn::Error::new_spanned(&block.self_ty, "an actor needs `fn start(..) -> Self`"));
@@ -431,10 +435,15 @@ impl Actor {
             let fields = (!names.is_empty()).then(|| quote!({ #(#names),* }));
             let ask = one.ask();
             let sent = quote!(#text, &#message #turbofish::#variant #fields);
-            let sending = if is_bytes(&one.result) {
-                quote!(self.0.ask_with(#sent, ::hatchery::__private::decode_bytes))
-            } else {
-                quote!(self.0.ask(#sent))
+            let sending = match &one.stream {
+                Some(stream) if is_bytes(&stream.item) => {
+                    quote!(self.0.items(#sent, ::hatchery::__private::decode_bytes))
+                }
+                Some(_) => quote!(self.0.items(#sent, ::hatchery::__private::decode)),
+                None if is_bytes(&one.result) => {
+                    quote!(self.0.ask_with(#sent, ::hatchery::__private::decode_bytes))
+                }
+                None => quote!(self.0.ask(#sent)),
             };
             quote! {
                 #(#attributes)*
@@ -523,13 +532,15 @@ impl Message {
     }
 
     fn arm(&self, message: &Ident) -> TokenStream {
-        let Message { function, variant, attributes, result, .. } = self;
+        let Message { function, variant, attributes, result, stream, .. } = self;
         let conditions = conditions(attributes);
         let names: Vec<_> = function.fields().map(|(name, _)| name).collect();
         let bindings = function.bindings();
         let fields = (!names.is_empty()).then(|| quote!({ #(#names: #bindings),* }));
         let call = function.call(&quote!(self));
-        let answer = if is_result(result) {
+        let answer = if let Some(stream) = stream {
+            stream.answer(result)
+        } else if is_result(result) {
             quote_spanned!(shown_at(result.span())=> ::hatchery::__private::Answer::result(__asked, &__result))
         } else if is_bytes(result) {
             quote!(::hatchery::__private::Answer::value(
@@ -551,6 +562,10 @@ impl Message {
     /// What the handle's method returns.
     fn ask(&self) -> TokenStream {
         let result = &self.result;
+        if let Some(Streamed { item, error }) = &self.stream {
+            let error = error.as_ref().map(|error| quote!(, #error));
+            return quote!(::hatchery::Items<#item #error>);
+        }
         if !is_result(result) {
             return quote!(::hatchery::Ask<#result>);
         }
@@ -639,13 +654,20 @@ fn read_message(method: &ImplItemFn, self_ty: &Type) -> syn::Result<Message> {
     refusals.of_signature(&method.sig, "a message");
     let function = read_function(&method.sig, self_ty, &mut refusals);
     let result = without_self(&result_of(&method.sig), self_ty);
-    refusals.of_result(&result);
+    let stream = refusals.unless(streamed(&result));
+    match &stream {
+        Some(Some(stream)) => refusals.of_result(&stream.item),
+        Some(None) => refusals.of_result(&result),
+        // It was refused.
+        None => {}
+    }
     refusals.none_or(Message {
         variant: variant_of(name),
         function,
         visibility: method.vis.clone(),
         attributes: method.attrs.iter().filter(|attribute| is_shared(attribute)).cloned().collect(),
         result,
+        stream: stream.flatten(),
     })
 }
 
@@ -839,6 +861,36 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_becomes_items() {
+        let text = expanded(
+            "impl<K: Key> Store<K> {
+                fn start() -> Self { Store }
+                fn keys(&self, from: u64) -> impl Stream<Item = K> { go() }
+                async fn rows(&mut self) -> Result<impl Stream<Item = Vec<u8>>, Full> { go() }
+            }",
+        );
+        assert_contains(
+            &text,
+            "fn keys(&self, from: u64) -> impl Stream<Item = K> + use<K> + ::core::marker::Send + 'static { go() }",
+        );
+        assert_contains(
+            &text,
+            "fn keys(&self, from: u64) -> ::hatchery::Items<K> {
+                self.0.items(\"keys\", &__StoreMessage::<K>::Keys { from }, ::hatchery::__private::decode)
+            }",
+        );
+        assert_contains(&text, "begin_stream(__cx, __asked, __result, ::hatchery::__private::encode)");
+        assert_contains(
+            &text,
+            "fn rows(&self,) -> ::hatchery::Items<
+                Vec<u8>, <Result<(), Full> as ::hatchery::__private::ResultParts>::Err
+            > {",
+        );
+        assert_contains(&text, "::hatchery::__private::decode_bytes)");
+        assert_contains(&text, "Err(__error) => ::hatchery::__private::Answer::result::<(), _>");
+    }
+
+    #[test]
     fn byte_vectors_travel_as_byte_strings() {
         let text = expanded(
             "impl Store {
@@ -926,7 +978,10 @@ mod tests {
             ("fn f(&self, x: impl Into<u8>) {}", "write the type itself"),
             ("fn f(&self, x: &[u64]) {}", "write `Vec<u64>`"),
             ("fn f(&self) -> &str { g() }", "write `String`"),
-            ("fn f(&self) -> impl Stream<Item = u8> { g() }", "write the type itself"),
+            ("fn f(&self) -> impl Iterator<Item = u8> { g() }", "write the type itself"),
+            ("fn f(&self) -> impl Stream { g() }", "write `impl Stream<Item = T>`"),
+            ("fn f(&self) -> impl Stream<Item = &str> { g() }", "write `String`"),
+            ("fn f(&self) -> impl Stream<Item = u8> + '_ { g() }", "cannot borrow from it"),
             ("unsafe fn f(&self) {}", "cannot be `unsafe`"),
             ("fn f(&self) {} fn f(&mut self) {}", "`f` is there twice"),
             ("fn foo_bar(&self) {} fn fooBar(&self) {}", "both make the message `FooBar`"),

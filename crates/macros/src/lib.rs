@@ -11,6 +11,9 @@ use proc_macro::TokenStream;
 
 mod travel;
 
+// Methods that answer with a stream.
+mod stream;
+
 mod task;
 
 mod actor;

@@ -9,7 +9,7 @@ use hatchery_actor::context::Context;
 use hatchery_actor::error::Error;
 use hatchery_actor::exit::Panic;
 use hatchery_actor::fault::Fault;
-use hatchery_actor::mailbox::{Mailbox, Parcel, ReturnPath};
+use hatchery_actor::mailbox::{Mailbox, Parcel, Part, ReturnPath};
 use hatchery_actor::outlet::{Answer, WINDOW};
 use hatchery_actor::{panics, runner};
 use hatchery_wire::{Body, Envelope, Kind, decode, encode};
@@ -260,6 +260,11 @@ impl Desk for MailDesk {
                 self.mailbox.withdraw(id, &self.back);
                 return Ok(());
             }
+            Kind::Credit => {
+                let items = decode(&body).map_err(|error| format!("a malformed credit: {error}"))?;
+                let credit = self.mailbox.credit(id, &self.back, items);
+                return credit.map_err(|_| "it took more items of a stream than it was sent".to_owned());
+            }
             Kind::Ask => true,
             Kind::Tell => false,
             other => return Err(format!("a message of kind {other:?}, which a parent does not send")),
@@ -307,7 +312,7 @@ impl ReturnPath for ChannelReturn {
             Answer::Value(body) => (Kind::Reply, body),
             Answer::Error(body) => (Kind::Error, body),
             Answer::Fault(fault) => (Kind::Fault, encode(&fault).unwrap_or_default()),
-            Answer::None => {
+            Answer::None | Answer::Streams | Answer::End => {
                 let fault = Fault::BadAnswer("the handler gave none".to_owned());
                 (Kind::Fault, encode(&fault).unwrap_or_default())
             }
@@ -316,6 +321,15 @@ impl ReturnPath for ChannelReturn {
         let mut envelope = Envelope::new(kind, TENANT, id, body);
         envelope.release = true;
         self.outgoing.send(envelope);
+    }
+
+    fn stream(&self, id: u64, part: Part) {
+        let (kind, body) = match part {
+            Part::Item(body) => (Kind::Item, body),
+            Part::End => (Kind::End, Body::default()),
+            Part::Fault(fault) => (Kind::Fault, encode(&fault).unwrap_or_default()),
+        };
+        self.outgoing.send(Envelope::new(kind, TENANT, id, body));
     }
 
     fn release(&self, places: u32) {

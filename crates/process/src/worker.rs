@@ -159,6 +159,11 @@ impl Line for ChannelLine {
     fn withdraw(&self, id: u64) {
         self.outgoing.send(Envelope::new(Kind::Withdraw, TENANT, id, Body::default()));
     }
+
+    fn credit(&self, id: u64, items: usize) {
+        // A number can be encoded.
+        self.outgoing.send(Envelope::new(Kind::Credit, TENANT, id, encode(&items).unwrap_or_default()));
+    }
 }
 
 /// Takes a worker's answers to the seat.
@@ -177,6 +182,10 @@ impl Desk for SeatDesk {
             Kind::Reply => Answer::Value(body),
             Kind::Error => Answer::Error(body),
             Kind::Fault => Answer::Fault(fault_of(&body)?),
+            Kind::Item => {
+                return self.seat.item(self.incarnation, id, body).map_err(|error| error.to_string());
+            }
+            Kind::End => Answer::End,
             Kind::Release => {
                 let places = u32::try_from(id).unwrap_or(u32::MAX);
                 return self.seat.released(self.incarnation, places).map_err(|_| too_many());
