@@ -789,6 +789,40 @@ mod tests {
         assert_eq!(outlet.sit(1).sent(), [stays]);
     }
 
+    #[test]
+    fn a_request_for_one_incarnation_ends_with_it_wherever_it_is() {
+        let outlet = Outlet::default();
+        let first = Incarnation::new(1);
+        let early = outlet.submit(true, None, body(false), Some(&first));
+        let line = outlet.sit(1);
+        assert_eq!(line.sent(), [early]);
+        for _ in 1..WINDOW {
+            outlet.ask();
+        }
+        let (in_line, free) = (outlet.submit(true, None, body(false), Some(&first)), outlet.ask());
+        first.exit.set(exit()).unwrap();
+        outlet.ended(1, &exit());
+        let over = Answer::Fault(Fault::Ended { exit: Box::new(exit()), maybe_executed: false });
+        assert_eq!(outlet.now(early), Some(ended()));
+        assert_eq!(outlet.now(in_line), Some(over.clone()));
+        let line = outlet.sit(2);
+        assert_eq!(line.sent(), [free]);
+        let late = outlet.submit(true, None, body(false), Some(&first));
+        assert_eq!((outlet.now(late), line.sent()), (Some(over), vec![free]));
+    }
+
+    #[test]
+    fn a_request_for_one_incarnation_is_never_sent_to_another_whose_end_is_late() {
+        let outlet = Outlet::default();
+        let first = Incarnation::new(1);
+        let id = outlet.submit(true, None, body(false), Some(&first));
+        let line = outlet.sit(2);
+        assert_eq!((outlet.now(id), line.sent()), (None, vec![]));
+        outlet.ended(1, &exit());
+        assert!(matches!(outlet.now(id), Some(Answer::Fault(Fault::Ended { .. }))));
+        assert!(outlet.lock().requests.is_empty());
+    }
+
     struct Count(Mutex<u32>);
 
     impl Wake for Count {

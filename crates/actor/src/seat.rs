@@ -263,6 +263,7 @@ mod tests {
     use super::*;
     use crate::child::{BoxFuture, Rung};
     use crate::exit::Status;
+    use crate::monitor::Down;
     use crate::outlet::Request;
 
     struct Fake;
@@ -329,5 +330,61 @@ mod tests {
         seat.occupy(1, Arc::new(Fake), Arc::new(Fake));
         seat.ended(1, &exit());
         assert!(matches!(seat.occupancy(), Occupancy::Closed(why) if why == "it was stopped"));
+    }
+
+    fn told(monitor: &mut Monitor) -> Option<Down> {
+        match std::future::Future::poll(
+            std::pin::Pin::new(monitor),
+            &mut Context::from_waker(std::task::Waker::noop()),
+        ) {
+            Poll::Ready(down) => Some(down),
+            Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn a_monitor_is_about_who_sits_there_or_comes_next() {
+        let seat = Seat::new("/a".to_owned(), "A");
+        let mut early = seat.monitor(None);
+        // One that never sat there is nobody's business.
+        seat.ended(1, &exit());
+        assert!(told(&mut early).is_none());
+        seat.occupy(2, Arc::new(Fake), Arc::new(Fake));
+        let mut sitting = seat.monitor(None);
+        seat.ended(2, &exit());
+        seat.ended(2, &exit());
+        let mut later = seat.monitor(None);
+        for monitor in [&mut early, &mut sitting] {
+            assert_eq!(told(monitor).unwrap().incarnation(), Some(2));
+            assert!(told(monitor).is_none());
+        }
+        assert!(told(&mut later).is_none());
+        seat.close("it was stopped");
+        for monitor in [&mut early, &mut sitting, &mut later, &mut seat.monitor(None)] {
+            let down = told(monitor).unwrap();
+            assert!(down.is_closed() && down.to_string() == "/a is gone: it was stopped", "{down}");
+        }
+    }
+
+    #[test]
+    fn one_that_ended_before_it_could_sit_down_is_told_of_as_well() {
+        let seat = Seat::new("/a".to_owned(), "A");
+        let mut monitor = seat.monitor(None);
+        seat.ended(1, &exit());
+        seat.occupy(1, Arc::new(Fake), Arc::new(Fake));
+        assert_eq!(told(&mut monitor).unwrap().exit(), Some(&exit()));
+        assert!(told(&mut monitor).is_none());
+    }
+
+    #[test]
+    fn the_end_of_who_still_sits_in_a_closed_seat_comes_before_the_closing() {
+        let seat = Seat::new("/a".to_owned(), "A");
+        seat.occupy(1, Arc::new(Fake), Arc::new(Fake));
+        let mut monitor = seat.monitor(None);
+        seat.close("it was stopped");
+        assert!(told(&mut monitor).is_none());
+        seat.ended(1, &exit());
+        assert_eq!(told(&mut monitor).unwrap().incarnation(), Some(1));
+        assert!(told(&mut monitor).unwrap().is_closed());
     }
 }

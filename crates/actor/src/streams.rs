@@ -214,4 +214,267 @@ mod tests {
             }
         }
     }
+
+    /// Streams of an outlet, against a model that keeps everything in plain lists.
+    mod in_an_outlet {
+        use std::sync::{Arc, Mutex};
+        use std::task::{Context, Poll, Waker};
+
+        use super::*;
+        use crate::exit::{Exit, Status};
+        use crate::fault::Fault;
+        use crate::outlet::{Answer, Left, Line, Outlet, Request, Taken};
+
+        /// A producer that keeps count of the credit it gets, and of who has left.
+        #[derive(Default)]
+        struct Producer {
+            credit: Mutex<Vec<(u64, usize)>>,
+            withdrawn: Mutex<Vec<u64>>,
+        }
+
+        impl Line for Producer {
+            fn send(&self, _: Request) -> Result<(), Fault> {
+                Ok(())
+            }
+
+            fn withdraw(&self, id: u64) {
+                self.withdrawn.lock().unwrap().push(id);
+            }
+
+            fn credit(&self, id: u64, items: usize) {
+                self.credit.lock().unwrap().push((id, items));
+            }
+        }
+
+        fn numbered(n: u64) -> Body {
+            hatchery_wire::encode(&n).unwrap()
+        }
+
+        fn now(outlet: &Outlet, id: u64) -> Option<Taken> {
+            match outlet.poll_item(id, &mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(taken) => Some(taken),
+                Poll::Pending => None,
+            }
+        }
+
+        fn sit(outlet: &Outlet, incarnation: u64) -> Arc<Producer> {
+            let line = Arc::new(Producer::default());
+            assert!(outlet.open(incarnation, line.clone()));
+            line
+        }
+
+        fn stream(outlet: &Outlet) -> u64 {
+            outlet.submit_stream(None, numbered(0), None)
+        }
+
+        fn exit(orderly: bool) -> Exit {
+            if orderly { Exit::orderly() } else { Exit::new(Status::Signal(9)) }
+        }
+
+        #[test]
+        fn an_item_of_no_stream_is_refused_unless_it_is_late() {
+            let outlet = Outlet::default();
+            let _line = sit(&outlet, 1);
+            let (ask, ended) = (outlet.submit(true, None, numbered(0), None), stream(&outlet));
+            outlet.answered(1, ended, Answer::End, false).unwrap();
+            for id in [ask, ended, 99] {
+                assert_eq!(outlet.item(1, id, numbered(0)), Err(BadItem::NoStream));
+            }
+            outlet.ended(1, &exit(false));
+            outlet.item(1, 99, numbered(0)).unwrap();
+            let _line = sit(&outlet, 2);
+            outlet.item(1, 99, numbered(0)).unwrap();
+            assert_eq!(outlet.item(2, 99, numbered(0)), Err(BadItem::NoStream));
+        }
+
+        #[test]
+        fn what_nobody_waits_for_any_more_is_ignored_within_its_credit_until_it_ends() {
+            let outlet = Outlet::default();
+            let line = sit(&outlet, 1);
+            let id = stream(&outlet);
+            outlet.item(1, id, numbered(0)).unwrap();
+            assert_eq!(outlet.cancel(id), Left::Sent);
+            assert_eq!(*line.withdrawn.lock().unwrap(), [id]);
+            for n in 1..ITEMS {
+                outlet.item(1, id, numbered(n as u64)).unwrap();
+            }
+            assert_eq!(outlet.item(1, id, numbered(0)), Err(BadItem::BeyondCredit));
+            outlet.answered(1, id, Answer::End, false).unwrap();
+            assert_eq!(outlet.item(1, id, numbered(0)), Err(BadItem::NoStream));
+            assert!(line.credit.lock().unwrap().is_empty());
+        }
+
+        #[test]
+        fn a_stream_in_line_or_answered_with_a_fault_leaves_nothing_behind() {
+            let outlet = Outlet::default();
+            let id = stream(&outlet);
+            assert_eq!(outlet.cancel(id), Left::Unsent);
+            let _line = sit(&outlet, 1);
+            let id = stream(&outlet);
+            assert_eq!(outlet.cancel(id), Left::Sent);
+            outlet.answered(1, id, Answer::Fault(Fault::Withdrawn), true).unwrap();
+            assert_eq!(outlet.item(1, id, numbered(0)), Err(BadItem::NoStream));
+        }
+
+        #[test]
+        fn an_orderly_end_is_no_excuse_for_a_stream_that_had_begun() {
+            let outlet = Outlet::default();
+            let _line = sit(&outlet, 1);
+            let (begun, not_begun) = (stream(&outlet), stream(&outlet));
+            outlet.item(1, begun, numbered(7)).unwrap();
+            outlet.ended(1, &exit(true));
+            assert_eq!(now(&outlet, not_begun), Some(Taken::Over(Answer::Fault(Fault::Stopping))));
+            assert_eq!(now(&outlet, begun), Some(Taken::Item(numbered(7))));
+            let cut = Fault::Ended { exit: Box::new(exit(true)), maybe_executed: true };
+            assert_eq!(now(&outlet, begun), Some(Taken::Over(Answer::Fault(cut))));
+        }
+
+        #[derive(Clone, Debug)]
+        enum Op {
+            Open,
+            /// As many as there is room for at the producer, up to so many.
+            Produce(prop::sample::Index, usize),
+            ProduceTooMany(prop::sample::Index),
+            Take(prop::sample::Index, usize),
+            Leave(prop::sample::Index),
+            End(prop::sample::Index, bool),
+            Restart,
+        }
+
+        fn op() -> impl Strategy<Value = Op> {
+            let index = any::<prop::sample::Index>;
+            prop_oneof![
+                3 => Just(Op::Open),
+                8 => (index(), 1_usize..100).prop_map(|(stream, n)| Op::Produce(stream, n)),
+                1 => index().prop_map(Op::ProduceTooMany),
+                8 => (index(), 1_usize..100).prop_map(|(stream, n)| Op::Take(stream, n)),
+                2 => index().prop_map(Op::Leave),
+                2 => (index(), any::<bool>()).prop_map(|(stream, well)| Op::End(stream, well)),
+                1 => Just(Op::Restart),
+            ]
+        }
+
+        #[derive(Default)]
+        struct Known {
+            id: u64,
+            produced: u64,
+            taken: u64,
+            /// What the producer may still send, as far as it knows.
+            room: usize,
+            /// What its caller gets behind the items; the producer is done.
+            over: Option<Answer>,
+            /// Its caller has left, or has the end.
+            gone: bool,
+        }
+
+        fn run(ops: Vec<Op>) {
+            let outlet = Outlet::default();
+            let (mut incarnation, mut line) = (1, sit(&outlet, 1));
+            let mut all: Vec<Known> = Vec::new();
+            for op in ops {
+                let of = |index: &prop::sample::Index| index.index(all.len().max(1));
+                match op {
+                    Op::Open => {
+                        let id = stream(&outlet);
+                        // The place comes back when it begins.
+                        outlet.released(incarnation, 1).unwrap();
+                        all.push(Known { id, room: ITEMS, ..Known::default() });
+                    }
+                    _ if all.is_empty() => {}
+                    Op::Produce(index, n) => {
+                        let at = of(&index);
+                        let known = &mut all[at];
+                        if known.over.is_some() {
+                            continue;
+                        }
+                        for _ in 0..n.min(known.room) {
+                            outlet.item(incarnation, known.id, numbered(known.produced)).unwrap();
+                            known.produced += 1;
+                            known.room -= 1;
+                        }
+                    }
+                    Op::ProduceTooMany(index) => {
+                        let known = &all[of(&index)];
+                        let expected = match &known.over {
+                            Some(_) => Err(BadItem::NoStream),
+                            None if known.room == 0 => Err(BadItem::BeyondCredit),
+                            None => continue,
+                        };
+                        assert_eq!(outlet.item(incarnation, known.id, numbered(0)), expected);
+                    }
+                    Op::Take(index, n) => {
+                        let at = of(&index);
+                        let known = &mut all[at];
+                        for _ in 0..n {
+                            if known.gone {
+                                break;
+                            }
+                            let expected = if known.taken < known.produced {
+                                known.taken += 1;
+                                Some(Taken::Item(numbered(known.taken - 1)))
+                            } else if let Some(over) = &known.over {
+                                known.gone = true;
+                                Some(Taken::Over(over.clone()))
+                            } else {
+                                None
+                            };
+                            assert_eq!(now(&outlet, known.id), expected);
+                        }
+                    }
+                    Op::Leave(index) => {
+                        let at = of(&index);
+                        let known = &mut all[at];
+                        if known.gone {
+                            continue;
+                        }
+                        let left = outlet.cancel(known.id);
+                        let expected = known.over.clone().map_or(Left::Sent, Left::Over);
+                        assert_eq!(left, expected);
+                        known.gone = true;
+                    }
+                    Op::End(index, well) => {
+                        let at = of(&index);
+                        let known = &mut all[at];
+                        if known.over.is_none() {
+                            let fault = Answer::Fault(Fault::BadAnswer("it broke".to_owned()));
+                            let over = if well { Answer::End } else { fault };
+                            outlet.answered(incarnation, known.id, over.clone(), false).unwrap();
+                            known.over = Some(over);
+                        }
+                    }
+                    Op::Restart => {
+                        outlet.ended(incarnation, &exit(false));
+                        let fault = Fault::Ended { exit: Box::new(exit(false)), maybe_executed: true };
+                        for known in all.iter_mut().filter(|known| known.over.is_none()) {
+                            known.over = Some(Answer::Fault(fault.clone()));
+                        }
+                        incarnation += 1;
+                        line = sit(&outlet, incarnation);
+                    }
+                }
+                for (id, items) in std::mem::take(&mut *line.credit.lock().unwrap()) {
+                    let known = all.iter_mut().find(|known| known.id == id).unwrap();
+                    assert!(!known.gone && known.over.is_none(), "credit for nobody");
+                    known.room += items;
+                    let under_way = (known.produced - known.taken) as usize;
+                    assert!(known.room + under_way <= ITEMS, "the producer may be too far ahead");
+                }
+                for known in all.iter().filter(|known| !known.gone && known.over.is_none()) {
+                    let under_way = (known.produced - known.taken) as usize;
+                    assert!(known.room > 0 || under_way > 0, "both wait for ever");
+                }
+            }
+        }
+
+        proptest! {
+            #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+            #[test]
+            fn items_come_in_order_within_the_credit_and_end_exactly_once(
+                ops in prop::collection::vec(op(), 0..80),
+            ) {
+                run(ops);
+            }
+        }
+    }
 }
