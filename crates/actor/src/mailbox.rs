@@ -3,7 +3,7 @@
 //! It is bounded by what its senders' windows add up to: a channel counts its own places and a peer that takes more
 //! is refused by that channel, so nothing here needs to wait.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -11,13 +11,21 @@ use hatchery_wire::Body;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::busy;
 use crate::fault::Fault;
 use crate::outlet::Answer;
+
+/// How many answers an actor may have put off at once: more than wait for any lock, and some megabytes at most. Their
+/// places have been given back, so it is not the window that bounds them.
+const PUT_OFF: usize = 65_536;
 
 /// Where the answer to a request goes, and the places in its sender's window.
 pub trait ReturnPath: Send + Sync + 'static {
     /// Answers a request; this gives its place back, too.
     fn answer(&self, id: u64, answer: Answer);
+
+    /// Answers a request whose place was given back when its handler returned.
+    fn reply(&self, id: u64, answer: Answer);
 
     /// Gives back the places of requests that want no answer.
     fn release(&self, places: u32);
@@ -55,6 +63,10 @@ pub struct Mailbox {
 struct State {
     queue: VecDeque<Parcel>,
     running: Option<Running>,
+    /// Requests whose answers have been put off, and that nobody has answered yet.
+    put_off: HashMap<Name, PutOff>,
+    /// Those of them whose right to answer was lost in a panic that may yet turn out to be the actor's own.
+    lost: Vec<Ticket>,
     /// How many have been taken out.
     taken: u64,
     stopping: bool,
@@ -71,6 +83,26 @@ struct Running {
     caller_left: bool,
     /// Cancelled when the caller leaves; made when somebody first wants to know.
     left: Option<CancellationToken>,
+    is_put_off: bool,
+}
+
+/// What a request is called: by whom, and its sender's number for it. The sender is known by its address, which nobody
+/// else gets while the request holds on to it.
+type Name = (usize, u64);
+
+/// A request whose answer has been put off.
+struct PutOff {
+    /// The how manyth it is.
+    number: u64,
+    from: Arc<dyn ReturnPath>,
+    left: CancellationToken,
+}
+
+/// The right to answer a request later, once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ticket {
+    name: Name,
+    number: u64,
 }
 
 impl Mailbox {
@@ -102,9 +134,22 @@ impl Mailbox {
         Ok(())
     }
 
-    /// A caller has left. If its request has not begun it never will; if it runs, the handler can see it.
+    /// Tells this actor apart from others of this process.
+    pub(crate) fn id(&self) -> busy::Id {
+        std::ptr::from_ref(self).addr()
+    }
+
+    /// A caller has left. If its request has not begun it never will; if it runs, the handler can see it; if its answer
+    /// has been put off, whoever is to give it can.
     pub fn withdraw(&self, id: u64, from: &Arc<dyn ReturnPath>) {
         let mut state = self.lock();
+        let put_off = state.put_off.remove(&name(id, from));
+        if let Some(PutOff { left, .. }) = &put_off {
+            let left = left.clone();
+            drop(state);
+            left.cancel();
+            state = self.lock();
+        }
         if let Some(running) = &mut state.running {
             if running.id == id && Arc::ptr_eq(&running.from, from) {
                 running.caller_left = true;
@@ -139,13 +184,21 @@ impl Mailbox {
     /// What to do next; `idle` asks to be told once when there is nothing.
     pub(crate) fn poll_next(&self, idle: bool, cx: &mut Context<'_>) -> Poll<Next> {
         let mut state = self.lock();
+        while !state.lost.is_empty() {
+            // The actor is alive, so the panics were others'.
+            let lost = std::mem::take(&mut state.lost);
+            drop(state);
+            lost.into_iter().for_each(|ticket| self.unanswered(ticket));
+            state = self.lock();
+        }
         if state.stopping {
             return Poll::Ready(Next::Stop);
         }
         if let Some(parcel) = state.queue.pop_front() {
             state.taken += 1;
             let (number, from) = (state.taken, parcel.from.clone());
-            state.running = Some(Running { number, id: parcel.id, from, caller_left: false, left: None });
+            let (id, left) = (parcel.id, None);
+            state.running = Some(Running { number, id, from, caller_left: false, left, is_put_off: false });
             return Poll::Ready(Next::Parcel(parcel));
         }
         if idle {
@@ -157,10 +210,90 @@ impl Mailbox {
         Poll::Pending
     }
 
-    /// The request that was running is over.
-    pub(crate) fn finished(&self) {
+    /// The handler of the running request has returned; whether its answer has been put off.
+    pub(crate) fn finished(&self) -> bool {
         let running = self.lock().running.take();
-        drop(running);
+        running.is_some_and(|running| running.is_put_off)
+    }
+
+    /// Puts off the answer to the running request, counted from 1. With the right to answer comes a token that is
+    /// cancelled when the caller leaves, or when the actor is gone.
+    ///
+    /// # Errors
+    /// There are too many; or the sender uses a number twice; or the request is over.
+    pub(crate) fn put_off(&self, number: u64) -> Result<(Ticket, CancellationToken), Fault> {
+        let mut state = self.lock();
+        let State { running, put_off, .. } = &mut *state;
+        let refused = |why: String| Err(Fault::Refused(why));
+        let Some(running) = running.as_mut().filter(|running| running.number == number) else {
+            return refused("an answer can only be put off by the handler of its request".to_owned());
+        };
+        if put_off.len() >= PUT_OFF {
+            return refused(format!(
+                "{PUT_OFF} answers of this actor are still to come, and it takes on no more before it has given some"
+            ));
+        }
+        let name = name(running.id, &running.from);
+        if running.is_put_off || put_off.contains_key(&name) {
+            return refused("a request has one answer".to_owned());
+        }
+        running.is_put_off = true;
+        let left = running.left.get_or_insert_default().clone();
+        let gone = running.caller_left;
+        if !gone {
+            put_off.insert(name, PutOff { number, from: running.from.clone(), left: left.clone() });
+        }
+        drop(state);
+        if gone {
+            left.cancel();
+        }
+        Ok((Ticket { name, number }, left))
+    }
+
+    /// Answers a request whose answer was put off; whether it still could be, for then its caller has not left as far
+    /// as this process knows.
+    pub(crate) fn reply(&self, ticket: Ticket, answer: Answer) -> bool {
+        let put_off = self.lock().redeem(ticket);
+        put_off.map(|put_off| put_off.from.reply(ticket.name.1, answer)).is_some()
+    }
+
+    /// Nobody will give the answer that was put off.
+    pub(crate) fn unanswered(&self, ticket: Ticket) {
+        let mut state = self.lock();
+        let (put_off, why) = (state.redeem(ticket), if state.closed { STOPPED } else { DROPPED });
+        drop(state);
+        if let Some(put_off) = put_off {
+            put_off.from.reply(ticket.name.1, unanswered(why));
+        }
+    }
+
+    /// The same, amid a panic. If it is the actor's own, its end is the answer.
+    pub(crate) fn lost(&self, ticket: Ticket) {
+        let mut state = self.lock();
+        state.lost.push(ticket);
+        let waker = state.waker.take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// The actor has stopped in order: answers that are still to come never will.
+    pub(crate) fn abandon(&self) {
+        for (name, put_off) in self.forget() {
+            put_off.from.reply(name.1, unanswered(STOPPED));
+            put_off.left.cancel();
+        }
+    }
+
+    /// The actor has crashed, or was cut off: what it still owes ends with its incarnation, in whatever way the rest of
+    /// it is dropped.
+    pub(crate) fn crashed(&self) {
+        self.forget().into_values().for_each(|put_off| put_off.left.cancel());
+    }
+
+    fn forget(&self) -> HashMap<Name, PutOff> {
+        std::mem::take(&mut self.lock().put_off)
     }
 
     /// Is cancelled when the caller of this request, counted from 1, leaves; `None` if it is not the one that runs.
@@ -186,6 +319,26 @@ impl Mailbox {
     }
 }
 
+impl State {
+    /// The request that this ticket is for, once; none if its caller has left.
+    fn redeem(&mut self, ticket: Ticket) -> Option<PutOff> {
+        // A sender that uses a number again has a new request of that name.
+        self.put_off.get(&ticket.name).filter(|put_off| put_off.number == ticket.number)?;
+        self.put_off.remove(&ticket.name)
+    }
+}
+
+fn name(id: u64, from: &Arc<dyn ReturnPath>) -> Name {
+    (Arc::as_ptr(from).cast::<()>().addr(), id)
+}
+
+const DROPPED: &str = "its `Reply` was dropped unanswered";
+const STOPPED: &str = "the actor stopped while its `Reply` was open";
+
+fn unanswered(why: &str) -> Answer {
+    Answer::Fault(Fault::BadAnswer(why.to_owned()))
+}
+
 impl Parcel {
     /// Answers it `Stopping`, and gives its place back.
     pub fn refuse(self) {
@@ -207,12 +360,17 @@ mod tests {
     #[derive(Default)]
     struct Back {
         answers: Mutex<Vec<(u64, Answer)>>,
+        late: Mutex<Vec<(u64, Answer)>>,
         places: Mutex<u32>,
     }
 
     impl ReturnPath for Back {
         fn answer(&self, id: u64, answer: Answer) {
             self.answers.lock().unwrap().push((id, answer));
+        }
+
+        fn reply(&self, id: u64, answer: Answer) {
+            self.late.lock().unwrap().push((id, answer));
         }
 
         fn release(&self, places: u32) {

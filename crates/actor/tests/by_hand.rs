@@ -332,6 +332,7 @@ fn millis(n: u64) -> Duration {
 #[derive(Default)]
 struct Returns {
     answers: Mutex<Vec<(u64, Answer)>>,
+    late: Mutex<Vec<(u64, Answer)>>,
     places: AtomicU64,
 }
 
@@ -344,6 +345,10 @@ impl Returns {
 impl ReturnPath for Returns {
     fn answer(&self, id: u64, answer: Answer) {
         self.answers.lock().unwrap().push((id, answer));
+    }
+
+    fn reply(&self, id: u64, answer: Answer) {
+        self.late.lock().unwrap().push((id, answer));
     }
 
     fn release(&self, places: u32) {
@@ -542,7 +547,7 @@ async fn a_timeout_beyond_the_clock_waits_as_long_as_it_takes() {
 async fn a_request_whose_deadline_passes_by_the_workers_clock_never_starts() {
     let (number, log) = Log::new();
     let (mailbox, returns) = (Mailbox::new(), Returns::new());
-    let cx = Context::new("/test/probe", 1, mailbox.clone());
+    let cx = Context::new::<ProbeHandle>("/test/probe", 1, mailbox.clone());
     let probe = Probe::start(Setup { log: number, start: "well".to_owned() }, &cx).await.unwrap();
     for (id, after, name) in [(1, 100, "first"), (2, 49, "second"), (3, 51, "third")] {
         let body = encode(&Message::Nap(name.to_owned(), 50)).unwrap();
@@ -667,7 +672,7 @@ async fn ten_thousand_tells_to_a_slow_handler_never_have_more_than_64_in_its_mai
 async fn handled_tells_give_back_their_places_also_when_there_are_only_a_few() {
     let (number, _log) = Log::new();
     let (mailbox, returns) = (Mailbox::new(), Returns::new());
-    let cx = Context::new("/test/probe", 1, mailbox.clone());
+    let cx = Context::new::<ProbeHandle>("/test/probe", 1, mailbox.clone());
     let probe = Probe::start(Setup { log: number, start: "well".to_owned() }, &cx).await.unwrap();
     let running = tokio::spawn({
         let mailbox = mailbox.clone();
@@ -692,7 +697,7 @@ async fn a_mailbox_that_never_runs_empty_does_not_keep_others_from_running() {
     let (number, log) = Log::new();
     let mailbox = Mailbox::new();
     *log.mailbox.lock().unwrap() = Some(mailbox.clone());
-    let cx = Context::new("/test/probe", 1, mailbox.clone());
+    let cx = Context::new::<ProbeHandle>("/test/probe", 1, mailbox.clone());
     let probe = Probe::start(Setup { log: number, start: "well".to_owned() }, &cx).await.unwrap();
     let body = encode(&Message::Again).unwrap();
     let first = Parcel { id: 0, ask: false, deadline: None, body, from: Returns::new() };
