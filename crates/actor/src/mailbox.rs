@@ -482,6 +482,75 @@ mod tests {
         assert!(!mailbox.caller_left(2).unwrap().is_cancelled());
     }
 
+    fn deferred(mailbox: &Mailbox, id: u64, back: &Arc<Back>) -> Result<(Ticket, CancellationToken), Fault> {
+        assert!(mailbox.push(parcel(id, true, back)).is_ok());
+        assert_eq!(next_id(mailbox), Some(id));
+        let number = mailbox.lock().taken;
+        let deferred = mailbox.put_off(number);
+        assert_eq!(mailbox.finished(), deferred.is_ok());
+        deferred
+    }
+
+    #[test]
+    fn a_put_off_answer_is_given_once_and_only_while_its_caller_waits() {
+        let (mailbox, back) = (Mailbox::new(), Arc::new(Back::default()));
+        let from: Arc<dyn ReturnPath> = back.clone();
+        let (first, _) = deferred(&mailbox, 1, &back).unwrap();
+        let (second, left) = deferred(&mailbox, 2, &back).unwrap();
+        assert!(mailbox.reply(first, Answer::None) && !mailbox.reply(first, Answer::None));
+        mailbox.withdraw(2, &from);
+        assert!(left.is_cancelled() && !mailbox.reply(second, Answer::None));
+        mailbox.unanswered(second);
+        assert_eq!(*back.late.lock().unwrap(), [(1, Answer::None)]);
+        assert!(mailbox.lock().put_off.is_empty());
+    }
+
+    #[test]
+    fn a_withdrawal_while_the_handler_runs_reaches_the_answer_that_it_put_off() {
+        let (mailbox, back) = (Mailbox::new(), Arc::new(Back::default()));
+        let from: Arc<dyn ReturnPath> = back.clone();
+        for withdrawn_first in [false, true] {
+            assert!(mailbox.push(parcel(1, true, &back)).is_ok());
+            assert_eq!(next_id(&mailbox), Some(1));
+            let number = mailbox.lock().taken;
+            if withdrawn_first {
+                mailbox.withdraw(1, &from);
+            }
+            let (ticket, left) = mailbox.put_off(number).unwrap();
+            assert!(mailbox.put_off(number).is_err(), "a request has one answer");
+            mailbox.withdraw(1, &from);
+            assert!(left.is_cancelled() && mailbox.caller_left(number).unwrap().is_cancelled());
+            assert!(mailbox.finished() && !mailbox.reply(ticket, Answer::None));
+        }
+    }
+
+    #[test]
+    fn a_sender_that_uses_a_number_twice_is_refused_and_the_first_stays() {
+        let (mailbox, one, two) = (Mailbox::new(), Arc::new(Back::default()), Arc::new(Back::default()));
+        let (first, _) = deferred(&mailbox, 7, &one).unwrap();
+        assert!(deferred(&mailbox, 7, &one).is_err());
+        let (others, _) = deferred(&mailbox, 7, &two).unwrap();
+        assert!(mailbox.reply(others, Answer::None) && mailbox.reply(first, Answer::None));
+        // A ticket is for its own request, not for a later one of that number.
+        assert!(deferred(&mailbox, 7, &one).is_ok() && !mailbox.reply(first, Answer::None));
+    }
+
+    #[test]
+    fn an_actor_can_not_owe_without_end() {
+        let (mailbox, back) = (Mailbox::new(), Arc::new(Back::default()));
+        let first = deferred(&mailbox, 0, &back).unwrap().0;
+        for id in 1..PUT_OFF as u64 {
+            deferred(&mailbox, id, &back).unwrap();
+        }
+        let refused = deferred(&mailbox, u64::MAX, &back).unwrap_err();
+        assert!(refused.to_string().contains("65536 answers") && !refused.maybe_executed(), "{refused}");
+        mailbox.unanswered(first);
+        deferred(&mailbox, u64::MAX, &back).unwrap();
+        mailbox.abandon();
+        assert_eq!(back.late.lock().unwrap().len(), PUT_OFF + 1);
+        assert!(mailbox.lock().put_off.is_empty());
+    }
+
     #[test]
     fn a_closed_mailbox_answers_what_is_left_and_hands_back_what_arrives() {
         let (mailbox, back) = (Mailbox::new(), Arc::new(Back::default()));
