@@ -1,15 +1,17 @@
 //! Streamed answers at the producer's side: one task a stream, beside the actor, that ends with it.
 //!
 //! ```text
-//!              caller left           actor stopped            actor crashed
-//!   Go ──┬──▶ Withdrawn ──▶ End   ──▶ Stopped ──▶ Fault    ──▶ Dropped ──▶ (its seat tells the caller)
-//!        └──▶ the stream's own end ──▶ End
+//!        caller left                actor stops in order
+//!   Go ──────▶ Withdrawn ──▶ End  ──────▶ Stopped ──▶ Fault
+//!    └──▶ the stream's own end ──▶ End
 //! ```
 //!
 //! Only the task itself sends, so nothing of a stream can come after its end. Whoever wants it to end says so in its
-//! order, and the task drops the user's stream before it sends the last word.
+//! order, and the task drops the user's stream before it sends the last word. If the actor crashes or is cut off, its
+//! tasks are dropped with it, and its seat tells the caller.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context as Task, Poll, Waker};
@@ -21,9 +23,8 @@ use hatchery_wire::{Body, EncodeError};
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::fault::Fault;
-use crate::mailbox::{Mailbox, Part, ReturnPath};
+use crate::mailbox::{Mailbox, Name, ReturnPath, name};
 use crate::outlet::{Answer, measure};
-use crate::panics;
 use crate::streams::{Ahead, TooMuchCredit};
 
 /// How many streams of one actor may be open. Each is a task; its caller holds on to it by a living value.
@@ -32,7 +33,7 @@ pub const OPEN: usize = 1024;
 /// The streams of one actor.
 #[derive(Default)]
 pub(crate) struct Flows {
-    open: HashMap<(usize, u64), Arc<Flow>>,
+    open: HashMap<Name, Arc<Flow>>,
     /// Woken when the last of them has ended.
     waker: Option<Waker>,
 }
@@ -57,10 +58,8 @@ pub(crate) enum Order {
     Go,
     /// Its caller has left.
     Withdrawn,
-    /// The actor has stopped in order.
+    /// The actor stops in order.
     Stopped,
-    /// The actor is gone, and its end is told in another way.
-    Dropped,
 }
 
 impl Flows {
@@ -70,17 +69,17 @@ impl Flows {
             return None;
         }
         let flow = Arc::new(Flow { id, from, state: Mutex::default() });
-        self.open.insert(flow.key(), flow.clone());
+        self.open.insert(flow.name(), flow.clone());
         Some(flow)
     }
 
     pub(crate) fn find(&self, id: u64, from: &Arc<dyn ReturnPath>) -> Option<Arc<Flow>> {
-        self.open.get(&key(id, from)).cloned()
+        self.open.get(&name(id, from)).cloned()
     }
 
     /// This stream has ended. Gives whom to wake.
     pub(crate) fn ended(&mut self, flow: &Flow) -> Option<Waker> {
-        self.open.remove(&flow.key());
+        self.open.remove(&flow.name());
         if self.open.is_empty() { self.waker.take() } else { None }
     }
 
@@ -97,14 +96,10 @@ impl Flows {
     }
 }
 
-/// The streams of one caller are told apart by their ids, callers by their way back, which a flow keeps alive.
-fn key(id: u64, from: &Arc<dyn ReturnPath>) -> (usize, u64) {
-    (Arc::as_ptr(from).cast::<()>() as usize, id)
-}
-
 impl Flow {
-    fn key(&self) -> (usize, u64) {
-        key(self.id, &self.from)
+    /// As requests are called; nobody else gets the address while this holds on to the sender.
+    fn name(&self) -> Name {
+        name(self.id, &self.from)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -148,7 +143,7 @@ impl Flow {
 
     fn send(&self, item: Body) {
         self.lock().ahead.add(item.len());
-        self.from.stream(self.id, Part::Item(item));
+        self.from.item(self.id, item);
     }
 }
 
@@ -176,8 +171,9 @@ where
     match mailbox.open_stream(cx.request()) {
         Ok(flow) => {
             let ending = Ending { flow, mailbox };
-            tokio::spawn(pour(stream, encode, ending));
-            Answer::Streams
+            cx.tasks().spawn(pour(stream, encode, ending));
+            // Nobody looks at this one: the request's answer is put off.
+            Answer::None
         }
         Err(fault) => Answer::Fault(fault),
     }
@@ -205,11 +201,11 @@ enum Next {
 /// Sends items as long as there is room, and then the last word.
 async fn pour<S: Stream>(stream: S, encode: fn(&S::Item) -> Result<Body, EncodeError>, ending: Ending) {
     let flow = &ending.flow;
-    let poured = panics::catch(async {
+    let last = {
         let mut stream = pin!(stream);
         let mut pace = Pace::new();
         loop {
-            let next = std::future::poll_fn(|cx| match flow.look(cx) {
+            let next = poll_fn(|cx| match flow.look(cx) {
                 (Order::Go, true) => stream.as_mut().poll_next(cx).map(|item| match item {
                     Some(item) => Next::Item(encode(&item)),
                     None => Next::Over,
@@ -222,27 +218,20 @@ async fn pour<S: Stream>(stream: S, encode: fn(&S::Item) -> Result<Body, EncodeE
                     let item = item.map_err(|error| Fault::BadAnswer(error.to_string()));
                     match item.and_then(|item| measure(&item).map_err(bad).map(|()| item)) {
                         Ok(item) => flow.send(item),
-                        Err(fault) => return Some(Part::Fault(fault)),
+                        Err(fault) => break Answer::Fault(fault),
                     }
                 }
-                Next::Over | Next::Ordered(Order::Withdrawn) => return Some(Part::End),
                 Next::Ordered(Order::Stopped) => {
                     let exit = Box::new(Exit::orderly());
-                    return Some(Part::Fault(Fault::Ended { exit, maybe_executed: true }));
+                    break Answer::Fault(Fault::Ended { exit, maybe_executed: true });
                 }
-                Next::Ordered(Order::Dropped | Order::Go) => return None,
+                Next::Over | Next::Ordered(_) => break Answer::End,
             }
             pace.keep().await;
         }
-    })
-    .await;
+    };
     // The user's stream is gone by now.
-    match poured {
-        Ok(Some(last)) => flow.from.stream(flow.id, last),
-        Ok(None) => {}
-        // As in a handler: the actor crashes, and its exit tells everybody, in order behind the items.
-        Err(panic) => ending.mailbox.crash(panic),
-    }
+    flow.from.reply(flow.id, last);
 }
 
 /// An item that is over the limit was made, and nobody gets it.

@@ -3,7 +3,7 @@
 //! them, and both meet in what this crate owns.
 //!
 //! The modules in reading order, each using only those before it (and `seat` and `child`, which name each other,
-//! as `mailbox`, `context` and `flow` do):
+//! as `mailbox` and `flow`, `ask` and `handle` do):
 
 #![forbid(unsafe_code)]
 
@@ -11,6 +11,7 @@ pub mod exit;
 pub mod fault;
 pub mod error;
 pub mod panics;
+mod busy;
 mod incarnation;
 pub mod streams;
 pub mod outlet;
@@ -18,12 +19,18 @@ pub mod monitor;
 pub mod seat;
 pub mod child;
 pub mod mailbox;
-pub mod context;
-pub mod flow;
-pub mod actor;
-pub mod runner;
 pub mod ask;
 pub mod items;
 pub mod handle;
+mod near;
+mod tasks;
+pub mod timer;
+pub mod watch;
+mod me;
+pub mod context;
+pub mod reply;
+pub mod flow;
+pub mod actor;
+pub mod runner;
 pub mod local;
 pub mod root;

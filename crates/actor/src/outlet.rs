@@ -83,8 +83,6 @@ pub enum Answer {
     Fault(Fault),
     /// No answer was wanted: the tell has been handed over, or handled.
     None,
-    /// The answer is a stream, which goes its own way from here.
-    Streams,
     /// The stream has ended.
     End,
 }

@@ -8,6 +8,7 @@ use hatchery_wire::Body;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::busy::{self, is_busy};
 use crate::child::{Child, Shutdown};
 use crate::exit::Exit;
 use crate::fault::Fault;
@@ -27,6 +28,8 @@ pub struct Seat {
     outlet: Outlet,
     occupancy: watch::Sender<Occupancy>,
     ends: Mutex<Ends>,
+    /// The actor that sits here, if only it itself knows this seat.
+    own: Option<busy::Id>,
 }
 
 /// What a seat knows of the ends in it. Who sits there changes under this lock only, so a monitor is about exactly
@@ -69,6 +72,21 @@ impl Seat {
 
     /// The same, with how many requests may be under way to it and how it is stopped.
     pub fn with(path: String, actor: &'static str, window: u32, shutdown: Shutdown) -> Arc<Seat> {
+        Seat::of(path, actor, window, shutdown, None)
+    }
+
+    /// A vacant seat that only one incarnation itself knows, with a window of its own.
+    pub(crate) fn own(path: String, actor: &'static str, id: busy::Id) -> Arc<Seat> {
+        Seat::of(path, actor, WINDOW, Shutdown::default(), Some(id))
+    }
+
+    fn of(
+        path: String,
+        actor: &'static str,
+        window: u32,
+        shutdown: Shutdown,
+        own: Option<busy::Id>,
+    ) -> Arc<Seat> {
         Arc::new(Seat {
             path,
             actor,
@@ -76,7 +94,13 @@ impl Seat {
             outlet: Outlet::new(window),
             occupancy: watch::Sender::new(Occupancy::Vacant),
             ends: Mutex::default(),
+            own,
         })
+    }
+
+    /// Whether this thread is in a handler of the very actor that sits here.
+    pub(crate) fn would_wait_for_itself(&self) -> bool {
+        self.own.is_some_and(is_busy)
     }
 
     /// Where it is in the tree, e.g. `/shop/web`.

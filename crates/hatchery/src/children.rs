@@ -1,6 +1,6 @@
 //! What a supervisor can be given: an actor in a process of its own, or in this one.
 
-use hatchery_actor::actor::Actor;
+use hatchery_actor::actor::{Actor, AnyActor};
 use hatchery_actor::local::Local;
 use hatchery_process::worker::Worker;
 use hatchery_supervisor::spec::ChildSpec;
@@ -33,7 +33,7 @@ use hatchery_supervisor::spec::ChildSpec;
 ///     tree.stop().await
 /// }
 /// ```
-pub fn worker<A: Actor>(name: impl Into<String>, args: A::Args) -> ChildSpec<Worker<A>> {
+pub fn worker<A: AnyActor>(name: impl Into<String>, args: A::Args) -> ChildSpec<Worker<A>> {
     ChildSpec::new(Worker::new(name, &args))
 }
 
@@ -41,6 +41,24 @@ pub fn worker<A: Actor>(name: impl Into<String>, args: A::Args) -> ChildSpec<Wor
 ///
 /// Messages and arguments are encoded here as well, so moving an actor between [`worker`] and `local` changes one word.
 /// A panic ends this actor alone; an abort takes this process with it, and a handler that blocks holds up its thread.
+///
+/// The actor's futures must be `Send`, so one that is `#[hatchery::actor(not_send)]` cannot be had here:
+///
+/// ```compile_fail,E0277
+/// use std::rc::Rc;
+///
+/// use hatchery::prelude::*;
+///
+/// struct Shared(Rc<u64>);
+///
+/// #[hatchery::actor(not_send)]
+/// impl Shared {
+///     fn start(n: u64) -> Self { Shared(Rc::new(n)) }
+///     fn get(&self) -> u64 { *self.0 }
+/// }
+///
+/// let spec = local::<Shared>("shared", 1); // in a `worker` it can
+/// ```
 pub fn local<A: Actor>(name: impl Into<String>, args: A::Args) -> ChildSpec<Local<A>> {
     ChildSpec::new(Local::new(name, &args))
 }

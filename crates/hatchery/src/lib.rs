@@ -7,7 +7,7 @@
 //! |---|---|
 //! | the door every program comes through | [`main`], [`program()`], [`test`] |
 //! | a function in a process of its own | [`task`], [`Process`] |
-//! | an actor, in a worker process or here | [`actor`], [`worker()`], [`local()`], [`local_with()`], [`Ask`], [`Items`], [`AnyHandle`], [`Context`] |
+//! | an actor, in a worker process or here | [`actor`], [`worker()`], [`local()`], [`local_with()`], [`Ask`], [`Items`], [`AnyHandle`], [`Context`], [`Reply`] |
 //! | who has ended, and how | [`Monitor`], [`Down`] |
 //! | keeping them alive | [`Supervisor`], [`Tree`] |
 //! | what went wrong | [`Error`], [`CallError`], [`ProcessError`], [`Exit`] |
@@ -21,7 +21,7 @@ pub use hatchery_process::process::{Builder as ProcessBuilder, Process, ProcessE
 pub use hatchery_process::program::{ActiveChild, Current, active_children, config, current, parent};
 pub use hatchery_process::task::{Runs, Task};
 
-pub use hatchery_actor::actor::Actor;
+pub use hatchery_actor::actor::{Actor, AnyActor};
 pub use hatchery_actor::ask::{Ask, Tell};
 pub use hatchery_actor::child::{Shutdown, Start};
 pub use hatchery_actor::context::Context;
@@ -30,6 +30,9 @@ pub use hatchery_actor::exit::{Exit, Panic, Status};
 pub use hatchery_actor::handle::{ActorRef, AnyHandle};
 pub use hatchery_actor::items::Items;
 pub use hatchery_actor::monitor::{Down, Downs, Monitor};
+pub use hatchery_actor::reply::Reply;
+pub use hatchery_actor::timer::Timer;
+pub use hatchery_actor::watch::Watch;
 pub use hatchery_supervisor::spec::ChildSpec;
 pub use hatchery_supervisor::tree::{Count, StartError, Strategy, Supervisor, Tree};
 
@@ -82,14 +85,14 @@ pub mod prelude {
     pub use std::time::Duration;
 
     pub use crate::{
-        AnyHandle, Context, Process, Shutdown, Strategy, Supervisor, Tree, local, local_with, worker,
+        AnyHandle, Context, Process, Reply, Shutdown, Strategy, Supervisor, Tree, local, local_with, worker,
     };
 }
 
 /// What the macros write; no part of the interface.
 #[doc(hidden)]
 pub mod __private {
-    pub use hatchery_actor::actor::{Actor, IntoStarted as Started, Place, ResultParts};
+    pub use hatchery_actor::actor::{Actor, AnyActor, IntoStarted as Started, Place, ResultParts};
     pub use hatchery_actor::child::BoxFuture;
     pub use hatchery_actor::context::Context;
     pub use hatchery_actor::error::Error;

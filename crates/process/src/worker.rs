@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use hatchery_actor::actor::Actor;
+use hatchery_actor::actor::AnyActor;
 use hatchery_actor::ask::deadline;
 use hatchery_actor::child::{BoxFuture, Child, Ended, Order, Rung, Start, Started, ended as wait};
 use hatchery_actor::exit::Exit;
@@ -33,14 +33,14 @@ pub struct Worker<A> {
     actor: PhantomData<fn() -> A>,
 }
 
-impl<A: Actor> Worker<A> {
+impl<A: AnyActor> Worker<A> {
     /// An actor of this name; its arguments are kept encoded, for restarts.
     pub fn new(name: impl Into<String>, args: &A::Args) -> Worker<A> {
         Worker { name: name.into(), args: encode(args), actor: PhantomData }
     }
 }
 
-impl<A: Actor> Start for Worker<A> {
+impl<A: AnyActor> Start for Worker<A> {
     type Handle = A::Handle;
 
     fn name(&self) -> &str {
