@@ -17,6 +17,7 @@ pub mod streams;
 pub mod outlet;
 pub mod monitor;
 pub mod seat;
+pub mod settings;
 pub mod child;
 pub mod mailbox;
 pub mod ask;
