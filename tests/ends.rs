@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use hatchery::prelude::*;
-use hatchery::{Exit, Never};
+use hatchery::{Exit, Never, Watch};
 use hatchery_tests::{becomes_true, ends, runs, send};
 use rustix::process::Signal;
 
@@ -116,6 +116,70 @@ async fn what_a_pinned_handle_has_in_line_ends_with_the_incarnation() {
     ends("stop", actor.stop()).await.unwrap();
     let error = ends("ask", pinned.note(1)).await.unwrap_err();
     assert!(error.exit().unwrap().is_orderly() && !error.maybe_executed());
+}
+
+/// Writes down the ends of another actor.
+struct Guard {
+    ward: crate::WorkerHandle,
+    heard: Vec<(Option<u64>, Option<i32>)>,
+    watch: Option<Watch>,
+}
+
+#[hatchery::actor]
+impl Guard {
+    fn start(never: Never) -> Self {
+        match never {}
+    }
+
+    fn looks(&mut self, cx: &Context) {
+        let me = cx.me::<GuardHandle>();
+        self.watch = Some(cx.monitor(&self.ward, move |down| {
+            me.hears(down.incarnation(), down.exit().and_then(Exit::signal))
+        }));
+    }
+
+    fn looks_away(&self) {
+        self.watch.as_ref().expect("it looks").cancel();
+    }
+
+    fn hears(&mut self, incarnation: Option<u64>, signal: Option<i32>) {
+        self.heard.push((incarnation, signal));
+    }
+
+    fn heard(&self) -> Vec<(Option<u64>, Option<i32>)> {
+        self.heard.clone()
+    }
+}
+
+#[hatchery::test]
+async fn ends_come_to_an_actor_as_messages_in_order_and_the_last_one_when_the_seat_is_closed() {
+    let (wards, guards) = (tree().await, tree().await);
+    let ward = wards.start_child(plain("ward")).await.unwrap();
+    let mut heard_by = Vec::new();
+    for name in ["looks", "looks-away"] {
+        let of = ward.clone();
+        let make = move || Guard { ward: of.clone(), heard: Vec::new(), watch: None };
+        let guard: GuardHandle = guards.start_child(local_with(name, make)).await.unwrap();
+        ends("ask", guard.looks()).await.unwrap();
+        heard_by.push(guard);
+    }
+    for n in 1..=5 {
+        becomes_true("the next one sits", || ward.incarnation() == Some(n)).await;
+        ward.kill();
+        becomes_true("it is gone", || ward.incarnation() != Some(n)).await;
+    }
+    let five: Vec<_> = (1..=5).map(|n| (Some(n), Some(9))).collect();
+    for guard in &heard_by {
+        ends("messages", async { while guard.heard().await.unwrap().len() < 5 {} }).await;
+        assert_eq!(ends("ask", guard.heard()).await.unwrap(), five);
+    }
+    ends("ask", heard_by[1].looks_away()).await.unwrap();
+    becomes_true("the next one sits", || ward.incarnation() == Some(6)).await;
+    ends("stop", wards.stop()).await.unwrap();
+    ends("messages", async { while heard_by[0].heard().await.unwrap().len() < 7 {} }).await;
+    let rest = ends("ask", heard_by[0].heard()).await.unwrap().split_off(5);
+    assert_eq!(rest, [(Some(6), None), (None, None)]);
+    assert_eq!(ends("ask", heard_by[1].heard()).await.unwrap(), five);
 }
 
 /// State that cannot be serialised.

@@ -110,6 +110,34 @@ pub trait AnyHandle {
     /// Its requests never reach another incarnation and never wait at a vacant seat: once that incarnation has ended
     /// they fail at once with its exit (`is_crash`; what was not sent has `maybe_executed` false). Its `pid`,
     /// `is_alive`, `incarnation`, `stop`, `kill` and `monitor` are about that incarnation only, too.
+    ///
+    /// For requests that must meet the same state, such as the steps of a login:
+    ///
+    /// ```
+    /// # use hatchery::prelude::*;
+    /// # struct Shell { user: Option<String> }
+    /// # #[hatchery::actor]
+    /// # impl Shell {
+    /// #     fn start() -> Self { Shell { user: None } }
+    /// #     fn login(&mut self, user: String) { self.user = Some(user) }
+    /// #     fn run(&mut self, what: String) -> bool { self.user.is_some() && what == "make" }
+    /// # }
+    /// # #[hatchery::main]
+    /// # async fn main() -> hatchery::Result<()> {
+    /// #     let tree = Supervisor::new(Strategy::OneForOne).start().await?;
+    /// let shell = tree.start_child(worker::<Shell>("shell", ())).await?;
+    /// let session = shell.pinned().ok_or(hatchery::Error::msg("nobody sits there"))?;
+    /// session.login("ada".to_owned()).await?;
+    /// session.run("make".to_owned()).await?;
+    ///
+    /// let monitor = session.monitor();
+    /// shell.kill();
+    /// println!("{}", monitor.await);           // /…/shell (incarnation 1): killed by SIGKILL (signal 9)
+    /// let error = session.run("make".to_owned()).await.unwrap_err();
+    /// assert!(error.is_crash() && !error.maybe_executed());
+    /// #     tree.stop().await
+    /// # }
+    /// ```
     fn pinned(&self) -> Option<Self>
     where
         Self: Sized + From<ActorRef>,

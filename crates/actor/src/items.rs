@@ -20,6 +20,46 @@ use crate::outlet::{Answer, Left, Taken, measure};
 /// The items of a streamed answer, in order, as the actor makes them. [`next`](Items::next) gives one after the other;
 /// it is a [`Stream`] as well.
 ///
+/// ```
+/// use std::pin::Pin;
+/// use std::task::{Context as Task, Poll};
+///
+/// use hatchery::Stream;
+/// use hatchery::prelude::*;
+///
+/// struct Countdown(u64);
+///
+/// // Or whatever makes streams: `futures`, `async-stream`, `tokio-stream`.
+/// impl Stream for Countdown {
+///     type Item = u64;
+///     fn poll_next(mut self: Pin<&mut Self>, _: &mut Task<'_>) -> Poll<Option<u64>> {
+///         self.0 = self.0.wrapping_sub(1);
+///         Poll::Ready((self.0 != u64::MAX).then_some(self.0))
+///     }
+/// }
+///
+/// struct Launchpad;
+///
+/// #[hatchery::actor]
+/// impl Launchpad {
+///     fn start() -> Self { Launchpad }
+///
+///     /// It owns what it needs, and goes on while the actor handles other messages.
+///     fn countdown(&self, from: u64) -> impl Stream<Item = u64> { Countdown(from) }
+/// }
+///
+/// #[hatchery::main]
+/// async fn main() -> hatchery::Result<()> {
+///     let tree = Supervisor::new(Strategy::OneForOne).start().await?;
+///     let launchpad = tree.start_child(worker::<Launchpad>("launchpad", ())).await?;
+///     let mut left = launchpad.countdown(3);
+///     while let Some(seconds) = left.next().await {
+///         println!("{}", seconds?);
+///     }
+///     tree.stop().await
+/// }
+/// ```
+///
 /// Nothing is sent before the first poll. The actor's method runs then, and its stream in a task of its own, beside
 /// the actor, which goes on with other messages. The producer is at most 64 items and 1 MiB (and one item) ahead of
 /// what has been taken here; it waits until there is room again. When all has been taken it ends with `None`.

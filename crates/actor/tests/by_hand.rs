@@ -4,12 +4,14 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::future::Future;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
-use std::task::{Context as Task, Waker};
+use std::task::{Context as Task, Poll, Waker};
 use std::time::Duration;
 
+use futures_core::Stream;
 use hatchery_actor::actor::{self, Actor, Place};
 use hatchery_actor::ask::Ask;
 use hatchery_actor::child::{Child, Order, Presence, Rung, Start, Started};
@@ -17,7 +19,9 @@ use hatchery_actor::context::Context;
 use hatchery_actor::error::{CallError, Error};
 use hatchery_actor::exit::{Exit, Status};
 use hatchery_actor::fault::Fault;
+use hatchery_actor::flow;
 use hatchery_actor::handle::{ActorRef, AnyHandle};
+use hatchery_actor::items::Items;
 use hatchery_actor::local::Local;
 use hatchery_actor::mailbox::{Mailbox, Parcel, ReturnPath};
 use hatchery_actor::outlet::Answer;
@@ -27,7 +31,7 @@ use hatchery_actor::seat::{Occupancy, Seat};
 use hatchery_actor::timer::Timer;
 use hatchery_wire::{DecodeError, encode};
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 
 // ---------------------------------------------------------------- what `#[actor] impl Probe { .. }` would write
 
@@ -50,6 +54,8 @@ enum Message {
     Unspeakable,
     Leave,
     Again,
+    /// To so many, one each so many milliseconds, and then nothing, not even an end.
+    Count(u64, u64, bool),
     Later(Vec<u8>),
     LaterChecked(bool),
     LaterUnspeakable,
@@ -204,6 +210,10 @@ impl ProbeHandle {
         self.actor.ask("cancel", &Message::Cancel)
     }
 
+    fn count(&self, to: u64, millis: u64, stalls: bool) -> Items<u64> {
+        self.actor.items("count", &Message::Count(to, millis, stalls), hatchery_wire::decode)
+    }
+
     /// A message that the actor does not know.
     fn gibberish(&self) -> Ask<()> {
         self.actor.ask("gibberish", &"gibberish")
@@ -295,6 +305,14 @@ impl Actor for Probe {
             }
             Message::Boom(why) => panic!("{why}"),
             Message::Where => Answer::value(asked, &(cx.path(), cx.incarnation())),
+            Message::Count(to, millis, stalls) => {
+                let (pause, log) = (Duration::from_millis(millis), self.log.clone());
+                let numbers = Numbers { next: 0, to, stalls, pause, timer: Box::pin(sleep(pause)), log };
+                flow::begin(cx, asked, numbers, |number| match number {
+                    13 => encode(&Unspeakable),
+                    number => encode(number),
+                })
+            }
             Message::Unspeakable => {
                 self.log.say("unspeakable");
                 Answer::value(asked, &Unspeakable)
@@ -496,6 +514,41 @@ impl actor::AnyActor for Stay {
 struct Setup {
     log: u64,
     start: String,
+}
+
+/// A stream that says when it is dropped.
+struct Numbers {
+    next: u64,
+    to: u64,
+    stalls: bool,
+    pause: Duration,
+    timer: Pin<Box<Sleep>>,
+    log: Log,
+}
+
+impl Stream for Numbers {
+    type Item = u64;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Task<'_>) -> Poll<Option<u64>> {
+        if self.next == self.to {
+            return if self.stalls { Poll::Pending } else { Poll::Ready(None) };
+        }
+        if !self.pause.is_zero() {
+            if self.timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            let next = Instant::now() + self.pause;
+            self.timer.as_mut().reset(next);
+        }
+        self.next += 1;
+        Poll::Ready(Some(self.next - 1))
+    }
+}
+
+impl Drop for Numbers {
+    fn drop(&mut self) {
+        self.log.say(format!("dropped at {}", self.next));
+    }
 }
 
 struct Unspeakable;
@@ -1514,4 +1567,97 @@ async fn dropping_a_start_ends_what_it_began() {
     start.abort();
     settle().await;
     assert_eq!(Arc::strong_count(&stage.log.lines), 2);
+}
+
+// ---------------------------------------------------------------- streamed answers
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_written_by_hand_gives_its_items_in_order_and_ends_once() {
+    let stage = Stage::occupied().await;
+    let mut items = stage.probe.count(13, 0, false);
+    for n in 0..13 {
+        assert_eq!(items.next().await.unwrap().unwrap(), n);
+    }
+    for _ in 0..3 {
+        assert!(items.next().await.is_none());
+    }
+    assert_eq!(stage.log.take(), ["dropped at 13"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_wait_for_an_item_has_the_whole_deadline() {
+    let stage = Stage::occupied().await;
+    let begun = Instant::now();
+    let mut items = stage.probe.count(5, 20_000, true);
+    for n in 0..5 {
+        assert_eq!(items.next().await.unwrap().unwrap(), n);
+    }
+    assert_eq!(begun.elapsed().as_secs(), 100);
+    // Time that the consumer spends elsewhere is no wait.
+    sleep(Duration::from_secs(3600)).await;
+    let begun = Instant::now();
+    let error = items.next().await.unwrap().unwrap_err();
+    assert!(error.is_timeout() && error.maybe_executed(), "{error}");
+    assert_eq!(begun.elapsed().as_secs(), 30);
+    assert!(items.next().await.is_none());
+    settle().await;
+    assert_eq!(stage.log.take(), ["dropped at 5"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_goes_on_while_a_handler_runs_and_next_may_be_given_up() {
+    let stage = Stage::occupied().await;
+    let mut items = stage.probe.count(10, 100, false);
+    drop(in_line(items.next()));
+    let napping = in_line(stage.probe.nap("nap", 3_600_000));
+    let mut all = Vec::new();
+    loop {
+        // Most of these are dropped while they wait, and lose nothing.
+        match tokio::time::timeout(millis(30), items.next()).await {
+            Ok(Some(item)) => all.push(item.unwrap()),
+            Ok(None) => break,
+            Err(_) => {}
+        }
+    }
+    assert_eq!(all, (0..10).collect::<Vec<_>>());
+    drop(napping);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_withdrawn_before_it_begins_never_does() {
+    let stage = Stage::occupied().await;
+    let napping = in_line(stage.probe.nap("nap", 100));
+    let mut items = stage.probe.count(10, 0, false);
+    drop(in_line(items.next()));
+    drop(items);
+    napping.await.unwrap();
+    assert_eq!(stage.probe.add(1).await.unwrap(), 1);
+    assert_eq!(stage.log.take(), ["nap"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn items_that_can_not_be_encoded_or_decoded_end_the_stream_with_an_error() {
+    let stage = Stage::occupied().await;
+    let mut items = stage.probe.count(20, 0, false);
+    for n in 0..13 {
+        assert_eq!(items.next().await.unwrap().unwrap(), n);
+    }
+    let error = items.next().await.unwrap().unwrap_err();
+    assert!(error.maybe_executed() && error.to_string().contains("words fail me"), "{error}");
+    assert!(items.next().await.is_none());
+
+    let mut items: Items<String> =
+        stage.probe.actor.items("count", &Message::Count(5, 0, true), hatchery_wire::decode);
+    let error = items.next().await.unwrap().unwrap_err();
+    assert!(matches!(error.fault(), Some(Fault::BadAnswer(_))), "{error}");
+    assert!(items.next().await.is_none());
+    settle().await;
+    assert_eq!(stage.log.take(), ["dropped at 14", "dropped at 5"]);
+    let mut items: Items<u64> = stage.probe.actor.items("count", &Unspeakable, hatchery_wire::decode);
+    assert!(!items.next().await.unwrap().unwrap_err().maybe_executed());
+    assert!(items.next().await.is_none());
+    let mut items: Items<u64> = stage.probe.actor.items("add", &Message::Add(1), hatchery_wire::decode);
+    let error = items.next().await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("no stream"), "{error}");
+    assert_eq!(stage.probe.incarnation(), Some(1));
 }

@@ -4,7 +4,7 @@
 //! `::hatchery::__private`, so a crate that uses them needs no other dependency.
 //!
 //! Reading order: `travel` says what may travel to another process, `task` and `actor` stand on it, `entry` is
-//! the door of a program and of a test.
+//! the door of a program and of a test. `stream` belongs to `actor`.
 #![forbid(unsafe_code)]
 
 use proc_macro::TokenStream;
@@ -156,6 +156,10 @@ pub fn task(options: TokenStream, item: TokenStream) -> TokenStream {
 /// ```
 ///
 /// # And else
+///
+/// A method that returns `impl Stream<Item = T>`, or a `Result` of one, answers with many items: the handle's method
+/// returns `Items<T>`, with a window and a withdrawal of its own. The stream goes on beside the actor, so it owns what it
+/// needs: it is `Send` and `'static`, which need not be written, and borrows neither from `self` nor from anything else.
 ///
 /// Helpers live in another impl block. The handle's methods are as visible as those written here. An actor may be
 /// generic; `program().hosts::<Cache<u64>>()` then says which ones a program hosts.
