@@ -19,8 +19,7 @@ use crate::outlet::Answer;
 /// Its futures are `Send`, so it may live in a worker and in this process alike.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no actor, or none that can run in this process",
-    label = "not an actor whose handlers are `Send`",
-    note = "an actor is written `#[hatchery::actor] impl Name {{ .. }}`",
+    label = "write `#[hatchery::actor]` on an impl block of it that has a `start`",
     note = "one that is `#[hatchery::actor(not_send)]` runs in a process of its own: write `worker` instead of `local`"
 )]
 pub trait Actor: Sized + Send + 'static {
