@@ -13,6 +13,7 @@ pub mod panics;
 mod busy;
 pub mod outlet;
 pub mod seat;
+pub mod settings;
 pub mod child;
 pub mod mailbox;
 pub mod ask;

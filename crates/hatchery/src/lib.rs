@@ -25,7 +25,7 @@ pub use hatchery_actor::ask::{Ask, Tell};
 pub use hatchery_actor::child::{Shutdown, Start};
 pub use hatchery_actor::context::Context;
 pub use hatchery_actor::error::{CallError, Error, Never, Result, SendError};
-pub use hatchery_actor::exit::{Exit, Panic, Status};
+pub use hatchery_actor::exit::{Exit, Limit, Panic, Status};
 pub use hatchery_actor::handle::{ActorRef, AnyHandle};
 pub use hatchery_actor::reply::Reply;
 pub use hatchery_actor::timer::Timer;

@@ -64,7 +64,7 @@ where
             .map(OsString::from)
             .collect();
     if let Some(invited) = Invited::accept() {
-        be_worker(invited, Vec::new(), again);
+        be_worker(invited, Vec::new(), again, None);
     }
     panics::note_places();
     os::heed_sigchld();
@@ -74,6 +74,7 @@ where
         again,
         capture_stdout: true,
         config: Default::default(),
+        env_only: None,
         printer: Printer::new(Mode::Captured),
         children: Default::default(),
     });

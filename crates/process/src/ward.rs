@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use hatchery_actor::child::ended;
 use hatchery_actor::error::Error;
 use hatchery_actor::exit::Exit;
+use hatchery_actor::fault::Fault;
 use rustix::process::{Pid, Signal, kill_process_group, pidfd_send_signal};
 use rustix::time::Timespec;
 use tokio::sync::watch;
@@ -84,12 +85,21 @@ impl Ward {
         self.condemned.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(crate) fn set_started(&self, start: Result<(), Error>) {
+    /// Sets how its start went, once; false if that was known.
+    pub(crate) fn set_started(&self, start: Result<(), Error>) -> bool {
         self.start.send_if_modified(|now| {
             let first = now.is_none();
             now.get_or_insert(start);
             first
-        });
+        })
+    }
+
+    /// Why its start failed, if it said so.
+    pub(crate) fn start_failure(&self) -> Option<Fault> {
+        match &*self.start.borrow() {
+            Some(Err(error)) => Some(Fault::StartFailed(error.to_string())),
+            _ => None,
+        }
     }
 
     pub(crate) fn has_said_hello(&self) -> bool {
