@@ -95,6 +95,7 @@ pub mod __private {
     pub use hatchery_process::task::{TaskEntry, TaskOutcome, TaskRun};
     pub use hatchery_process::test::{TestOptions, test};
     pub use hatchery_wire::{Body, DecodeError, EncodeError, decode, encode};
+    pub use hatchery_wire::{CannotDecode, CannotEncode, Decodes, Decoding, Encodes, Encoding, must_travel};
     pub use {inventory, serde, serde_bytes};
 }
 

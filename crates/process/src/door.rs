@@ -54,10 +54,10 @@ pub struct Door {
     flavor: Flavor,
     worker_threads: Option<usize>,
     thread_keep_alive: Option<Duration>,
-    each: Vec<Box<dyn FnOnce()>>,
+    pub(crate) each: Vec<Box<dyn FnOnce()>>,
     config: Option<Result<Body, EncodeError>>,
     orderly_signals: bool,
-    worker_env_only: Option<BTreeSet<OsString>>,
+    pub(crate) worker_env_only: Option<BTreeSet<OsString>>,
 }
 
 /// A program about to go through the door.
@@ -127,6 +127,18 @@ impl Door {
         self
     }
 
+    /// What was given to `worker_config`, or why it cannot be given to workers.
+    pub(crate) fn take_config(&mut self) -> Result<Body, String> {
+        let config = self.config.take().transpose();
+        let config = config.map_err(|error| format!("the worker_config cannot be encoded: {error}"))?;
+        let config = config.unwrap_or_default();
+        if config.len() > LARGEST_CONFIG {
+            let bytes = config.len();
+            return Err(format!("the worker_config has {bytes} bytes, over the limit of {LARGEST_CONFIG}"));
+        }
+        Ok(config)
+    }
+
     /// Goes through the door. In a worker this does what the worker is for and exits. In the root it runs `main` and
     /// then leaves: after `Ok` it waits for processes that are no daemons, stops everything else, newest first, and
     /// exits with 0; after `Err` or a panic it prints that, stops everything, waits for nobody and exits with 1.
@@ -142,16 +154,7 @@ impl Door {
         }
         panics::note_places();
         os::heed_sigchld();
-        let config = match door.config.take().transpose() {
-            Ok(config) => config.unwrap_or_default(),
-            Err(error) => refuse(&format!("the worker_config cannot be encoded: {error}")),
-        };
-        if config.len() > LARGEST_CONFIG {
-            refuse(&format!(
-                "the worker_config has {} bytes, over the limit of {LARGEST_CONFIG}",
-                config.len()
-            ));
-        }
+        let config = door.take_config().unwrap_or_else(|why| refuse(&why));
         for f in std::mem::take(&mut door.each) {
             f();
         }
@@ -182,6 +185,10 @@ fn refuse(why: &str) -> ! {
 }
 
 /// What a `main` may return: nothing, or a `Result` of nothing whose error can be shown.
+#[diagnostic::on_unimplemented(
+    message = "a main or a test of hatchery cannot return `{Self}`",
+    label = "write `-> hatchery::Result<()>`, or no result at all"
+)]
 pub trait Outcome {
     /// Whether it is a success; a failure is printed.
     fn succeeded(&self) -> bool;

@@ -28,7 +28,7 @@ use crate::warden::Warden;
 use crate::worker::TENANT;
 
 /// Exit code after a panic, as Rust's own.
-const PANICKED: i32 = 101;
+pub(crate) const PANICKED: i32 = 101;
 /// Exit code of a worker that could not do what a worker does (`EX_SOFTWARE`).
 pub(crate) const BROKEN: i32 = 70;
 

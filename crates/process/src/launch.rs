@@ -248,7 +248,8 @@ pub(crate) fn live<D: Desk + Unpin>(
         .map_err(|error| cannot("use the channel of the worker", &error))?;
     unless_living.forget();
     let (sender, receiver) = watch::channel(None);
-    program.children.lock().unwrap_or_else(PoisonError::into_inner).insert(ward.id, active);
+    let child = (active, ward.clone());
+    program.children.lock().unwrap_or_else(PoisonError::into_inner).insert(ward.id, child);
     let mut end = End { ward: ward.clone(), program, at_end: Some(at_end), sender, exit: None };
     tokio::spawn(async move {
         tokio::select! {

@@ -69,12 +69,21 @@ impl Process<()> {
     ///
     /// # Cancel safety
     /// Dropping the future ends what it started.
-    pub async fn spawn<T: Runs>(task: T, args: T::Args) -> Result<Process<T::Output>, ProcessError> {
-        Self::builder(task, args).spawn().await
+    // The compiler says of a closure or a plain function that it is no task: once, and not again for every type that
+    // hangs on it. That takes parameters of their own for these types, and a future whose type has no bounds.
+    pub fn spawn<T, A, R>(task: T, args: A) -> BoxFuture<Result<Process<R>, ProcessError>>
+    where
+        T: Runs<Args = A, Output = R>,
+        R: 'static,
+    {
+        Box::pin(Self::builder(task, args).spawn())
     }
 
     /// Says more about the process before it starts.
-    pub fn builder<T: Runs>(task: T, args: T::Args) -> Builder<T::Output> {
+    pub fn builder<T, A, R>(task: T, args: A) -> Builder<R>
+    where
+        T: Runs<Args = A, Output = R>,
+    {
         Builder {
             entry: task.entry(),
             args: task.encode_args(&args),
@@ -368,6 +377,7 @@ impl Resident for Shared {
     fn close(&self) -> BoxFuture<()> {
         let (ward, ended) = (self.ward.clone(), self.ended.clone());
         Box::pin(async move {
+            ward.note_stop();
             ward.terminate_group();
             if tokio::time::timeout(PATIENCE, wait(ended.clone())).await.is_err() {
                 ward.signal_group(Signal::KILL);

@@ -12,6 +12,7 @@ use hatchery_wire::{Body, decode};
 use serde::de::DeserializeOwned;
 
 use crate::printer::Printer;
+use crate::ward::Ward;
 
 /// Workers of workers of workers …: a program that gets this deep has run away.
 pub(crate) const DEEPEST: u8 = 16;
@@ -35,7 +36,7 @@ pub(crate) struct Program {
     /// Which variables of this process its workers inherit; all if `None`.
     pub(crate) env_only: Option<BTreeSet<OsString>>,
     pub(crate) printer: Arc<Printer>,
-    pub(crate) children: Mutex<BTreeMap<u64, ActiveChild>>,
+    pub(crate) children: Mutex<BTreeMap<u64, (ActiveChild, Arc<Ward>)>>,
 }
 
 impl Program {
@@ -57,6 +58,11 @@ impl Program {
     pub(crate) fn enter(self: &Arc<Program>) {
         self.root.clone().enter();
         CURRENT.with_borrow_mut(|current| *current = Some(self.clone()));
+    }
+
+    /// The worker processes that this run has started from this process and that have not ended, oldest first.
+    pub(crate) fn living(&self) -> Vec<(ActiveChild, Arc<Ward>)> {
+        self.children.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
     /// Makes no run the one of this thread.
@@ -165,10 +171,15 @@ impl ActiveChild {
     }
 }
 
+impl std::fmt::Display for ActiveChild {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} (pid {})", self.path, self.pid)
+    }
+}
+
 /// The worker processes that this run has started from this process and that have not ended, oldest first. Outside
 /// of a program there are none.
 pub fn active_children() -> Vec<ActiveChild> {
     let Ok(program) = Program::current() else { return Vec::new() };
-    let children = program.children.lock().unwrap_or_else(PoisonError::into_inner);
-    children.values().cloned().collect()
+    program.living().into_iter().map(|(child, _)| child).collect()
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hatchery_actor::child::ended;
@@ -21,6 +22,8 @@ pub(crate) struct Ward {
     reaped: Mutex<bool>,
     /// Why this side ended it, if it did.
     condemned: Mutex<Option<String>>,
+    /// Whether it has been asked to end, in order or by a signal.
+    stopping: AtomicBool,
     // How far it has come; each is set once, and apart from the others, so that nobody wakes up for nothing.
     hello: watch::Sender<bool>,
     start: watch::Sender<Option<Result<(), Error>>>,
@@ -35,6 +38,7 @@ impl Ward {
             pidfd,
             reaped: Mutex::new(false),
             condemned: Mutex::new(None),
+            stopping: AtomicBool::new(false),
             hello: watch::Sender::new(false),
             start: watch::Sender::new(None),
             exit: watch::Sender::new(None),
@@ -83,6 +87,16 @@ impl Ward {
     /// Why this side ended it, if it did.
     pub(crate) fn reason(&self) -> Option<String> {
         self.condemned.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// It is about to be asked to end.
+    pub(crate) fn note_stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it has been asked to end.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
     }
 
     /// Sets how its start went, once; false if that was known.

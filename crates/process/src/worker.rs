@@ -126,6 +126,7 @@ struct WorkerChild {
 
 impl Child for WorkerChild {
     fn stop(&self, rung: Rung) {
+        self.ward.note_stop();
         match (rung, Warden::get()) {
             (Rung::Graceful, Ok(warden)) => warden.shutdown(&self.ward),
             (Rung::Kill, _) => self.ward.signal_group(Signal::KILL),

@@ -33,6 +33,9 @@ mod byte_string;
 // Encoded values.
 mod body;
 
+// What can travel, in words of the compiler's.
+mod travels;
+
 // One message as a value, and its frames as bytes.
 mod envelope;
 
@@ -58,3 +61,6 @@ pub use crate::error::WireError;
 pub use crate::limits::{CHAIN, DEPTH, LINK_FRAME, Limits, MAX_FDS, MIN_FRAME, MIN_PART, TRACE};
 pub use crate::link::{Filled, LinkFrame, LinkSocket};
 pub use crate::outbox::Outbox;
+pub use crate::travels::{
+    CannotDecode, CannotEncode, Decodes, Decoding, Encodes, Encoding, Travels, must_travel,
+};
