@@ -32,6 +32,15 @@ impl Worker {
         self.seen.len()
     }
 
+    fn note_later(&mut self, n: u64, reply: Reply<usize>, cx: &Context) {
+        self.seen.push(n);
+        let seen = self.seen.len();
+        cx.spawn(async move {
+            tokio::task::yield_now().await;
+            let _ = reply.send(seen);
+        });
+    }
+
     fn seen(&self) -> Vec<u64> {
         self.seen.clone()
     }
@@ -1259,8 +1268,11 @@ async fn every_ask_ends_exactly_once_under_random_kills() {
             let actor = actor.clone();
             tokio::spawn(async move {
                 let (mut answered, mut crashed) = (0, 0);
-                for _ in 0..500 {
-                    match actor.note(NEXT.fetch_add(1, Ordering::Relaxed)).timeout(BOUND).await {
+                for round in 0..500 {
+                    let n = NEXT.fetch_add(1, Ordering::Relaxed);
+                    // Answers that are put off, too.
+                    let noted = if round % 2 == 0 { actor.note(n) } else { actor.note_later(n) };
+                    match noted.timeout(BOUND).await {
                         Ok(_) => answered += 1,
                         Err(error) if error.is_crash() => {
                             assert_eq!(error.exit().unwrap().signal(), Some(9), "{error}");

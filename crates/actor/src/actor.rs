@@ -18,9 +18,9 @@ use crate::outlet::Answer;
 ///
 /// Its futures are `Send`, so it may live in a worker and in this process alike.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is no actor, or none that can run in this process",
-    label = "write `#[hatchery::actor]` on an impl block of it that has a `start`",
-    note = "one that is `#[hatchery::actor(not_send)]` runs in a process of its own: write `worker` instead of `local`"
+    message = "`{Self}` is no actor, or one that stays on its thread",
+    label = "write `#[hatchery::actor]` on an impl block of it that has a `start`; if that says `not_send`, write \
+             `worker` instead of `local`"
 )]
 pub trait Actor: Sized + Send + 'static {
     /// What `start` takes.
@@ -58,8 +58,7 @@ pub trait Actor: Sized + Send + 'static {
 /// `#[actor(not_send)]` implements it, for state that must stay on its thread.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no actor",
-    label = "not an actor",
-    note = "an actor is written `#[hatchery::actor] impl Name {{ .. }}`"
+    label = "write `#[hatchery::actor]` on an impl block of it that has a `start`"
 )]
 pub trait AnyActor: Sized + 'static {
     /// What `start` takes.
@@ -88,6 +87,7 @@ pub trait AnyActor: Sized + 'static {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<A: Actor> AnyActor for A {
     type Args = A::Args;
     type Message = A::Message;

@@ -4,6 +4,7 @@
 //! is refused by that channel, so nothing here needs to wait.
 
 use std::collections::{HashMap, VecDeque};
+use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -73,6 +74,8 @@ struct State {
     /// Those of them whose right to answer was lost in a panic that may yet turn out to be the actor's own.
     lost: Vec<Ticket>,
     flows: Flows,
+    /// How many threads are about to hand over an answer that was put off.
+    speaking: usize,
     /// How many have been taken out.
     taken: u64,
     stopping: bool,
@@ -338,18 +341,25 @@ impl Mailbox {
     /// Answers a request whose answer was put off; whether it still could be, for then its caller has not left as far
     /// as this process knows.
     pub(crate) fn reply(&self, ticket: Ticket, answer: Answer) -> bool {
-        let put_off = self.lock().redeem(ticket);
-        put_off.map(|put_off| put_off.from.reply(ticket.name.1, answer)).is_some()
+        let mut state = self.lock();
+        let Some(put_off) = state.redeem(ticket) else { return false };
+        state.speaking += 1;
+        drop(state);
+        put_off.from.reply(ticket.name.1, answer);
+        let mut state = self.lock();
+        state.speaking -= 1;
+        let waker = if state.speaking == 0 { state.waker.take() } else { None };
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        true
     }
 
     /// Nobody will give the answer that was put off.
     pub(crate) fn unanswered(&self, ticket: Ticket) {
-        let mut state = self.lock();
-        let (put_off, why) = (state.redeem(ticket), if state.closed { STOPPED } else { DROPPED });
-        drop(state);
-        if let Some(put_off) = put_off {
-            put_off.from.reply(ticket.name.1, unanswered(why));
-        }
+        let why = if self.lock().closed { STOPPED } else { DROPPED };
+        self.reply(ticket, unanswered(why));
     }
 
     /// The same, amid a panic. If it is the actor's own, its end is the answer.
@@ -363,12 +373,24 @@ impl Mailbox {
         }
     }
 
-    /// The actor has stopped in order: answers that are still to come never will.
-    pub(crate) fn abandon(&self) {
+    /// The actor has stopped in order: answers that are still to come never will. Resolves when everything has been
+    /// said, by whatever thread: an orderly exit stands for that.
+    pub(crate) async fn abandon(&self) {
         for (name, put_off) in self.forget() {
             put_off.from.reply(name.1, unanswered(STOPPED));
             put_off.left.cancel();
         }
+        poll_fn(|cx| {
+            let mut state = self.lock();
+            if state.speaking == 0 {
+                return Poll::Ready(());
+            }
+            let old = state.waker.replace(cx.waker().clone());
+            drop(state);
+            drop(old);
+            Poll::Pending
+        })
+        .await;
     }
 
     /// The actor has crashed, or was cut off: what it still owes ends with its incarnation, in whatever way the rest of
@@ -437,6 +459,8 @@ impl Parcel {
 
 #[cfg(test)]
 mod tests {
+    use std::future::Future;
+
     use hatchery_wire::encode;
 
     use super::*;
@@ -659,9 +683,51 @@ mod tests {
         assert!(refused.to_string().contains("65536 answers") && !refused.maybe_executed(), "{refused}");
         mailbox.unanswered(first);
         deferred(&mailbox, u64::MAX, &back).unwrap();
-        mailbox.abandon();
+        let abandoned = std::pin::pin!(mailbox.abandon()).poll(&mut Context::from_waker(Waker::noop()));
+        assert!(abandoned.is_ready());
         assert_eq!(back.late.lock().unwrap().len(), PUT_OFF + 1);
         assert!(mailbox.lock().put_off.is_empty());
+    }
+
+    /// Looks, while it is handed an answer, whether the actor believes that everything has been said.
+    struct Looking {
+        mailbox: Arc<Mailbox>,
+        looked: Mutex<Vec<bool>>,
+    }
+
+    impl Looking {
+        fn all_is_said(&self) -> bool {
+            std::pin::pin!(self.mailbox.abandon()).poll(&mut Context::from_waker(Waker::noop())).is_ready()
+        }
+    }
+
+    impl ReturnPath for Looking {
+        fn answer(&self, _: u64, _: Answer) {}
+
+        fn reply(&self, _: u64, _: Answer) {
+            let said = self.all_is_said();
+            self.looked.lock().unwrap().push(said);
+        }
+
+        fn item(&self, id: u64, _: Body) {
+            panic!("{id} is no stream");
+        }
+
+        fn release(&self, _: u32) {}
+    }
+
+    #[test]
+    fn an_actor_leaves_only_when_what_is_being_said_has_been_said() {
+        let mailbox = Mailbox::new();
+        let back = Arc::new(Looking { mailbox: mailbox.clone(), looked: Mutex::default() });
+        let (id, ask, deadline) = (1, true, None);
+        let one = Parcel { id, ask, deadline, body: encode(&id).unwrap(), from: back.clone() };
+        assert!(mailbox.push(one).is_ok());
+        assert_eq!(next_id(&mailbox), Some(1));
+        let (ticket, _) = mailbox.put_off(1).unwrap();
+        assert!(mailbox.finished() && mailbox.reply(ticket, Answer::None));
+        assert_eq!(*back.looked.lock().unwrap(), [false]);
+        assert!(back.all_is_said());
     }
 
     #[test]

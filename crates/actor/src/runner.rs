@@ -46,17 +46,23 @@ pub(crate) async fn starting<A>(
 /// The panic of a handler, of a task of the actor, or of the drop of the state. The state is gone with it, and requests
 /// that were waiting end with the incarnation.
 pub async fn run<A: AnyActor>(mut actor: A, mailbox: &Arc<Mailbox>, cx: Context) -> Result<(), Panic> {
+    // Dropped before the state is, as the one in `unless_crashed` is before the handler.
+    let mut cut = Cut(Some(cx.clone()));
     let served = unless_crashed(&cx, serve(&mut actor, mailbox, cx.clone())).await;
     cx.tasks().end();
     cx.tasks().gone().await;
     let ended = served.and(panics::catch_call(|| drop(actor)));
     match &ended {
         Ok(()) => {
-            mailbox.abandon();
+            mailbox.abandon().await;
             cx.end(&Exit::orderly());
         }
-        Err(panic) => cx.end(&Exit::new(Status::Code(101)).with_panic(Some(panic.clone()))),
+        Err(panic) => {
+            mailbox.crashed();
+            cx.end(&Exit::new(Status::Code(101)).with_panic(Some(panic.clone())));
+        }
     }
+    cut.0 = None;
     ended
 }
 
