@@ -2,13 +2,15 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
+use std::future::Future;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use hatchery::prelude::*;
 use hatchery::{CallError, ChildSpec};
-use hatchery_tests::{BOUND, becomes_true, ends, own_channel, runs, send, state};
+use hatchery_tests::{BOUND, Dice, becomes_true, ends, own_channel, runs, send, state};
 use rustix::process::Signal;
 
 struct Worker {
@@ -46,6 +48,14 @@ impl Worker {
 
     fn echo(&self, bytes: Vec<u8>) -> Vec<u8> {
         bytes
+    }
+
+    /// A number and a body, some of which take several writes; the handler may take a while, too.
+    async fn repeats(&self, number: u64, bytes: Vec<u8>, yields: u32) -> (u64, Vec<u8>) {
+        for _ in 0..yields {
+            tokio::task::yield_now().await;
+        }
+        (number, bytes)
     }
 
     fn panics(&mut self, why: String) {
@@ -1100,4 +1110,112 @@ async fn every_ask_ends_exactly_once_under_random_kills() {
     killer.abort();
     assert_eq!(sum.0 + sum.1, 4000);
     assert!(sum.1 > 0, "no ask met a kill");
+}
+
+/// Promise "ask": every point at which a caller can leave, ten thousand at random, while the worker is killed now and
+/// then. Each answer repeats its own question, and in the end nothing is missing from the window.
+#[hatchery::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_asks_cancelled_anywhere_give_no_answer_to_the_wrong_caller() {
+    const CALLERS: u64 = 16;
+    let dir = tempfile::tempdir().unwrap();
+    let begun = dir.path().join("begun");
+    let tree = Supervisor::new(Strategy::OneForOne)
+        .intensity(10_000, Duration::from_secs(60))
+        .start()
+        .await
+        .unwrap();
+    let actor = tree.start_child(plain("target")).await.unwrap();
+    let callers: Vec<_> = (1..=CALLERS)
+        .map(|caller| {
+            let actor = actor.clone();
+            tokio::spawn(async move {
+                let mut dice = Dice::new(caller);
+                // Answered, left after some polls, left after some time, timed out, crashed.
+                let mut ends = [0_u32; 5];
+                for n in 0..10_000 / CALLERS {
+                    let number = caller << 32 | n;
+                    // Mostly small; some take several frames.
+                    let size = if dice.throw(50) == 0 { 600_000 } else { dice.throw(300) as usize };
+                    let ask = actor.repeats(number, vec![caller as u8; size], dice.throw(4) as u32);
+                    let check = |answer: Result<(u64, Vec<u8>), CallError>| match answer {
+                        Ok((answered, bytes)) => {
+                            assert_eq!((answered, bytes.len()), (number, size));
+                            assert!(bytes.iter().all(|byte| *byte == caller as u8));
+                            0
+                        }
+                        Err(error) if error.is_timeout() => 3,
+                        Err(error) => {
+                            assert!(error.is_crash(), "{error}");
+                            assert_eq!(error.exit().unwrap().signal(), Some(9), "{error}");
+                            4
+                        }
+                    };
+                    let end = match dice.throw(4) {
+                        0 => polled(dice.throw(4), ask).await.map_or(1, check),
+                        1 => {
+                            let patience = Duration::from_micros(dice.throw(3_000));
+                            tokio::time::timeout(patience, ask.timeout(BOUND)).await.map_or(2, check)
+                        }
+                        2 => check(ask.timeout(Duration::from_micros(dice.throw(3_000))).await),
+                        _ => check(ask.timeout(BOUND).await),
+                    };
+                    ends[end] += 1;
+                }
+                ends
+            })
+        })
+        .collect();
+    let killer = tokio::spawn({
+        let actor = actor.clone();
+        async move {
+            let mut ticks = tokio::time::interval(Duration::from_millis(20));
+            loop {
+                ticks.tick().await;
+                actor.kill();
+            }
+        }
+    });
+    let mut sum = [0; 5];
+    for caller in callers {
+        let ended = ends("the callers", caller).await.unwrap();
+        sum.iter_mut().zip(ended).for_each(|(sum, n)| *sum += n);
+    }
+    killer.abort();
+    let _ = killer.await;
+    println!("answered, left after polls, left after a time, timed out, crashed: {sum:?}");
+    assert!(sum.iter().all(|n| *n > 50), "{sum:?}");
+    assert_eq!(sum.iter().sum::<u32>(), 10_000);
+    // In this incarnation too callers leave, but it lives on: its window has to be whole by itself.
+    becomes_true("the next one sits", || actor.is_alive()).await;
+    ends("an ask", actor.note(0)).await.unwrap();
+    let incarnation = actor.incarnation();
+    let mut dice = Dice::new(CALLERS + 1);
+    for n in 0..2_000 {
+        let ask = actor.repeats(n, vec![0; dice.throw(300) as usize], dice.throw(4) as u32);
+        let _ = polled(dice.throw(4), ask).await;
+    }
+    let hanging = tokio::spawn(actor.hangs(begun.display().to_string()));
+    becomes_true("the handler runs", || begun.exists()).await;
+    // One place is the handler's. What was withdrawn has given its place back by now, or does so while this waits.
+    let mut told = 0;
+    while let Ok(()) = actor.note(told).timeout(Duration::from_secs(1)).tell().await {
+        told += 1;
+        assert!(told < 64, "more than the window");
+    }
+    assert_eq!(told, 63);
+    assert_eq!(actor.incarnation(), incarnation);
+    hanging.abort();
+}
+
+/// Polls a future so many times at most, each time after all that can be done at once, and drops it.
+async fn polled<F: Future>(times: u64, future: F) -> Option<F::Output> {
+    let mut future = std::pin::pin!(future);
+    for _ in 0..times {
+        let once = std::future::poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await;
+        if let Poll::Ready(output) = once {
+            return Some(output);
+        }
+        tokio::task::yield_now().await;
+    }
+    None
 }

@@ -1,11 +1,15 @@
 //! Programs that end in all the ways there are, for the tests in `leaving.rs` and `orphans.rs` to run and look at.
 //!
-//! Each prints what it does, line by line: `worker PID`, `ready`, and what its workers say.
+//! Each prints what it does, line by line: `worker PID`, `ready`, and what its workers say. Those that meet trouble
+//! are in `trouble.rs`.
+
+mod trouble;
 
 use std::io::Write;
 use std::time::Duration;
 
 use hatchery::prelude::*;
+use hatchery_tests::{children, own_memory};
 
 mod aborting;
 
@@ -85,11 +89,19 @@ fn say(line: &str) {
     let _ = out.flush();
 }
 
+/// These come through the door of a test: that one captures the stdout of workers, too.
+const CAPTURED: [&str; 2] = ["flooded", "helpers that stay"];
+
 fn main() {
     let word = std::env::var("PROGRAM").unwrap_or_default();
     let file = std::env::var("PROGRAM_FILE").unwrap_or_default();
     if word == "rogue at the door" && std::env::var_os("HATCHERY_PARENT").is_some() {
         rogue_at_the_door(&file);
+    }
+    if CAPTURED.contains(&word.as_str()) {
+        let main = async || trouble::program(&word, file.clone()).await;
+        hatchery::__private::test("programs", hatchery::__private::TestOptions::new(), main);
+        return;
     }
     let mut door = hatchery::program().flavor(hatchery::Flavor::CurrentThread);
     match word.as_str() {
@@ -198,10 +210,23 @@ async fn program(word: &str, file: String) -> hatchery::Result<()> {
             say(&format!("config {}", process.join().await??));
             Ok(())
         }
-        "tells how a worker ended" => {
+        "tells how workers ended" => {
             let process = Process::spawn(stays, ()).await?;
             process.kill()?;
             say(&format!("exitcode {:?}", process.wait().await.exitcode()));
+            let returned = Process::spawn(returns, ()).await?;
+            returned.join().await?;
+            say(&format!("exitcode {:?}", returned.exitcode()));
+            let tree = Supervisor::new(Strategy::OneForOne).start().await?;
+            let polite = tree.start_child(worker::<Polite>("polite", ())).await?;
+            for _ in 0..5 {
+                let crash = polite.aborts().await.unwrap_err();
+                say(&format!("exitcode {:?}", crash.exit().and_then(|exit| exit.exitcode())));
+            }
+            polite.lives().await?;
+            say(&format!("incarnation {:?}", polite.incarnation()));
+            tree.stop().await?;
+            say(&format!("zombies {}", children(std::process::id()).len()));
             Ok(())
         }
         "starts from a thread of its own" => {
@@ -261,14 +286,25 @@ async fn program(word: &str, file: String) -> hatchery::Result<()> {
             let tree =
                 Supervisor::new(Strategy::OneForOne).intensity(1000, Duration::from_secs(60)).start().await?;
             let polite = tree.start_child(worker::<Polite>("polite", ())).await?;
-            for _ in 0..50 {
-                let crash = polite.aborts().await;
-                assert!(crash.is_err_and(|error| error.is_crash()));
+            for round in 1..=50 {
+                let crash = polite.aborts().await.unwrap_err();
+                // Nobody could tell, unless its warden was faster.
+                let exit = crash.exit().ok_or_else(|| hatchery::Error::msg("no crash"))?.exitcode();
+                assert!(crash.is_crash() && [None, Some(-6)].contains(&exit), "{crash:?}");
                 polite.lives().await?;
-                Process::spawn(returns, ()).await?.join().await?;
+                assert_eq!(polite.incarnation(), Some(round + 1));
+                // It has last words, so its code is known in any case.
+                let returned = Process::spawn(returns, ()).await?;
+                returned.join().await?;
+                assert_eq!(returned.exitcode(), Some(0));
+                let killed = Process::spawn(stays, ()).await?;
+                killed.kill()?;
+                assert!([None, Some(-9)].contains(&killed.wait().await.exitcode()));
             }
             say("every death was noticed");
-            tree.stop().await
+            tree.stop().await?;
+            assert_eq!(children(std::process::id()), []);
+            Ok(())
         }
         "panics that abort" => aborting::program().await,
         "leaks" => leaks().await,
@@ -280,7 +316,7 @@ async fn program(word: &str, file: String) -> hatchery::Result<()> {
             pause(3).await;
             tree.stop().await?;
         },
-        other => Err(hatchery::Error::msg(format!("there is no program {other:?}"))),
+        other => trouble::program(other, file).await,
     }
 }
 
@@ -319,12 +355,14 @@ async fn polite() -> hatchery::Result<Tree> {
     Ok(tree)
 }
 
-/// Promise "leaks", in small: what restarts and processes leave behind in their parent.
+/// Promise "leaks": what restarts and processes leave behind in their parent.
 async fn leaks() -> hatchery::Result<()> {
-    let tree = Supervisor::new(Strategy::OneForOne).intensity(1000, Duration::from_secs(60)).start().await?;
+    let tree = Supervisor::new(Strategy::OneForOne).intensity(2000, Duration::from_secs(60)).start().await?;
     let polite = tree.start_child(worker::<Polite>("polite", ())).await?;
-    let mut before = None;
-    for round in 0..220_u64 {
+    let own = std::process::id();
+    let mut before = Holdings::default();
+    let mut memory = 0;
+    for round in 0..1000_u64 {
         let crash = polite.aborts().await;
         assert!(crash.is_err_and(|error| error.is_crash()));
         polite.lives().await?;
@@ -332,18 +370,21 @@ async fn leaks() -> hatchery::Result<()> {
         if round == 20 {
             // Until the process that has just ended is gone altogether, more may be seen than is kept.
             pause(50).await;
-            before = Some(holdings());
+            before = holdings();
+        }
+        if round == 200 {
+            memory = own_memory(own);
         }
     }
     // What ended last may still be on its way out.
-    let before = before.unwrap_or_default();
     let begun = std::time::Instant::now();
     let mut ticks = tokio::time::interval(Duration::from_millis(5));
     while leaked(before) && begun.elapsed() < hatchery_tests::BOUND {
         ticks.tick().await;
     }
-    say(&format!("before {before:?}, after {:?}", holdings()));
-    say(if leaked(before) { "something leaked" } else { "nothing leaked" });
+    let more = own_memory(own).saturating_sub(memory);
+    say(&format!("before {before:?}, after {:?}, and {more} KiB more memory", holdings()));
+    say(if leaked(before) || more >= 512 { "something leaked" } else { "nothing leaked" });
     tree.stop().await
 }
 
@@ -371,20 +412,17 @@ fn slow_at_exit() -> u32 {
     SLOW.with(|_| 5)
 }
 
-fn leaked(before: (usize, usize, usize)) -> bool {
+/// Descriptors, threads, and children, zombies included.
+type Holdings = (usize, usize, usize);
+
+fn leaked(before: Holdings) -> bool {
     let now = holdings();
     now.0 > before.0 || now.1 > before.1 || now.2 > before.2
 }
 
-/// Descriptors, threads, and children, zombies included.
-fn holdings() -> (usize, usize, usize) {
+fn holdings() -> Holdings {
     let list = |path: &str| std::fs::read_dir(path).map_or(0, Iterator::count);
-    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    let children = tasks
-        .map(|task| std::fs::read_to_string(task.path().join("children")).unwrap_or_default())
-        .map(|list| list.split_whitespace().count())
-        .sum();
-    (list("/proc/self/fd"), list("/proc/self/task"), children)
+    (list("/proc/self/fd"), list("/proc/self/task"), children(std::process::id()).len())
 }
 
 /// Promise "idle thread pools": a worker does not die because the thread that asked for it went idle and ended.

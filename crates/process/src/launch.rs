@@ -16,6 +16,7 @@ use hatchery_actor::fault::Fault;
 use hatchery_actor::panics;
 use hatchery_actor::settings::Settings;
 use hatchery_wire::LinkSocket;
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -114,7 +115,21 @@ pub(crate) async fn late(ward: &Ward, ended: Ended, what: String) -> Fault {
 }
 
 fn cannot(what: &str, error: &io::Error) -> Fault {
-    Fault::StartFailed(format!("cannot {what}: {error}"))
+    let hint = error.raw_os_error().map(Errno::from_raw_os_error).map_or("", which_limit);
+    Fault::StartFailed(format!("cannot {what}: {error}{hint}"))
+}
+
+/// The system's words name neither the limit nor where it is set.
+fn which_limit(error: Errno) -> &'static str {
+    match error {
+        Errno::MFILE => "; this process has as many open files as its limit allows (`ulimit -n`)",
+        Errno::NFILE => "; the whole system has as many open files as it allows (`fs.file-max`)",
+        Errno::AGAIN => {
+            "; there are as many processes and threads as the limit of this user (`ulimit -u`), of a cgroup \
+             (`pids.max`) or of the system allows"
+        }
+        _ => "",
+    }
 }
 
 /// The fault of a start that ended early.

@@ -40,6 +40,8 @@ use crate::watched::{Adoption, Watched};
 const UNLINKED: Duration = Duration::from_secs(1);
 /// How often the link of a child that has ended is read; each read takes about two frames of the largest size.
 const LAST_READS: usize = 64;
+/// Ended children whose pipes something that they started still holds: with one more, the oldest one's are closed.
+const HELD: usize = 128;
 /// Commands that may wait for the warden; it takes them all at every wake.
 const OUTBOX: usize = 65_536;
 
@@ -100,8 +102,8 @@ impl Warden {
         let (go, gone) = std::sync::mpsc::sync_channel::<&'static Warden>(1);
         std::thread::Builder::new().name("hatchery-warden".into()).spawn(move || {
             if let Ok(warden) = gone.recv() {
-                let children = BTreeMap::new();
-                Rounds { warden, poll, bell: mine, children, up_full: false, acks: Vec::new() }.walk();
+                let (children, held, acks) = Default::default();
+                Rounds { warden, poll, bell: mine, children, held, up_full: false, acks }.walk();
             }
         })?;
         let warden = WARDEN.get_or_init(|| Warden {
@@ -212,7 +214,8 @@ struct Rounds {
     poll: OwnedFd,
     bell: OwnedFd,
     children: BTreeMap<u64, Watched>,
-    /// There once the link up is.
+    /// Those that have ended but whose pipes are still open, oldest first.
+    held: VecDeque<u64>,
     /// The link up takes no more for now: the poll tells when it does.
     up_full: bool,
     /// Who waits until everything to the parent is written.
@@ -424,11 +427,22 @@ impl Rounds {
         child.exit(status);
     }
 
-    /// Forgets a child of which nothing more can come.
+    /// Forgets a child of which nothing more can come, or too many of which something might.
     fn tidy(&mut self, id: u64) {
         let Some(child) = self.children.get(&id) else { return };
-        if child.err.is_none() && child.out.is_none() && child.ward.exit().is_some() {
+        if child.ward.exit().is_none() {
+            return;
+        }
+        if child.err.is_none() && child.out.is_none() {
             self.children.remove(&id);
+            self.held.retain(|held| *held != id);
+        } else if !self.held.contains(&id) {
+            // A helper that it started goes on writing there, perhaps for ever.
+            self.held.push_back(id);
+            if self.held.len() > HELD {
+                let oldest = self.held.pop_front();
+                oldest.and_then(|oldest| self.children.remove(&oldest));
+            }
         }
     }
 
