@@ -3,9 +3,8 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use hatchery_wire::{Body, DecodeError, decode, encode};
+use hatchery_wire::{Body, DecodeError, Travels, decode, encode};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use crate::ask::Ask;
 use crate::child::{self, Rung};
@@ -27,7 +26,7 @@ impl ActorRef {
 
     /// A request to it. The message is encoded here and now.
     #[doc(hidden)]
-    pub fn ask<M: Serialize, T: DeserializeOwned, E>(&self, method: &'static str, message: &M) -> Ask<T, E> {
+    pub fn ask<M: Serialize, T: Travels, E: Travels>(&self, method: &'static str, message: &M) -> Ask<T, E> {
         self.ask_with(method, message, decode)
     }
 

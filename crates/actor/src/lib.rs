@@ -12,6 +12,7 @@ pub mod error;
 pub mod panics;
 pub mod outlet;
 pub mod seat;
+pub mod settings;
 pub mod child;
 pub mod mailbox;
 pub mod context;

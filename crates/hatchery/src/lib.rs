@@ -25,7 +25,7 @@ pub use hatchery_actor::ask::{Ask, Tell};
 pub use hatchery_actor::child::{Shutdown, Start};
 pub use hatchery_actor::context::Context;
 pub use hatchery_actor::error::{CallError, Error, Never, Result, SendError};
-pub use hatchery_actor::exit::{Exit, Panic, Status};
+pub use hatchery_actor::exit::{Exit, Limit, Panic, Status};
 pub use hatchery_actor::handle::{ActorRef, AnyHandle};
 pub use hatchery_supervisor::spec::ChildSpec;
 pub use hatchery_supervisor::tree::{Count, StartError, Strategy, Supervisor, Tree};
@@ -91,6 +91,7 @@ pub mod __private {
     pub use hatchery_process::task::{TaskEntry, TaskOutcome, TaskRun};
     pub use hatchery_process::test::{TestOptions, test};
     pub use hatchery_wire::{Body, DecodeError, EncodeError, decode, encode};
+    pub use hatchery_wire::{CannotDecode, CannotEncode, Decodes, Decoding, Encodes, Encoding, must_travel};
     pub use {inventory, serde, serde_bytes};
 }
 

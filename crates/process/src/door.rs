@@ -1,5 +1,6 @@
 //! The door: the first thing a program does, where it turns out whether this process is a worker or the root.
 
+use std::collections::BTreeSet;
 use std::ffi::{CString, OsString};
 use std::future::Future;
 use std::os::fd::{AsFd, OwnedFd};
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hatchery_actor::actor::Actor;
+use hatchery_actor::error::Error;
 use hatchery_actor::exit::Panic;
 use hatchery_actor::panics;
 use hatchery_actor::root::Root;
@@ -17,13 +19,14 @@ use rustix::process::Signal;
 use serde::Serialize;
 use tokio::runtime::{Builder, Runtime};
 
-use crate::frames::{Frame, Hello, Identity, Invitation, PROTOCOL};
+use crate::frames::{Frame, Hello, Identity, Invitation, LastWords, PROTOCOL};
 use crate::inside::{self, BROKEN, Ended, Inside};
 use crate::launch::INVITED_BY;
 use crate::os;
 use crate::printer::{Mode, Printer};
 use crate::program::{Current, Program, WORKER};
 use crate::registry::{self, HostedActor};
+use crate::resources;
 use crate::warden::Warden;
 
 /// Which runtime the root's `main` runs on; workers always have one of a single thread.
@@ -51,9 +54,10 @@ pub struct Door {
     flavor: Flavor,
     worker_threads: Option<usize>,
     thread_keep_alive: Option<Duration>,
-    each: Vec<Box<dyn FnOnce()>>,
+    pub(crate) each: Vec<Box<dyn FnOnce()>>,
     config: Option<Result<Body, EncodeError>>,
     orderly_signals: bool,
+    pub(crate) worker_env_only: Option<BTreeSet<OsString>>,
 }
 
 /// A program about to go through the door.
@@ -113,6 +117,28 @@ impl Door {
         self
     }
 
+    /// Of a process's environment, its workers inherit these variables only; what a spec or a builder sets by `env`
+    /// comes on top, and its `env_only` takes the place of this list. It holds for workers of workers as well.
+    ///
+    /// Nothing is added for comfort: a worker that needs `PATH`, `LD_LIBRARY_PATH`, `HOME` or `RUST_BACKTRACE` gets
+    /// them if they are named.
+    pub fn worker_env_only<N: Into<OsString>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
+        self.worker_env_only = Some(names.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// What was given to `worker_config`, or why it cannot be given to workers.
+    pub(crate) fn take_config(&mut self) -> Result<Body, String> {
+        let config = self.config.take().transpose();
+        let config = config.map_err(|error| format!("the worker_config cannot be encoded: {error}"))?;
+        let config = config.unwrap_or_default();
+        if config.len() > LARGEST_CONFIG {
+            let bytes = config.len();
+            return Err(format!("the worker_config has {bytes} bytes, over the limit of {LARGEST_CONFIG}"));
+        }
+        Ok(config)
+    }
+
     /// Goes through the door. In a worker this does what the worker is for and exits. In the root it runs `main` and
     /// then leaves: after `Ok` it waits for processes that are no daemons, stops everything else, newest first, and
     /// exits with 0; after `Err` or a panic it prints that, stops everything, waits for nobody and exits with 1.
@@ -124,20 +150,11 @@ impl Door {
     {
         let mut door = self;
         if let Some(invited) = Invited::accept() {
-            be_worker(invited, std::mem::take(&mut door.each), Vec::new());
+            be_worker(invited, std::mem::take(&mut door.each), Vec::new(), door.worker_env_only.take());
         }
         panics::note_places();
         os::heed_sigchld();
-        let config = match door.config.take().transpose() {
-            Ok(config) => config.unwrap_or_default(),
-            Err(error) => refuse(&format!("the worker_config cannot be encoded: {error}")),
-        };
-        if config.len() > LARGEST_CONFIG {
-            refuse(&format!(
-                "the worker_config has {} bytes, over the limit of {LARGEST_CONFIG}",
-                config.len()
-            ));
-        }
+        let config = door.take_config().unwrap_or_else(|why| refuse(&why));
         for f in std::mem::take(&mut door.each) {
             f();
         }
@@ -147,6 +164,7 @@ impl Door {
             again: Vec::new(),
             capture_stdout: false,
             config,
+            env_only: door.worker_env_only.take(),
             printer: Printer::new(Mode::Plain),
             children: Default::default(),
         });
@@ -167,6 +185,10 @@ fn refuse(why: &str) -> ! {
 }
 
 /// What a `main` may return: nothing, or a `Result` of nothing whose error can be shown.
+#[diagnostic::on_unimplemented(
+    message = "a main or a test of hatchery cannot return `{Self}`",
+    label = "write `-> hatchery::Result<()>`, or no result at all"
+)]
 pub trait Outcome {
     /// Whether it is a success; a failure is printed.
     fn succeeded(&self) -> bool;
@@ -315,7 +337,7 @@ impl Invited {
             Err(error) => return Err(error.to_string()),
         };
         let Frame::Invitation(invitation, fds) = frame else {
-            return Err(format!("expected an invitation, got {frame:?}"));
+            return Err(format!("expected an invitation, got {}", frame.name()));
         };
         if invitation.protocol != PROTOCOL {
             let theirs = invitation.protocol;
@@ -331,8 +353,13 @@ impl Invited {
 }
 
 /// Does what a worker does, and leaves; never unwinds, never returns.
-pub(crate) fn be_worker(invited: Invited, each: Vec<Box<dyn FnOnce()>>, again: Vec<OsString>) -> ! {
-    let (inside, kept) = match settle_in(invited, again) {
+pub(crate) fn be_worker(
+    invited: Invited,
+    each: Vec<Box<dyn FnOnce()>>,
+    again: Vec<OsString>,
+    env_only: Option<BTreeSet<OsString>>,
+) -> ! {
+    let (inside, kept) = match settle_in(invited, again, env_only) {
         Ok(settled) => settled,
         Err(why) => {
             eprintln!("hatchery: this worker cannot begin: {why}");
@@ -356,7 +383,7 @@ pub(crate) fn be_worker(invited: Invited, each: Vec<Box<dyn FnOnce()>>, again: V
     }
     let _ = std::io::Write::flush(&mut std::io::stdout());
     let code = words.code;
-    warden.up_and_wait(Frame::LastWords(words));
+    warden.last_words(words);
     // To the parent the channel ends when the process does, however long what runs at exit takes.
     std::mem::forget(kept);
     exit(code)
@@ -364,9 +391,16 @@ pub(crate) fn be_worker(invited: Invited, each: Vec<Box<dyn FnOnce()>>, again: V
 
 /// Makes this process the worker that it is invited to be, up to its hello. Gives what its inside needs, and another
 /// descriptor of the channel to hold until the end.
-fn settle_in(invited: Invited, again: Vec<OsString>) -> Result<(Inside, UnixStream), String> {
+fn settle_in(
+    invited: Invited,
+    again: Vec<OsString>,
+    env_only: Option<BTreeSet<OsString>>,
+) -> Result<(Inside, UnixStream), String> {
     let Invited { invitation, mut link, channel, stdout, parent } = invited;
     panics::note_places();
+    if let Err(why) = resources::set(&invitation.settings) {
+        give_up(link, &why);
+    }
     let capture_stdout = stdout.is_some();
     if let Some(stdout) = stdout {
         // What the harness has printed goes where it was sent; from here on it is the worker's own.
@@ -388,6 +422,7 @@ fn settle_in(invited: Invited, again: Vec<OsString>) -> Result<(Inside, UnixStre
         again,
         capture_stdout,
         config: Body::from_bytes(invitation.config.clone().into()),
+        env_only,
         printer: Printer::new(Mode::Plain),
         children: Default::default(),
     });
@@ -396,8 +431,29 @@ fn settle_in(invited: Invited, again: Vec<OsString>) -> Result<(Inside, UnixStre
     let hello = Frame::Hello(Hello { protocol: PROTOCOL, features: 0, program: own.clone() }).pack()?;
     // It leaves here and now: the parent deals with it while this process goes on starting.
     link.queue(hello).and_then(|()| link.flush()).map_err(|error| format!("its hello: {error}"))?;
-    let warden = Warden::get().map_err(|error| format!("no warden: {error}"))?;
+    let warden = match Warden::get() {
+        Ok(warden) => warden,
+        Err(error) => give_up(link, &format!("no warden: {error}")),
+    };
     warden.link_up(link);
+    panics::before_abort(|panic| {
+        // It is there: this is called by a worker, which has one.
+        if let Ok(warden) = Warden::get() {
+            warden.last_words(Ended::aborted(panic).0);
+        }
+    });
     let kept = channel.try_clone().map_err(|error| format!("its channel: {error}"))?;
     Ok((Inside { invitation, channel, warden, program }, kept))
+}
+
+/// Tells the parent why this worker cannot begin, which is then the error of its start, and leaves.
+fn give_up(mut link: LinkSocket, why: &str) -> ! {
+    eprintln!("hatchery: this worker cannot begin: {why}");
+    let words = LastWords { code: BROKEN, reason: Some(why.to_owned()), ..LastWords::default() };
+    for frame in [Frame::StartFailed(Error::msg(why)), Frame::LastWords(words)] {
+        // A parent that is gone needs no reason.
+        let _ = frame.pack().map(|frame| link.queue(frame));
+    }
+    let _ = link.flush_blocking(Some(Duration::from_secs(1)));
+    exit(BROKEN)
 }

@@ -13,6 +13,7 @@ use hatchery_actor::mailbox::{Mailbox, Parcel, ReturnPath};
 use hatchery_actor::outlet::{Answer, WINDOW};
 use hatchery_actor::{panics, runner};
 use hatchery_wire::{Body, Envelope, Kind, decode, encode};
+use rustix::process::Signal;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -27,7 +28,7 @@ use crate::warden::Warden;
 use crate::worker::TENANT;
 
 /// Exit code after a panic, as Rust's own.
-const PANICKED: i32 = 101;
+pub(crate) const PANICKED: i32 = 101;
 /// Exit code of a worker that could not do what a worker does (`EX_SOFTWARE`).
 pub(crate) const BROKEN: i32 = 70;
 
@@ -53,6 +54,11 @@ impl Ended {
 
     pub(crate) fn panicked(panic: Panic) -> Ended {
         Ended(LastWords { code: PANICKED, panic: Some(panic), ..LastWords::default() })
+    }
+
+    /// Of a program in which panics abort: what the kernel says of its end counts, where it says it.
+    pub(crate) fn aborted(panic: Panic) -> Ended {
+        Ended(LastWords { code: 128 + Signal::ABORT.as_raw(), ..Ended::panicked(panic).0 })
     }
 
     fn failed() -> Ended {

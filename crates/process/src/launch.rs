@@ -1,12 +1,11 @@
 //! Starting one worker process, and caring for it until its end.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
@@ -15,6 +14,7 @@ use hatchery_actor::child::{Ended, Presence, ended as wait};
 use hatchery_actor::exit::{Exit, Status};
 use hatchery_actor::fault::Fault;
 use hatchery_actor::panics;
+use hatchery_actor::settings::Settings;
 use hatchery_wire::LinkSocket;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -45,8 +45,7 @@ pub(crate) struct Launch {
     pub(crate) name: String,
     pub(crate) incarnation: u64,
     pub(crate) what: What,
-    pub(crate) env: BTreeMap<OsString, Option<OsString>>,
-    pub(crate) current_dir: Option<PathBuf>,
+    pub(crate) settings: Arc<Settings>,
     /// Held until the process has been reaped.
     pub(crate) presence: Option<Presence>,
 }
@@ -78,7 +77,7 @@ pub(crate) async fn launch(program: &Arc<Program>, launch: Launch) -> Result<Lau
             .map(|(ward, channel)| (KillOnDrop(Some(ward.clone())), ward, channel))
     });
     let (unless_left, ward, channel) =
-        spawned.await.and_then(|spawned| spawned).map_err(|error| match &launch.current_dir {
+        spawned.await.and_then(|spawned| spawned).map_err(|error| match &launch.settings.current_dir {
             // The system's words do not say which file or directory it misses.
             Some(dir) => cannot(&format!("start the worker {} in {}", launch.path, dir.display()), &error),
             None => cannot(&format!("start the worker {}", launch.path), &error),
@@ -101,7 +100,10 @@ pub(crate) async fn greeted(
             unless_hello.forget();
             Ok(())
         }
-        Ok(false) => Err(self::ended(&*wait(ended).await)),
+        Ok(false) => {
+            let exit = wait(ended).await;
+            Err(ward.start_failure().unwrap_or_else(|| self::ended(&exit)))
+        }
         Err(_) => Err(late(ward, ended, format!("no hello within {timeout:?}")).await),
     }
 }
@@ -159,13 +161,15 @@ fn spawn(
         incarnation: launch.incarnation,
         depth: program.depth + 1,
         what: launch.what.clone(),
-        config: program.config.bytes().to_vec(),
+        config: program.config.to_bytes().to_vec(),
+        settings: Box::new(launch.settings.resources.clone()),
     };
     let frame = Frame::Invitation(invitation, fds).pack().map_err(io::Error::other)?;
     link.queue(frame).map_err(io::Error::other)?;
     link.flush_blocking(Some(Duration::from_secs(1))).map_err(io::Error::other)?;
 
     let mut command = Command::new("/proc/self/exe");
+    dress(&mut command, &launch.settings, program.env_only.as_ref());
     command
         .arg0(argv0(&launch.path))
         .args(&program.again)
@@ -175,15 +179,6 @@ fn spawn(
         .process_group(0);
     if program.capture_stdout {
         command.stdout(Stdio::null());
-    }
-    for (name, value) in &launch.env {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
-    if let Some(dir) = &launch.current_dir {
-        command.current_dir(dir);
     }
     let mut child = command.spawn()?;
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
@@ -203,8 +198,26 @@ fn spawn(
     let stderr = child.stderr.take().map(OwnedFd::from);
     let printer = program.printer.clone();
     let presence = launch.presence.clone();
-    warden.adopt(Adoption { ward: ward.clone(), link, stderr, stdout, printer, presence });
+    let resources = launch.settings.resources.clone();
+    warden.adopt(Adoption { ward: ward.clone(), link, stderr, stdout, printer, presence, resources });
     Ok((ward, channel))
+}
+
+/// Environment and directory; `all` is what the program lets its workers inherit.
+fn dress(command: &mut Command, settings: &Settings, all: Option<&BTreeSet<OsString>>) {
+    if let Some(names) = settings.env_only.as_ref().or(all) {
+        command.env_clear();
+        command.envs(names.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+    }
+    for (name, value) in &settings.env {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    if let Some(dir) = &settings.current_dir {
+        command.current_dir(dir);
+    }
 }
 
 /// What `ps` shows: the program and the place of the worker in its tree.
@@ -250,7 +263,8 @@ pub(crate) fn live<D: Desk + Unpin>(
         .map_err(|error| cannot("use the channel of the worker", &error))?;
     unless_living.forget();
     let (sender, receiver) = watch::channel(None);
-    program.children.lock().unwrap_or_else(PoisonError::into_inner).insert(ward.id, active);
+    let child = (active, ward.clone());
+    program.children.lock().unwrap_or_else(PoisonError::into_inner).insert(ward.id, child);
     let mut end = End { ward: ward.clone(), program, at_end: Some(at_end), sender, exit: None };
     tokio::spawn(async move {
         tokio::select! {

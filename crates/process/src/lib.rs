@@ -10,6 +10,7 @@ pub mod byte_strings;
 pub mod task;
 mod frames;
 mod printer;
+mod resources;
 pub mod program;
 mod spawner;
 mod ward;

@@ -1,8 +1,6 @@
 //! One task in a process of its own.
 
-use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +11,8 @@ use hatchery_actor::fault::Fault;
 use hatchery_actor::outlet::measure;
 use hatchery_actor::predicates;
 use hatchery_actor::root::{Residence, Resident, check_segment};
+use hatchery_actor::settings;
+use hatchery_actor::settings::Settings;
 use hatchery_wire::{Body, DecodeError, EncodeError, Envelope, Kind};
 use rustix::process::Signal;
 
@@ -55,9 +55,8 @@ pub struct Builder<R> {
     name: Option<String>,
     daemon: bool,
     kill_on_drop: bool,
-    env: std::collections::BTreeMap<OsString, Option<OsString>>,
-    current_dir: Option<PathBuf>,
     start_timeout: Duration,
+    settings: Settings,
 }
 
 impl Process<()> {
@@ -70,12 +69,21 @@ impl Process<()> {
     ///
     /// # Cancel safety
     /// Dropping the future ends what it started.
-    pub async fn spawn<T: Runs>(task: T, args: T::Args) -> Result<Process<T::Output>, ProcessError> {
-        Self::builder(task, args).spawn().await
+    // The compiler says of a closure or a plain function that it is no task: once, and not again for every type that
+    // hangs on it. That takes parameters of their own for these types, and a future whose type has no bounds.
+    pub fn spawn<T, A, R>(task: T, args: A) -> BoxFuture<Result<Process<R>, ProcessError>>
+    where
+        T: Runs<Args = A, Output = R>,
+        R: 'static,
+    {
+        Box::pin(Self::builder(task, args).spawn())
     }
 
     /// Says more about the process before it starts.
-    pub fn builder<T: Runs>(task: T, args: T::Args) -> Builder<T::Output> {
+    pub fn builder<T, A, R>(task: T, args: A) -> Builder<R>
+    where
+        T: Runs<Args = A, Output = R>,
+    {
         Builder {
             entry: task.entry(),
             args: task.encode_args(&args),
@@ -83,9 +91,8 @@ impl Process<()> {
             name: None,
             daemon: false,
             kill_on_drop: false,
-            env: Default::default(),
-            current_dir: None,
             start_timeout: START_TIMEOUT,
+            settings: Settings::default(),
         }
     }
 }
@@ -109,34 +116,19 @@ impl<R> Builder<R> {
         self
     }
 
-    /// Sets a variable of its environment; the rest it inherits.
-    pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
-        self.env.insert(name.into(), Some(value.into()));
-        self
-    }
-
-    /// Keeps it from inheriting a variable.
-    pub fn env_remove(mut self, name: impl Into<OsString>) -> Self {
-        self.env.insert(name.into(), None);
-        self
-    }
-
-    /// The directory it works in; else this process's.
-    pub fn current_dir(mut self, dir: impl Into<PathBuf>) -> Self {
-        self.current_dir = Some(dir.into());
-        self
-    }
-
     /// How long it may take to say hello, instead of 30 s.
     pub fn start_timeout(mut self, timeout: Duration) -> Self {
         self.start_timeout = timeout;
         self
     }
 
+    settings!();
+
     /// Starts it; see [`Process::spawn`].
     ///
     /// # Errors
-    /// As [`Process::spawn`]; also a name that is taken.
+    /// As [`Process::spawn`]; also a name that is taken, and a setting that is impossible or that the new process
+    /// could not set for itself.
     pub async fn spawn(self) -> Result<Process<R>, ProcessError> {
         let short = self.entry.name.rsplit("::").next().unwrap_or(self.entry.name).to_owned();
         let shown = self.name.clone().unwrap_or_else(|| short.clone());
@@ -146,10 +138,7 @@ impl<R> Builder<R> {
     async fn try_spawn(self, short: String) -> Result<Process<R>, Fault> {
         let program = Program::current()?;
         registry::task(self.entry.name, &self.entry.place.to_string())?;
-        if self.env.keys().any(|name| name == crate::launch::INVITED_BY) {
-            let name = crate::launch::INVITED_BY;
-            return Err(Fault::Refused(format!("the variable {name} belongs to the library")));
-        }
+        self.settings.check(launch::INVITED_BY)?;
         let args = self.args.map_err(|error| Fault::NotSent(error.to_string()))?;
         measure(&args)?;
         let (name, path) = match self.name {
@@ -173,8 +162,7 @@ impl<R> Builder<R> {
             name: name.clone(),
             incarnation: 1,
             what: What::Task { name: self.entry.name.to_owned(), place: self.entry.place.to_string() },
-            env: self.env,
-            current_dir: self.current_dir,
+            settings: Arc::new(self.settings),
             presence: None,
         };
         let launched = launch(&program, order).await?;
@@ -389,6 +377,7 @@ impl Resident for Shared {
     fn close(&self) -> BoxFuture<()> {
         let (ward, ended) = (self.ward.clone(), self.ended.clone());
         Box::pin(async move {
+            ward.note_stop();
             ward.terminate_group();
             if tokio::time::timeout(PATIENCE, wait(ended.clone())).await.is_err() {
                 ward.signal_group(Signal::KILL);

@@ -1,7 +1,7 @@
 //! What this process knows of itself: who it is in the tree, and how it starts others.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -12,6 +12,7 @@ use hatchery_wire::{Body, decode};
 use serde::de::DeserializeOwned;
 
 use crate::printer::Printer;
+use crate::ward::Ward;
 
 /// Workers of workers of workers …: a program that gets this deep has run away.
 pub(crate) const DEEPEST: u8 = 16;
@@ -32,8 +33,10 @@ pub(crate) struct Program {
     /// Whether workers' stdout goes through the printer (in a test) or straight to ours.
     pub(crate) capture_stdout: bool,
     pub(crate) config: Body,
+    /// Which variables of this process its workers inherit; all if `None`.
+    pub(crate) env_only: Option<BTreeSet<OsString>>,
     pub(crate) printer: Arc<Printer>,
-    pub(crate) children: Mutex<BTreeMap<u64, ActiveChild>>,
+    pub(crate) children: Mutex<BTreeMap<u64, (ActiveChild, Arc<Ward>)>>,
 }
 
 impl Program {
@@ -55,6 +58,11 @@ impl Program {
     pub(crate) fn enter(self: &Arc<Program>) {
         self.root.clone().enter();
         CURRENT.with_borrow_mut(|current| *current = Some(self.clone()));
+    }
+
+    /// The worker processes that this run has started from this process and that have not ended, oldest first.
+    pub(crate) fn living(&self) -> Vec<(ActiveChild, Arc<Ward>)> {
+        self.children.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
     /// Makes no run the one of this thread.
@@ -163,10 +171,15 @@ impl ActiveChild {
     }
 }
 
+impl std::fmt::Display for ActiveChild {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} (pid {})", self.path, self.pid)
+    }
+}
+
 /// The worker processes that this run has started from this process and that have not ended, oldest first. Outside
 /// of a program there are none.
 pub fn active_children() -> Vec<ActiveChild> {
     let Ok(program) = Program::current() else { return Vec::new() };
-    let children = program.children.lock().unwrap_or_else(PoisonError::into_inner);
-    children.values().cloned().collect()
+    program.living().into_iter().map(|(child, _)| child).collect()
 }

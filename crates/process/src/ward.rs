@@ -2,11 +2,13 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hatchery_actor::child::ended;
 use hatchery_actor::error::Error;
 use hatchery_actor::exit::Exit;
+use hatchery_actor::fault::Fault;
 use rustix::process::{Pid, Signal, kill_process_group, pidfd_send_signal};
 use rustix::time::Timespec;
 use tokio::sync::watch;
@@ -20,6 +22,8 @@ pub(crate) struct Ward {
     reaped: Mutex<bool>,
     /// Why this side ended it, if it did.
     condemned: Mutex<Option<String>>,
+    /// Whether it has been asked to end, in order or by a signal.
+    stopping: AtomicBool,
     // How far it has come; each is set once, and apart from the others, so that nobody wakes up for nothing.
     hello: watch::Sender<bool>,
     start: watch::Sender<Option<Result<(), Error>>>,
@@ -34,6 +38,7 @@ impl Ward {
             pidfd,
             reaped: Mutex::new(false),
             condemned: Mutex::new(None),
+            stopping: AtomicBool::new(false),
             hello: watch::Sender::new(false),
             start: watch::Sender::new(None),
             exit: watch::Sender::new(None),
@@ -84,12 +89,31 @@ impl Ward {
         self.condemned.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(crate) fn set_started(&self, start: Result<(), Error>) {
+    /// It is about to be asked to end.
+    pub(crate) fn note_stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it has been asked to end.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// Sets how its start went, once; false if that was known.
+    pub(crate) fn set_started(&self, start: Result<(), Error>) -> bool {
         self.start.send_if_modified(|now| {
             let first = now.is_none();
             now.get_or_insert(start);
             first
-        });
+        })
+    }
+
+    /// Why its start failed, if it said so.
+    pub(crate) fn start_failure(&self) -> Option<Fault> {
+        match &*self.start.borrow() {
+            Some(Err(error)) => Some(Fault::StartFailed(error.to_string())),
+            _ => None,
+        }
     }
 
     pub(crate) fn has_said_hello(&self) -> bool {

@@ -21,8 +21,20 @@ mod pack;
 // Nesting counted at every kind of visit.
 mod depth;
 
+// Bytes on their way out.
+mod chunks;
+
+// Where values are encoded to.
+mod sink;
+
+// Bytes as one value, which are not copied when they are many.
+mod byte_string;
+
 // Encoded values.
 mod body;
+
+// What can travel, in words of the compiler's.
+mod travels;
 
 // One message as a value, and its frames as bytes.
 mod envelope;
@@ -41,9 +53,14 @@ mod link;
 
 pub use crate::assembler::Assembler;
 pub use crate::body::{Body, DecodeError, EncodeError, decode, encode};
+pub use crate::byte_string::ByteString;
+pub use crate::chunks::Chunks;
 pub use crate::connection::Connection;
 pub use crate::envelope::{Envelope, Kind};
 pub use crate::error::WireError;
 pub use crate::limits::{CHAIN, DEPTH, LINK_FRAME, Limits, MAX_FDS, MIN_FRAME, MIN_PART, TRACE};
 pub use crate::link::{Filled, LinkFrame, LinkSocket};
 pub use crate::outbox::Outbox;
+pub use crate::travels::{
+    CannotDecode, CannotEncode, Decodes, Decoding, Encodes, Encoding, Travels, must_travel,
+};
