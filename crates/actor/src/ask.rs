@@ -42,7 +42,7 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 #[must_use = "a request does nothing until it is awaited"]
 pub struct Ask<T, E = Never> {
     order: Outgoing,
-    decode: fn(&Body) -> Result<T, DecodeError>,
+    decode: fn(Body) -> Result<T, DecodeError>,
     error: PhantomData<fn() -> E>,
 }
 
@@ -81,7 +81,7 @@ impl<T, E> Ask<T, E> {
         actor: ActorRef,
         method: &'static str,
         body: Result<Body, EncodeError>,
-        decode: fn(&Body) -> Result<T, DecodeError>,
+        decode: fn(Body) -> Result<T, DecodeError>,
     ) -> Self {
         let order = Outgoing { actor, method, timeout: Some(DEFAULT_TIMEOUT), state: State::New(body) };
         Ask { order, decode, error: PhantomData }
@@ -127,7 +127,7 @@ impl<T, E: DeserializeOwned> Future for Ask<T, E> {
         let Poll::Ready(answer) = order.poll(true, cx) else { return Poll::Pending };
         let whom = order.actor.seat().path();
         let fault = match answer {
-            Answer::Value(body) => match decode_value(&body) {
+            Answer::Value(body) => match decode_value(body) {
                 Ok(value) => return Poll::Ready(Ok(value)),
                 Err(error) => Fault::BadAnswer(error.to_string()),
             },

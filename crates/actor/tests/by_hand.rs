@@ -774,7 +774,7 @@ async fn an_answer_that_can_not_be_encoded_is_an_error_that_says_it_ran() {
 async fn an_answer_that_can_not_be_decoded_is_an_error_that_says_it_ran() {
     let stage = Stage::occupied().await;
     let never =
-        |_: &hatchery_wire::Body| -> Result<u8, DecodeError> { hatchery_wire::decode(&encode("x").unwrap()) };
+        |_: hatchery_wire::Body| -> Result<u8, DecodeError> { hatchery_wire::decode(&encode("x").unwrap()) };
     let ask: Ask<u8> = stage.probe.actor.ask_with("add", &Message::Add(1), never);
     let error = ask.await.unwrap_err();
     assert!(matches!(error.fault(), Some(Fault::BadAnswer(_))), "{error}");
