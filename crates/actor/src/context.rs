@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::mailbox::Mailbox;
+use crate::trace::TraceContext;
 
 /// Given to every handler that has a parameter `&Context`.
 #[derive(Clone)]
@@ -15,13 +16,14 @@ pub struct Context {
     /// Which of the mailbox's requests this is about, counted from 1.
     request: u64,
     deadline: Option<Instant>,
+    trace: Option<Box<TraceContext>>,
 }
 
 impl Context {
     /// The context of one incarnation.
     #[doc(hidden)]
     pub fn new(path: &str, incarnation: u64, mailbox: Arc<Mailbox>) -> Context {
-        Context { path: path.into(), incarnation, mailbox, request: 0, deadline: None }
+        Context { path: path.into(), incarnation, mailbox, request: 0, deadline: None, trace: None }
     }
 
     /// Where the actor sits, e.g. `/shop/web`.
@@ -38,6 +40,13 @@ impl Context {
     /// request.
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline
+    }
+
+    /// The trace that this request belongs to, with a span of the handler's own whose parent is the caller's; `None` if
+    /// it belongs to none, and outside of a request. What the handler asks goes on from there by itself.
+    #[doc(alias = "traceparent")]
+    pub fn trace(&self) -> Option<TraceContext> {
+        self.trace.as_deref().copied()
     }
 
     /// Resolves when the caller of this request has left (its future was dropped, or its deadline passed). The
@@ -60,14 +69,16 @@ impl Context {
     }
 
     /// The next request is taken out of the mailbox.
-    pub(crate) fn begin(&mut self, deadline: Option<Instant>) {
+    pub(crate) fn begin(&mut self, deadline: Option<Instant>, trace: Option<&TraceContext>) {
         self.request += 1;
         self.deadline = deadline;
+        self.trace = trace.map(|trace| Box::new(trace.child()));
     }
 
     /// The last request is over.
     pub(crate) fn rest(&mut self) {
         self.deadline = None;
+        self.trace = None;
     }
 }
 

@@ -10,6 +10,7 @@ pub mod exit;
 pub mod fault;
 pub mod error;
 pub mod panics;
+pub mod trace;
 pub mod outlet;
 pub mod seat;
 pub mod child;

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::fault::Fault;
 use crate::outlet::Answer;
+use crate::trace::TraceContext;
 
 /// Where the answer to a request goes, and the places in its sender's window.
 pub trait ReturnPath: Send + Sync + 'static {
@@ -31,6 +32,8 @@ pub struct Parcel {
     pub ask: bool,
     /// When its caller stops waiting, by this process's clock.
     pub deadline: Option<Instant>,
+    /// The trace it belongs to, and its caller's span in it.
+    pub trace: Option<Box<TraceContext>>,
     /// The encoded message.
     pub body: Body,
     /// Where the answer goes.
@@ -227,7 +230,7 @@ mod tests {
     }
 
     fn parcel(id: u64, ask: bool, from: &Arc<Back>) -> Parcel {
-        Parcel { id, ask, deadline: None, body: encode(&id).unwrap(), from: from.clone() }
+        Parcel { id, ask, deadline: None, trace: None, body: encode(&id).unwrap(), from: from.clone() }
     }
 
     fn next(mailbox: &Mailbox) -> Option<Next> {

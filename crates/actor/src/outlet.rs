@@ -22,6 +22,7 @@ use tokio::time::Instant;
 
 use crate::exit::Exit;
 use crate::fault::Fault;
+use crate::trace::TraceContext;
 
 /// How many requests one channel may have waiting at one actor, unless its spec says fewer.
 pub const WINDOW: u32 = 64;
@@ -62,6 +63,8 @@ pub struct Request {
     pub ask: bool,
     /// When the caller stops waiting.
     pub deadline: Option<Instant>,
+    /// The trace it belongs to. In a box, since most have none.
+    pub trace: Option<Box<TraceContext>>,
     /// The encoded message.
     pub body: Body,
 }
@@ -118,7 +121,7 @@ struct Slot {
 }
 
 enum Phase {
-    Queued { ask: bool, deadline: Option<Instant>, body: Body },
+    Queued { ask: bool, deadline: Option<Instant>, trace: Option<Box<TraceContext>>, body: Body },
     Sent { incarnation: u64 },
     Done(Answer),
 }
@@ -150,7 +153,7 @@ impl Outlet {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts a request in line and gives its id.
+    /// Puts a request in line, in the trace that the caller is in, and gives its id.
     pub(crate) fn submit(&self, ask: bool, deadline: Option<Instant>, body: Body) -> u64 {
         let mut state = self.lock();
         let id = state.next_id;
@@ -159,7 +162,7 @@ impl Outlet {
             Way::Closed(fault) => Phase::Done(Answer::Fault(fault.clone())),
             _ => {
                 state.queue.push_back(id);
-                Phase::Queued { ask, deadline, body }
+                Phase::Queued { ask, deadline, trace: TraceContext::current().map(Box::new), body }
             }
         };
         state.requests.insert(id, Slot { phase, waker: None });
@@ -327,10 +330,11 @@ impl State {
             // Gone from the table: its caller left while it was in line.
             let Some(slot) = self.requests.get_mut(&id) else { continue };
             let sent = Phase::Sent { incarnation: *incarnation };
-            let Phase::Queued { ask, deadline, body } = std::mem::replace(&mut slot.phase, sent) else {
+            let Phase::Queued { ask, deadline, trace, body } = std::mem::replace(&mut slot.phase, sent)
+            else {
                 unreachable!("only queued requests are in line")
             };
-            match line.send(Request { id, ask, deadline, body }) {
+            match line.send(Request { id, ask, deadline, trace, body }) {
                 Ok(()) => {
                     *places -= 1;
                     if !ask {

@@ -1,10 +1,11 @@
 //! The loop of an actor: take the next message, handle it, answer.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hatchery_wire::decode;
+use tracing::Instrument;
 
 use crate::actor::Actor;
 use crate::context::Context;
@@ -13,6 +14,7 @@ use crate::fault::Fault;
 use crate::mailbox::{Mailbox, Next, Parcel, ReturnPath};
 use crate::outlet::Answer;
 use crate::panics;
+use crate::trace::TraceContext;
 
 /// Runs an actor until it is told to stop.
 ///
@@ -113,15 +115,34 @@ impl Turn {
 
 /// Handles one message, unless its caller no longer waits.
 async fn one<A: Actor>(actor: &mut A, parcel: &Parcel, cx: &mut Context) -> Answer {
-    cx.begin(parcel.deadline);
+    cx.begin(parcel.deadline, parcel.trace.as_deref());
     if parcel.deadline.is_some_and(|deadline| deadline <= tokio::time::Instant::now()) {
         return Answer::Fault(Fault::Timeout { maybe_executed: false });
     }
     match decode::<A::Message>(&parcel.body) {
-        Ok(message) => actor.handle(message, parcel.ask, cx).await,
+        Ok(message) => match cx.trace() {
+            None => actor.handle(message, parcel.ask, cx).await,
+            Some(trace) => traced(trace, cx.path(), actor.handle(message, parcel.ask, cx)).await,
+        },
         Err(error) => Answer::Fault(Fault::Undecodable(error.to_string())),
     }
 }
+
+/// Handles in a trace: in its scope, and in a span by which a subscriber knows it.
+async fn traced<F: Future>(trace: TraceContext, path: &str, handler: F) -> F::Output {
+    let span = tracing::info_span!(
+        target: SPAN_TARGET,
+        "handle",
+        path,
+        trace_id = %format_args!("{:032x}", trace.trace_id()),
+        span_id = %format_args!("{:016x}", trace.span_id()),
+    );
+    trace.scope(handler.instrument(span)).await
+}
+
+/// The target of the spans in which traced requests are handled.
+#[doc(hidden)]
+pub const SPAN_TARGET: &str = "hatchery::trace";
 
 /// Places in senders' windows that handled tells give back, gathered so that not each costs a frame.
 #[derive(Default)]

@@ -194,6 +194,7 @@ impl Actor for Probe {
                     id: 0,
                     ask: false,
                     deadline: None,
+                    trace: None,
                     body: encode(&Message::Again).unwrap(),
                     from: Returns::new(),
                 };
@@ -547,7 +548,11 @@ async fn a_request_whose_deadline_passes_by_the_workers_clock_never_starts() {
     for (id, after, name) in [(1, 100, "first"), (2, 49, "second"), (3, 51, "third")] {
         let body = encode(&Message::Nap(name.to_owned(), 50)).unwrap();
         let deadline = Some(Instant::now() + millis(after));
-        assert!(mailbox.push(Parcel { id, ask: true, deadline, body, from: returns.clone() }).is_ok());
+        assert!(
+            mailbox
+                .push(Parcel { id, ask: true, deadline, trace: None, body, from: returns.clone() })
+                .is_ok()
+        );
     }
     let running = tokio::spawn(async move { runner::run(probe, &mailbox, cx).await });
     sleep(millis(200)).await;
@@ -676,7 +681,7 @@ async fn handled_tells_give_back_their_places_also_when_there_are_only_a_few() {
     for round in 1..=3 {
         for id in 0..5 {
             let body = encode(&Message::Add(1)).unwrap();
-            let parcel = Parcel { id, ask: false, deadline: None, body, from: returns.clone() };
+            let parcel = Parcel { id, ask: false, deadline: None, trace: None, body, from: returns.clone() };
             assert!(mailbox.push(parcel).is_ok());
         }
         settle().await;
@@ -695,7 +700,7 @@ async fn a_mailbox_that_never_runs_empty_does_not_keep_others_from_running() {
     let cx = Context::new("/test/probe", 1, mailbox.clone());
     let probe = Probe::start(Setup { log: number, start: "well".to_owned() }, &cx).await.unwrap();
     let body = encode(&Message::Again).unwrap();
-    let first = Parcel { id: 0, ask: false, deadline: None, body, from: Returns::new() };
+    let first = Parcel { id: 0, ask: false, deadline: None, trace: None, body, from: Returns::new() };
     assert!(mailbox.push(first).is_ok());
     let running = tokio::spawn({
         let mailbox = mailbox.clone();

@@ -145,12 +145,15 @@ struct ChannelLine {
 
 impl Line for ChannelLine {
     fn send(&self, request: Request) -> Result<(), Fault> {
-        let Request { id, ask, deadline, body } = request;
+        let Request { id, ask, deadline, trace, body } = request;
         let kind = if ask { Kind::Ask } else { Kind::Tell };
         let mut envelope = Envelope::new(kind, TENANT, id, body);
         if ask {
             // Time left rather than a point in time: the two processes compare no clocks.
             envelope.deadline = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        }
+        if let Some(trace) = trace {
+            envelope.trace = trace.to_wire();
         }
         self.outgoing.send(envelope);
         Ok(())
