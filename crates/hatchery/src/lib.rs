@@ -9,6 +9,7 @@
 //! | a function in a process of its own | [`task`], [`Process`] |
 //! | an actor, in a worker process or here | [`actor`], [`worker()`], [`local()`], [`Ask`], [`AnyHandle`], [`Context`] |
 //! | keeping them alive | [`Supervisor`], [`Tree`] |
+//! | what workers log | [`logs`], [`TraceContext`] |
 //! | what went wrong | [`Error`], [`CallError`], [`ProcessError`], [`Exit`] |
 
 #![forbid(unsafe_code)]
@@ -16,6 +17,7 @@
 pub use hatchery_macros::{actor, main, task, test};
 
 pub use hatchery_process::door::{Door, Flavor, Outcome, program};
+pub use hatchery_process::logs;
 pub use hatchery_process::process::{Builder as ProcessBuilder, Process, ProcessError};
 pub use hatchery_process::program::{ActiveChild, Current, active_children, config, current, parent};
 pub use hatchery_process::task::{Runs, Task};
@@ -27,6 +29,7 @@ pub use hatchery_actor::context::Context;
 pub use hatchery_actor::error::{CallError, Error, Never, Result, SendError};
 pub use hatchery_actor::exit::{Exit, Panic, Status};
 pub use hatchery_actor::handle::{ActorRef, AnyHandle};
+pub use hatchery_actor::trace::{NoTraceparent, TraceContext};
 pub use hatchery_supervisor::spec::ChildSpec;
 pub use hatchery_supervisor::tree::{Count, StartError, Strategy, Supervisor, Tree};
 

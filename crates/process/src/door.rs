@@ -17,6 +17,8 @@ use rustix::process::Signal;
 use serde::Serialize;
 use tokio::runtime::{Builder, Runtime};
 
+use crate::collector::{Collector, Logs};
+use crate::forward;
 use crate::frames::{Frame, Hello, Identity, Invitation, PROTOCOL};
 use crate::inside::{self, BROKEN, Ended, Inside};
 use crate::launch::INVITED_BY;
@@ -54,6 +56,7 @@ pub struct Door {
     each: Vec<Box<dyn FnOnce()>>,
     config: Option<Result<Body, EncodeError>>,
     orderly_signals: bool,
+    logs: Logs,
 }
 
 /// A program about to go through the door.
@@ -113,6 +116,13 @@ impl Door {
         self
     }
 
+    /// Whether `tracing` events of workers reach the root's subscriber, see [`logs`](crate::logs). They do unless this
+    /// says otherwise.
+    pub fn logs(mut self, logs: Logs) -> Self {
+        self.logs = logs;
+        self
+    }
+
     /// Goes through the door. In a worker this does what the worker is for and exits. In the root it runs `main` and
     /// then leaves: after `Ok` it waits for processes that are no daemons, stops everything else, newest first, and
     /// exits with 0; after `Err` or a panic it prints that, stops everything, waits for nobody and exits with 1.
@@ -148,6 +158,7 @@ impl Door {
             capture_stdout: false,
             config,
             printer: Printer::new(Mode::Plain),
+            logs: Collector::new(door.logs),
             children: Default::default(),
         });
         program.settle();
@@ -240,6 +251,7 @@ where
                 number = a_signal() => {
                     tokio::spawn(async { exit(128 + a_signal().await) });
                     program.root.close().await;
+                    program.logs.flush();
                     program.printer.flush();
                     exit(128 + number)
                 }
@@ -250,6 +262,7 @@ where
         program.root.close().await;
         succeeded
     });
+    program.logs.flush();
     program.printer.flush();
     runtime.shutdown_background();
     Program::leave();
@@ -273,6 +286,7 @@ pub(crate) struct Invited {
     link: LinkSocket,
     channel: UnixStream,
     stdout: Option<OwnedFd>,
+    log: Option<OwnedFd>,
     parent: u32,
 }
 
@@ -326,7 +340,9 @@ impl Invited {
         let mut fds = fds.into_iter();
         let channel = fds.next().map(UnixStream::from).ok_or("an invitation without a channel")?;
         let parent = by.unsigned_abs();
-        Ok(Invited { invitation, link, channel, stdout: fds.next(), parent })
+        let mut next = |wanted: bool| if wanted { fds.next() } else { None };
+        let (stdout, log) = (next(invitation.stdout), next(invitation.logs.is_some()));
+        Ok(Invited { invitation, link, channel, stdout, log, parent })
     }
 }
 
@@ -339,7 +355,7 @@ pub(crate) fn be_worker(invited: Invited, each: Vec<Box<dyn FnOnce()>>, again: V
             exit(BROKEN)
         }
     };
-    let warden = inside.warden;
+    let (warden, program) = (inside.warden, inside.program.clone());
     let caught = panics::catch_call(move || {
         if !each.is_empty() {
             for f in each {
@@ -348,12 +364,16 @@ pub(crate) fn be_worker(invited: Invited, each: Vec<Box<dyn FnOnce()>>, again: V
             // One of them may have set a panic hook of its own.
             panics::note_places_again();
         }
+        forward::install();
         inside::live(inside)
     });
     let Ended(words) = caught.unwrap_or_else(Ended::panicked);
     if let Some(reason) = &words.reason {
         eprintln!("hatchery: {reason}");
     }
+    // What workers of this one have logged goes first.
+    program.logs.flush();
+    forward::finish();
     let _ = std::io::Write::flush(&mut std::io::stdout());
     let code = words.code;
     warden.up_and_wait(Frame::LastWords(words));
@@ -365,7 +385,7 @@ pub(crate) fn be_worker(invited: Invited, each: Vec<Box<dyn FnOnce()>>, again: V
 /// Makes this process the worker that it is invited to be, up to its hello. Gives what its inside needs, and another
 /// descriptor of the channel to hold until the end.
 fn settle_in(invited: Invited, again: Vec<OsString>) -> Result<(Inside, UnixStream), String> {
-    let Invited { invitation, mut link, channel, stdout, parent } = invited;
+    let Invited { invitation, mut link, channel, stdout, log, parent } = invited;
     panics::note_places();
     let capture_stdout = stdout.is_some();
     if let Some(stdout) = stdout {
@@ -389,9 +409,14 @@ fn settle_in(invited: Invited, again: Vec<OsString>) -> Result<(Inside, UnixStre
         capture_stdout,
         config: Body::from_bytes(invitation.config.clone().into()),
         printer: Printer::new(Mode::Plain),
+        logs: Collector::new(Logs::Forward),
         children: Default::default(),
     });
     program.settle();
+    if let (Some(log), Some(directives)) = (log, &invitation.logs) {
+        program.logs.wanted.set(directives);
+        forward::begin(log, &invitation.path, invitation.incarnation, directives);
+    }
     let own = Identity::own().map_err(|error| format!("/proc/self/exe: {error}"))?;
     let hello = Frame::Hello(Hello { protocol: PROTOCOL, features: 0, program: own.clone() }).pack()?;
     // It leaves here and now: the parent deals with it while this process goes on starting.

@@ -1,7 +1,7 @@
 //! The frames of the link, as values: what a worker and its parent tell each other.
 
 use std::os::fd::OwnedFd;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use hatchery_actor::error::Error;
 use hatchery_actor::exit::Panic;
@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 /// Both sides must speak the same version.
 pub(crate) const PROTOCOL: u16 = 1;
 
-/// Down: what the parent writes before the child runs. The first channel travels with it, in a test also stdout.
+/// Down: what the parent writes before the child runs. The first channel travels with it, then stdout and the pipe for
+/// logs, where there are any.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Invitation {
     pub(crate) protocol: u16,
@@ -22,6 +23,10 @@ pub(crate) struct Invitation {
     pub(crate) incarnation: u64,
     pub(crate) depth: u8,
     pub(crate) what: What,
+    /// Whether its stdout travels with it.
+    pub(crate) stdout: bool,
+    /// Which events its log shall have, as directives; `None` if nobody wants a log.
+    pub(crate) logs: Option<String>,
     /// The program's `worker_config`, encoded.
     #[serde(with = "serde_bytes")]
     pub(crate) config: Vec<u8>,
@@ -90,6 +95,8 @@ pub(crate) struct LastWords {
 pub(crate) enum Frame {
     Invitation(Invitation, Vec<OwnedFd>),
     Shutdown,
+    /// Down: which events are wanted from now on, as directives.
+    LogFilter(Arc<str>),
     Hello(Hello),
     Ready,
     StartFailed(Error),
@@ -98,6 +105,7 @@ pub(crate) enum Frame {
 
 const INVITATION: u8 = 0;
 const SHUTDOWN: u8 = 1;
+const LOG_FILTER: u8 = 5;
 const HELLO: u8 = 16;
 const READY: u8 = 17;
 const START_FAILED: u8 = 18;
@@ -108,12 +116,13 @@ const LONGEST_TEXT: usize = 16 * 1024;
 
 impl Frame {
     pub(crate) fn pack(self) -> Result<LinkFrame, String> {
-        fn body<T: Serialize>(value: &T) -> Result<Body, String> {
+        fn body<T: Serialize + ?Sized>(value: &T) -> Result<Body, String> {
             encode(value).map_err(|error| error.to_string())
         }
         let (kind, body, fds) = match self {
             Frame::Invitation(invitation, fds) => (INVITATION, body(&invitation)?, fds),
             Frame::Shutdown => (SHUTDOWN, Body::default(), Vec::new()),
+            Frame::LogFilter(directives) => (LOG_FILTER, body(&*directives)?, Vec::new()),
             Frame::Hello(hello) => (HELLO, body(&hello)?, Vec::new()),
             Frame::Ready => (READY, Body::default(), Vec::new()),
             Frame::StartFailed(error) => {
@@ -146,6 +155,7 @@ impl Frame {
         Ok(match kind {
             INVITATION => Frame::Invitation(body(&bytes)?, fds),
             SHUTDOWN => Frame::Shutdown,
+            LOG_FILTER => Frame::LogFilter(body::<String>(&bytes)?.into()),
             HELLO => Frame::Hello(body(&bytes)?),
             READY => Frame::Ready,
             START_FAILED => Frame::StartFailed(body(&bytes)?),

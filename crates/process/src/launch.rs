@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::channel::{Channel, Desk, Outgoing};
+use crate::collector::{self, Sink};
 use crate::frames::{Frame, Invitation, PROTOCOL, What};
 use crate::program::{ActiveChild, DEEPEST, Program};
 use crate::spawner;
@@ -68,12 +69,13 @@ pub(crate) async fn launch(program: &Arc<Program>, launch: Launch) -> Result<Lau
         )));
     }
     program.printer.start();
+    let sink = program.logs.sink();
     let warden =
         Warden::get().map_err(|error| cannot("start the thread that watches over workers", &error))?;
     let (program_there, launch_there) = (program.clone(), launch.clone());
     let spawned = spawner::run(move || {
         // A caller who leaves while it is spawned gets nothing to end it with; this does.
-        spawn(&program_there, warden, &launch_there)
+        spawn(&program_there, warden, &launch_there, sink)
             .map(|(ward, channel)| (KillOnDrop(Some(ward.clone())), ward, channel))
     });
     let (unless_left, ward, channel) =
@@ -125,6 +127,7 @@ fn spawn(
     program: &Arc<Program>,
     warden: &'static Warden,
     launch: &Launch,
+    sink: Option<Sink>,
 ) -> io::Result<(Arc<Ward>, UnixStream)> {
     let (ours, theirs) = LinkSocket::pair()?;
     let (channel, their_channel) = UnixStream::pair()?;
@@ -136,6 +139,13 @@ fn spawn(
         stdout = Some(read);
         fds.push(write);
     }
+    let filter = program.logs.wanted.latest();
+    let mut log = None;
+    if let Some(sink) = sink {
+        let (read, write) = collector::pipe()?;
+        log = Some((read, sink));
+        fds.push(write);
+    }
     let invitation = Invitation {
         protocol: PROTOCOL,
         features: 0,
@@ -144,6 +154,8 @@ fn spawn(
         incarnation: launch.incarnation,
         depth: program.depth + 1,
         what: launch.what.clone(),
+        stdout: stdout.is_some(),
+        logs: log.is_some().then(|| filter.directives().to_string()),
         config: program.config.bytes().to_vec(),
     };
     let frame = Frame::Invitation(invitation, fds).pack().map_err(io::Error::other)?;
@@ -188,7 +200,11 @@ fn spawn(
     let stderr = child.stderr.take().map(OwnedFd::from);
     let printer = program.printer.clone();
     let presence = launch.presence.clone();
-    warden.adopt(Adoption { ward: ward.clone(), link, stderr, stdout, printer, presence });
+    let logs = log.is_some().then(|| (program.logs.wanted.clone(), filter.number));
+    if let Some((read, sink)) = log {
+        program.logs.adopt(read, &launch.path, sink);
+    }
+    warden.adopt(Adoption { ward: ward.clone(), link, stderr, stdout, printer, presence, logs });
     Ok((ward, channel))
 }
 

@@ -11,6 +11,7 @@ use hatchery_actor::root::Root;
 use hatchery_wire::{Body, decode};
 use serde::de::DeserializeOwned;
 
+use crate::collector::Collector;
 use crate::printer::Printer;
 
 /// Workers of workers of workers …: a program that gets this deep has run away.
@@ -33,6 +34,7 @@ pub(crate) struct Program {
     pub(crate) capture_stdout: bool,
     pub(crate) config: Body,
     pub(crate) printer: Arc<Printer>,
+    pub(crate) logs: Collector,
     pub(crate) children: Mutex<BTreeMap<u64, ActiveChild>>,
 }
 
@@ -49,6 +51,11 @@ impl Program {
         self.root.clone().settle();
         let _ = SETTLED.set(self.clone());
         self.enter();
+    }
+
+    /// The run of this whole process, where it is one.
+    pub(crate) fn settled() -> Option<&'static Arc<Program>> {
+        SETTLED.get()
     }
 
     /// Makes this run the one of this thread.

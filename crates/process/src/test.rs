@@ -10,6 +10,7 @@ use std::sync::Arc;
 use hatchery_actor::panics;
 use hatchery_actor::root::Root;
 
+use crate::collector::{Collector, Logs};
 use crate::door::{Flavor, Invited, Outcome, be_root, be_worker, runtime};
 use crate::os;
 use crate::printer::{Mode, Printer};
@@ -75,6 +76,7 @@ where
         capture_stdout: true,
         config: Default::default(),
         printer: Printer::new(Mode::Captured),
+        logs: Collector::new(Logs::Forward),
         children: Default::default(),
     });
     let runtime = match runtime(options.flavor, options.worker_threads, None, &program) {

@@ -22,7 +22,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use hatchery_actor::exit::{Exit, Status};
@@ -31,7 +31,9 @@ use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::process::{Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use rustix::time::Timespec;
 
+use crate::filter;
 use crate::frames::Frame;
+use crate::program::Program;
 use crate::ward::Ward;
 use crate::watched::{Adoption, Watched};
 
@@ -55,6 +57,8 @@ enum Command {
     Adopt(Box<Watched>),
     /// Asks a child to stop in order.
     Shutdown(u64),
+    /// Tells the children which events their logs shall have.
+    FilterChanged,
     /// There is a link to this process's parent now; what to do when it asks for an orderly stop.
     LinkUp,
     /// The link up did not take everything at once; the sender learns when it has.
@@ -137,6 +141,11 @@ impl Warden {
     /// Asks a child to stop in order.
     pub(crate) fn shutdown(&self, ward: &Ward) {
         self.post(Command::Shutdown(ward.id));
+    }
+
+    /// Which events are wanted has changed: tells those children that do not know the latest.
+    pub(crate) fn filter_changed(&self) {
+        self.post(Command::FilterChanged);
     }
 
     /// Takes over the link to the parent, with whatever is queued in it.
@@ -274,6 +283,7 @@ impl Rounds {
                     }
                     self.watch_link(id);
                 }
+                Command::FilterChanged => self.send_filters(),
                 Command::LinkUp => {
                     let data = epoll::EventData::new_u64(LINK_UP);
                     let added = match &*self.warden.up_link() {
@@ -316,6 +326,21 @@ impl Rounds {
             return;
         }
         self.children.insert(id, child);
+        // It may have changed since the invitation was written.
+        self.send_filter(id);
+    }
+
+    fn send_filters(&mut self) {
+        let ids: Vec<u64> = self.children.keys().copied().collect();
+        for id in ids {
+            self.send_filter(id);
+        }
+    }
+
+    fn send_filter(&mut self, id: u64) {
+        if let Some(child) = self.children.get_mut(&id) {
+            child.send_filter();
+        }
         self.watch_link(id);
     }
 
@@ -413,6 +438,7 @@ impl Rounds {
 
     fn link_up(&mut self) {
         let mut shutdown = false;
+        let mut filter = None;
         if let Some(link) = &mut *self.warden.up_link() {
             match link.fill() {
                 Ok(Filled::Open) => {}
@@ -423,12 +449,16 @@ impl Rounds {
                     Ok(None) => break,
                     Ok(Some(frame)) => match Frame::unpack(frame) {
                         Ok(Frame::Shutdown) => shutdown = true,
+                        Ok(Frame::LogFilter(directives)) => filter = Some(directives),
                         // A parent of this very program says nothing else; this one cannot be trusted.
                         Ok(_) | Err(_) => die(),
                     },
                     Err(_) => die(),
                 }
             }
+        }
+        if let Some(directives) = filter {
+            self.pass_filter(directives);
         }
         if shutdown {
             let mut hook = self.warden.shutdown_hook();
@@ -438,6 +468,15 @@ impl Rounds {
             }
         }
         self.flush_up();
+    }
+
+    /// The root wants other events: of this process, and of those below.
+    fn pass_filter(&mut self, directives: Arc<str>) {
+        if let Some(program) = Program::settled() {
+            program.logs.wanted.set(&directives);
+        }
+        filter::change(directives);
+        self.send_filters();
     }
 
     fn flush_up(&mut self) {

@@ -9,6 +9,7 @@ use hatchery_actor::child::Presence;
 use hatchery_actor::exit::{Exit, Status};
 use hatchery_wire::{Filled, LinkSocket};
 
+use crate::filter::Wanted;
 use crate::frames::{Frame, Hello, Identity, LastWords, PROTOCOL};
 use crate::pipe::Pipe;
 use crate::printer::{Printer, Stream};
@@ -25,6 +26,8 @@ pub(crate) struct Adoption {
     pub(crate) stdout: Option<OwnedFd>,
     pub(crate) printer: Arc<Printer>,
     pub(crate) presence: Option<Presence>,
+    /// Which events its log shall have, and which version of that it knows.
+    pub(crate) logs: Option<(Arc<Wanted>, u64)>,
 }
 
 /// A child as the warden knows it.
@@ -42,11 +45,12 @@ pub(crate) struct Watched {
     /// Its link takes no more for now: the poll tells when it does.
     pub(crate) link_full: bool,
     presence: Option<Presence>,
+    logs: Option<(Arc<Wanted>, u64)>,
 }
 
 impl Watched {
     pub(crate) fn new(adoption: Adoption) -> Watched {
-        let Adoption { ward, link, stderr, stdout, printer, presence } = adoption;
+        let Adoption { ward, link, stderr, stdout, printer, presence, logs } = adoption;
         Watched {
             ward,
             link: Some(link),
@@ -59,12 +63,23 @@ impl Watched {
             unlinked: None,
             presence,
             link_full: false,
+            logs,
         }
     }
 
     pub(crate) fn send(&mut self, frame: Frame) {
         if let (Some(link), Ok(frame)) = (&mut self.link, frame.pack()) {
             let _ = link.queue(frame);
+        }
+    }
+
+    /// Tells it which events its log shall have, if it does not know the latest.
+    pub(crate) fn send_filter(&mut self) {
+        let Some((wanted, known)) = &mut self.logs else { return };
+        let latest = wanted.latest();
+        if latest.number > *known {
+            *known = latest.number;
+            self.send(Frame::LogFilter(latest.directives()));
         }
     }
 

@@ -49,5 +49,7 @@ pub use crate::envelope::{Envelope, Kind};
 pub use crate::error::WireError;
 pub use crate::limits::{CHAIN, DEPTH, LINK_FRAME, LOG_RECORD, Limits, MAX_FDS, MIN_FRAME, MIN_PART, TRACE};
 pub use crate::link::{Filled, LinkFrame, LinkSocket};
-pub use crate::log::{LogFields, LogHead, LogValue, put_log_record, read_log_record, whole_log_record};
+pub use crate::log::{
+    LogField, LogFields, LogHead, LogValue, put_log_record, read_log_record, whole_log_record,
+};
 pub use crate::outbox::Outbox;

@@ -71,6 +71,9 @@ pub enum LogValue<'a> {
     Shown(&'a str),
 }
 
+/// A field of an event: its name, and its value.
+pub type LogField<'a> = (&'a str, LogValue<'a>);
+
 /// The fields of an event, encoded one by one. What goes beyond a record's size is left out.
 #[derive(Debug, Default)]
 pub struct LogFields {
@@ -165,7 +168,7 @@ pub fn whole_log_record(bytes: &[u8]) -> Result<Option<usize>, WireError> {
 /// # Errors
 ///
 /// [`WireError::Malformed`] when it is not what this file says.
-pub fn read_log_record(record: &[u8]) -> Result<(LogHead<'_>, Vec<(&str, LogValue<'_>)>), WireError> {
+pub fn read_log_record(record: &[u8]) -> Result<(LogHead<'_>, Vec<LogField<'_>>), WireError> {
     let mut reader = Reader::new(record);
     reader.take(4)?;
     if reader.byte()? != pack::array::<13>() {
@@ -197,7 +200,7 @@ pub fn read_log_record(record: &[u8]) -> Result<(LogHead<'_>, Vec<(&str, LogValu
     Ok((head, fields))
 }
 
-fn field<'a>(reader: &mut Reader<'a>) -> Result<(&'a str, LogValue<'a>), WireError> {
+fn field<'a>(reader: &mut Reader<'a>) -> Result<LogField<'a>, WireError> {
     let name = text(reader.bin()?)?;
     let value = match reader.byte()? {
         0xc2 => LogValue::Bool(false),
