@@ -8,6 +8,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cpu;
 pub mod placement;
+pub mod multiplex;
 pub mod ruler;
 pub mod table;

@@ -13,6 +13,8 @@ use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio_util::codec::{Decoder, Encoder, LengthDelimitedCodec};
 
+use crate::multiplex::{echo, echo_bulk};
+
 /// A socket for length-prefixed messages.
 pub struct Socket {
     stream: UnixStream,
@@ -75,11 +77,7 @@ impl Peer {
     /// # Errors
     /// It cannot be started.
     pub fn spawn(program: impl AsRef<Path>) -> io::Result<Peer> {
-        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
-        let process = Command::new(program.as_ref())
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .kill_on_drop(true)
-            .spawn()?;
+        let (process, ours) = start(program, Job::Frames)?;
         Ok(Peer { socket: Socket::new(ours)?, process })
     }
 
@@ -107,14 +105,46 @@ impl Peer {
     }
 }
 
+/// What the other process sends back, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Job {
+    /// Length-prefixed frames, one at a time.
+    Frames,
+    /// Those of a [`Client`](crate::multiplex::Client).
+    Multiplex,
+    /// Large messages.
+    Bulk,
+}
+
+/// Starts the other process with a job; gives this end of the socket.
+///
+/// # Errors
+/// It cannot be started.
+pub fn start(program: impl AsRef<Path>, job: Job) -> io::Result<(Child, std::os::unix::net::UnixStream)> {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+    let process = Command::new(program.as_ref())
+        .arg(format!("{job:?}"))
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .kill_on_drop(true)
+        .spawn()?;
+    Ok((process, ours))
+}
+
 /// What the other process does.
 ///
 /// # Errors
 /// Its stdin is no socket, or the parent is gone.
 pub fn child() -> io::Result<()> {
     let stdin = io::stdin().as_fd().try_clone_to_owned()?;
+    let job = std::env::args().nth(1).unwrap_or_default();
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-        let mut socket = Socket::new(stdin.into())?;
+        let stream = std::os::unix::net::UnixStream::from(stdin);
+        if job != "Frames" {
+            stream.set_nonblocking(true)?;
+            let stream = UnixStream::from_std(stream)?;
+            return if job == "Bulk" { echo_bulk(stream).await } else { echo(stream).await };
+        }
+        let mut socket = Socket::new(stream)?;
         while let Some(message) = socket.recv().await? {
             socket.send(message).await?;
         }

@@ -256,6 +256,14 @@ fn each_process_runs_in_root_and_workers_and_the_config_reaches_them() {
     assert_eq!(end.said, ["each", "each", "config 7"]);
 }
 
+#[test]
+fn a_program_can_name_the_variables_that_its_workers_inherit() {
+    let end = Program::start("lets one variable through").end();
+    // What was set for one worker is no variable of the list for the next one down.
+    let said = ["HATCHERY_PARENT PROGRAM", "HATCHERY_PARENT PROGRAM_FILE"];
+    assert_eq!(end.said, said, "{}", end.stderr);
+}
+
 /// A variable is inherited by grandchildren of all kinds, an invitation is not.
 #[test]
 fn an_invitation_that_is_not_meant_for_it_makes_no_worker() {

@@ -7,6 +7,10 @@ use hatchery::prelude::*;
 use hatchery_tests::{BOUND, becomes_true, ends, runs, send, state};
 use rustix::process::Signal;
 
+// Files of their own, but fewer binaries to link.
+mod limits;
+mod rogue;
+
 #[hatchery::task]
 fn length(text: String) -> usize {
     text.len()

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use hatchery::prelude::*;
 
+mod aborting;
+
 #[hatchery::task]
 fn stays() {
     loop {
@@ -86,19 +88,31 @@ fn say(line: &str) {
 fn main() {
     let word = std::env::var("PROGRAM").unwrap_or_default();
     let file = std::env::var("PROGRAM_FILE").unwrap_or_default();
+    if word == "rogue at the door" && std::env::var_os("HATCHERY_PARENT").is_some() {
+        rogue_at_the_door(&file);
+    }
     let mut door = hatchery::program().flavor(hatchery::Flavor::CurrentThread);
     match word.as_str() {
         "orderly signals" | "orderly signals, deaf" => door = door.orderly_signals(),
         "keep alive" => {
             door = door.thread_keep_alive(Duration::from_millis(100)).flavor(hatchery::Flavor::MultiThread);
         }
+        "panics that abort" => door = door.each_process(aborting::sets_a_hook),
         "each process" => door = door.each_process(|| say("each")).worker_config(&7_u32),
+        "lets one variable through" => door = door.worker_env_only(["PROGRAM"]),
         "panics in each process" => {
             door = door.each_process(|| assert!(!hatchery::current().is_worker(), "not here"));
         }
         _ => {}
     }
     door.run(async move || program(&word, file).await)
+}
+
+/// A worker that writes something to its link before it has come through the door, having said who it is, and stays.
+fn rogue_at_the_door(file: &str) {
+    say(&format!("worker {}", std::process::id()));
+    hatchery_tests::send_raw(std::io::stdin(), &std::fs::read(file).unwrap_or_default(), &[]);
+    stays()
 }
 
 async fn program(word: &str, file: String) -> hatchery::Result<()> {
@@ -202,6 +216,18 @@ async fn program(word: &str, file: String) -> hatchery::Result<()> {
             say("it ran");
             Ok(())
         }
+        "lets one variable through" => {
+            let outer = Process::builder(names_variables, 1).env("ADDED", "").spawn().await?;
+            say(&outer.join().await??);
+            let other = Process::builder(names_variables, 0).env_only(["PROGRAM_FILE"]).spawn().await?;
+            say(&other.join().await??);
+            Ok(())
+        }
+        "rogue at the door" => {
+            let start = Process::builder(stays, ()).start_timeout(Duration::from_millis(500)).spawn().await;
+            say(&format!("error {}", start.map(drop).unwrap_err()));
+            Ok(())
+        }
         "panics in each process" => {
             let error = Process::spawn(returns, ()).await?.join().await.map(drop).unwrap_err();
             say(&format!("panic: {}", error.panic().is_some_and(|panic| panic.message == "not here")));
@@ -244,6 +270,7 @@ async fn program(word: &str, file: String) -> hatchery::Result<()> {
             say("every death was noticed");
             tree.stop().await
         }
+        "panics that abort" => aborting::program().await,
         "leaks" => leaks().await,
         "spawns for ever" => loop {
             say("start");
@@ -271,6 +298,17 @@ async fn until_signal(tree: Tree) -> hatchery::Result<()> {
 #[hatchery::task]
 fn reads_config() -> hatchery::Result<u32> {
     hatchery::config::<u32>()
+}
+
+/// The names of the variables it has, or that a worker of its own has, so many levels down.
+#[hatchery::task]
+async fn names_variables(levels: u32) -> hatchery::Result<String> {
+    if levels > 0 {
+        return Process::spawn(self::names_variables, levels - 1).await?.join().await?;
+    }
+    let mut names: Vec<_> = std::env::vars().map(|(name, _)| name).collect();
+    names.sort();
+    Ok(names.join(" "))
 }
 
 async fn polite() -> hatchery::Result<Tree> {

@@ -4,9 +4,12 @@
 
 use std::fs;
 use std::future::Future;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, getpid, pidfd_getfd, pidfd_open};
 
 /// How long anything may take that is promised to end.
@@ -84,23 +87,82 @@ pub fn send(pid: u32, signal: Signal) {
 /// # Panics
 /// There is none.
 pub fn own_channel() -> OwnedFd {
+    let number = sockets_of_the_parent().pop().expect("a channel");
+    another(number).expect("it is open")
+}
+
+/// In a worker: another descriptor of its link to its parent, to misuse.
+///
+/// # Panics
+/// There is none.
+pub fn own_link() -> OwnedFd {
+    let number = *sockets_of_the_parent().first().expect("a link");
+    another(number).expect("it is open")
+}
+
+/// The numbers of the sockets that the parent of this worker made, oldest first.
+fn sockets_of_the_parent() -> Vec<i32> {
     let parent = i32::try_from(hatchery::parent().expect("in a worker")).expect("a pid");
-    let own = pidfd_open(getpid(), PidfdFlags::empty()).expect("a pidfd of its own");
-    let mut numbers: Vec<i32> = fs::read_dir("/proc/self/fd")
-        .expect("its descriptors")
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .collect();
-    numbers.sort_unstable();
-    let from_parent = |fd: &OwnedFd| {
+    let made_by_it = |fd: OwnedFd| {
         rustix::net::sockopt::socket_peercred(fd.as_fd())
             .is_ok_and(|peer| peer.pid.as_raw_nonzero().get() == parent)
     };
+    let mut numbers = open_sockets();
+    numbers.retain(|number| another(*number).is_some_and(made_by_it));
     numbers
-        .into_iter()
-        .rev()
-        .filter_map(|number| pidfd_getfd(&own, number, PidfdGetfdFlags::empty()).ok())
-        .find(from_parent)
-        .expect("a channel")
+}
+
+/// The numbers of all sockets that this process has open, ascending.
+///
+/// # Panics
+/// `/proc` cannot be read.
+pub fn open_sockets() -> Vec<i32> {
+    let is_socket = |entry: &fs::DirEntry| {
+        fs::read_link(entry.path()).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"))
+    };
+    let mut numbers: Vec<i32> = fs::read_dir("/proc/self/fd")
+        .expect("its descriptors")
+        .flatten()
+        .filter(is_socket)
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
+    numbers.sort_unstable();
+    numbers
+}
+
+/// Another descriptor of the open file behind a number of this process, which safe code has no other way to.
+///
+/// # Panics
+/// This process cannot look at itself.
+pub fn another(number: i32) -> Option<OwnedFd> {
+    let own = pidfd_open(getpid(), PidfdFlags::empty()).expect("a pidfd of its own");
+    pidfd_getfd(&own, number, PidfdGetfdFlags::empty()).ok()
+}
+
+/// A frame of the link as bytes, whatever it announces and holds.
+pub fn link_frame(kind: u8, descriptors: u8, body: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(body.len()).expect("a small body").to_be_bytes();
+    let content = [&[0x93, kind, descriptors, 0xc5, length[0], length[1]], body].concat();
+    let length = u32::try_from(content.len()).expect("a small frame").to_be_bytes();
+    [&length, &content[..]].concat()
+}
+
+/// Writes bytes to a socket, with descriptors at the first of them. A peer that is gone by then is no error.
+///
+/// # Panics
+/// There are too many descriptors for one message.
+pub fn send_raw(socket: impl AsFd, mut bytes: &[u8], fds: &[BorrowedFd<'_>]) {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(fds.is_empty() || control.push(SendAncillaryMessage::ScmRights(fds)));
+    while !bytes.is_empty() {
+        match rustix::net::sendmsg(&socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL) {
+            Ok(sent) => bytes = &bytes[sent..],
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return,
+        }
+        control.clear();
+    }
 }
 
 /// How many descriptors this process has open.

@@ -13,6 +13,7 @@ use crate::fault::Fault;
 use crate::handle::ActorRef;
 use crate::outlet::Line;
 use crate::seat::Seat;
+use crate::settings::Settings;
 
 /// A boxed future that may move between threads.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;
@@ -34,6 +35,21 @@ pub trait Start: Send + Sync + 'static {
     /// What is wrong, and what to do instead.
     fn check(&self) -> Result<(), Fault>;
 
+    /// Finds settings that this cannot have. Unless told otherwise it has no process of its own to have any.
+    ///
+    /// # Errors
+    /// What is wrong, and what to do instead.
+    fn check_settings(&self, settings: &Settings) -> Result<(), Fault> {
+        if *settings == Settings::default() {
+            return Ok(());
+        }
+        Err(Fault::Refused(
+            "an environment, a directory and limits belong to a process, and this actor shares the one of its \
+             supervisor: use `worker` in place of `local`, or leave them out"
+                .to_owned(),
+        ))
+    }
+
     /// The typed handle around an untyped reference.
     fn handle(&self, reference: ActorRef) -> Self::Handle;
 
@@ -52,6 +68,8 @@ pub struct Order {
     pub timeout: Duration,
     /// To be held by whatever is left of the incarnation, for as long as it is there.
     pub presence: Presence,
+    /// What a process gets before it begins.
+    pub settings: Arc<Settings>,
 }
 
 /// Says that something of an incarnation is still there. A start that was given up, or failed, is over only when the

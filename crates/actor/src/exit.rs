@@ -1,6 +1,7 @@
 //! How an incarnation ended, as exactly as its parent could find out.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -11,10 +12,13 @@ use serde::{Deserialize, Serialize};
 pub struct Exit {
     status: Status,
     panic: Option<Panic>,
+    limit: Option<Limit>,
     failed: bool,
     orderly: bool,
     reason: Option<String>,
     stderr: Vec<String>,
+    #[serde(default)]
+    stdout: Vec<String>,
 }
 
 /// What the operating system said about the end.
@@ -27,6 +31,18 @@ pub enum Status {
     Signal(i32),
     /// Nobody could tell, for example because another part of the program had already waited for it.
     Unknown,
+}
+
+/// A resource limit that ended a worker, with its value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Limit {
+    /// An allocation failed under this limit of bytes of address space, and Rust aborted.
+    Memory(u64),
+    /// It used this much CPU time.
+    Cpu(Duration),
+    /// It wrote beyond this many bytes into a file.
+    FileSize(u64),
 }
 
 /// A panic: what it said and where.
@@ -42,7 +58,16 @@ impl Exit {
     /// An exit with this status and nothing else known.
     #[doc(hidden)]
     pub fn new(status: Status) -> Exit {
-        Exit { status, panic: None, failed: false, orderly: false, reason: None, stderr: Vec::new() }
+        Exit {
+            status,
+            panic: None,
+            limit: None,
+            failed: false,
+            orderly: false,
+            reason: None,
+            stderr: Vec::new(),
+            stdout: Vec::new(),
+        }
     }
 
     /// The exit of an actor that stopped in order: it answered everything it had begun, and began nothing else.
@@ -67,6 +92,14 @@ impl Exit {
         self
     }
 
+    /// The same exit, caused by a resource limit.
+    #[must_use]
+    #[doc(hidden)]
+    pub fn with_limit(mut self, limit: Option<Limit>) -> Exit {
+        self.limit = limit;
+        self
+    }
+
     /// The same exit of a task whose function returned an `Err`.
     #[must_use]
     #[doc(hidden)]
@@ -88,6 +121,14 @@ impl Exit {
     #[doc(hidden)]
     pub fn with_stderr(mut self, lines: Vec<String>) -> Exit {
         self.stderr = lines;
+        self
+    }
+
+    /// The same exit with the last lines of a standard output that was captured.
+    #[must_use]
+    #[doc(hidden)]
+    pub fn with_stdout(mut self, lines: Vec<String>) -> Exit {
+        self.stdout = lines;
         self
     }
 
@@ -141,9 +182,25 @@ impl Exit {
         self.panic.as_ref()
     }
 
+    /// The resource limit that ended it, where the system lets one know.
+    ///
+    /// The kernel's signals tell of CPU time and file sizes. A lack of memory is told by the words that Rust leaves on
+    /// standard error before it aborts, and believed only if a limit was set. What cannot be told from other crashes:
+    /// C code that goes on with a null pointer, and the kernel's out-of-memory killer, whose counters do not say whom
+    /// it killed.
+    pub fn limit(&self) -> Option<Limit> {
+        self.limit
+    }
+
     /// What the parent knows about the cause beyond the status, for example that it broke the protocol.
     pub fn reason(&self) -> Option<&str> {
         self.reason.as_deref()
+    }
+
+    /// The last lines (100 at most) that it wrote to standard output, if that was captured
+    /// ([`Output::Capture`](crate::output::Output::Capture)).
+    pub fn stdout_tail(&self) -> &[String] {
+        &self.stdout
     }
 
     /// The last lines (100 at most) that it wrote to standard error.
@@ -154,6 +211,9 @@ impl Exit {
 
 impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(limit) = self.limit {
+            write!(f, "{limit}: ")?;
+        }
         match (&self.panic, self.status) {
             (Some(panic), _) => write!(f, "{panic}")?,
             (None, Status::Code(code)) if self.failed => write!(f, "returned an error (exit code {code})")?,
@@ -168,6 +228,29 @@ impl fmt::Display for Exit {
             write!(f, " ({reason})")?;
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Limit::Memory(bytes) => write!(f, "out of memory under its limit of {}", Bytes(*bytes)),
+            Limit::Cpu(time) => write!(f, "hit its CPU limit of {} s", time.as_secs()),
+            Limit::FileSize(bytes) => write!(f, "hit its file size limit of {}", Bytes(*bytes)),
+        }
+    }
+}
+
+/// In the largest unit that shows it exactly.
+struct Bytes(u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+        match units.into_iter().find(|(size, _)| self.0 > 0 && self.0 % size == 0) {
+            Some((size, unit)) => write!(f, "{} {unit}", self.0 / size),
+            None => write!(f, "{} bytes", self.0),
+        }
     }
 }
 
@@ -196,6 +279,8 @@ fn signal_name(signal: i32) -> Option<&'static str> {
         13 => "SIGPIPE",
         14 => "SIGALRM",
         15 => "SIGTERM",
+        24 => "SIGXCPU",
+        25 => "SIGXFSZ",
         _ => return None,
     })
 }
@@ -223,6 +308,19 @@ mod tests {
         assert_eq!(
             Exit::new(Status::Signal(9)).with_reason(Some("no hello within 10 s".into())).to_string(),
             "killed by SIGKILL (signal 9) (no hello within 10 s)"
+        );
+        let limited = |signal, limit| Exit::new(Status::Signal(signal)).with_limit(Some(limit)).to_string();
+        assert_eq!(
+            limited(24, Limit::Cpu(Duration::from_secs(2))),
+            "hit its CPU limit of 2 s: killed by SIGXCPU (signal 24)"
+        );
+        assert_eq!(
+            limited(6, Limit::Memory(64 << 20)),
+            "out of memory under its limit of 64 MiB: killed by SIGABRT (signal 6)"
+        );
+        assert_eq!(
+            limited(25, Limit::FileSize(1000)),
+            "hit its file size limit of 1000 bytes: killed by SIGXFSZ (signal 25)"
         );
     }
 }

@@ -13,6 +13,8 @@ pub mod panics;
 pub mod trace;
 pub mod outlet;
 pub mod seat;
+pub mod output;
+pub mod settings;
 pub mod child;
 pub mod mailbox;
 pub mod context;

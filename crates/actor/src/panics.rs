@@ -1,11 +1,11 @@
-//! Catching panics with their message and their place.
+//! Catching panics with their message and their place; where panics abort, telling of them before.
 
 use std::any::Any;
 use std::cell::RefCell;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
-use std::sync::Once;
+use std::sync::{Once, OnceLock};
 use std::task::Poll;
 
 use crate::exit::Panic;
@@ -13,6 +13,16 @@ use crate::exit::Panic;
 thread_local! {
     /// The place of the latest panic on this thread: a payload does not know where it was raised.
     static PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Who is told of a panic that ends the process.
+static LAST: OnceLock<fn(Panic)> = OnceLock::new();
+
+/// In a program built with `panic = "abort"` nothing can be caught, and a panic on any thread ends the process: `tell`
+/// learns of it on that thread, before the process is aborted. It must neither panic nor wait for long. Elsewhere it is
+/// never called. Needs the hook of [`note_places`]; a hook that user code sets later takes its place.
+pub fn before_abort(tell: fn(Panic)) {
+    let _ = LAST.set(tell);
 }
 
 /// Makes the places of panics known, once a process; whatever hook was there goes on after it.
@@ -25,8 +35,13 @@ pub fn note_places() {
 pub fn note_places_again() {
     let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
-        // The thread may be ending, its locals gone: then the place stays unknown.
-        let _ = PLACE.try_with(|place| *place.borrow_mut() = info.location().map(ToString::to_string));
+        let place = info.location().map(ToString::to_string);
+        match LAST.get() {
+            // First of all: what comes after may abort by itself.
+            Some(tell) if cfg!(panic = "abort") => tell(described(info.payload(), place)),
+            // The thread may be ending, its locals gone: then the place stays unknown.
+            _ => drop(PLACE.try_with(|latest| *latest.borrow_mut() = place)),
+        }
         before(info);
     }));
 }
@@ -55,12 +70,16 @@ pub fn catch_call<T>(call: impl FnOnce() -> T) -> Result<T, Panic> {
 
 /// What a panic payload says, with the place of this thread's latest panic.
 fn describe(payload: &(dyn Any + Send)) -> Panic {
+    let place = PLACE.try_with(|place| place.borrow_mut().take()).ok().flatten();
+    described(payload, place)
+}
+
+fn described(payload: &(dyn Any + Send), place: Option<String>) -> Panic {
     let message = match (payload.downcast_ref::<&str>(), payload.downcast_ref::<String>()) {
         (Some(text), _) => (*text).to_owned(),
         (_, Some(text)) => text.clone(),
         _ => "a panic whose payload is no text".to_owned(),
     };
-    let place = PLACE.try_with(|place| place.borrow_mut().take()).ok().flatten();
     Panic { message, place }
 }
 

@@ -285,7 +285,13 @@ impl Stage {
     fn order(&mut self) -> Order {
         self.incarnation += 1;
         let timeout = Duration::from_secs(10);
-        Order { seat: self.seat.clone(), incarnation: self.incarnation, timeout, presence: Presence::new().0 }
+        Order {
+            seat: self.seat.clone(),
+            incarnation: self.incarnation,
+            timeout,
+            presence: Presence::new().0,
+            settings: Default::default(),
+        }
     }
 
     /// The next incarnation sits down.

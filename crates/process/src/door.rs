@@ -1,5 +1,6 @@
 //! The door: the first thing a program does, where it turns out whether this process is a worker or the root.
 
+use std::collections::BTreeSet;
 use std::ffi::{CString, OsString};
 use std::future::Future;
 use std::os::fd::{AsFd, OwnedFd};
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hatchery_actor::actor::Actor;
+use hatchery_actor::error::Error;
 use hatchery_actor::exit::Panic;
 use hatchery_actor::panics;
 use hatchery_actor::root::Root;
@@ -19,13 +21,14 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::collector::{Collector, Logs};
 use crate::forward;
-use crate::frames::{Frame, Hello, Identity, Invitation, PROTOCOL};
+use crate::frames::{Frame, Hello, Identity, Invitation, LastWords, PROTOCOL};
 use crate::inside::{self, BROKEN, Ended, Inside};
 use crate::launch::INVITED_BY;
 use crate::os;
 use crate::printer::{Mode, Printer};
 use crate::program::{Current, Program, WORKER};
 use crate::registry::{self, HostedActor};
+use crate::resources;
 use crate::warden::Warden;
 
 /// Which runtime the root's `main` runs on; workers always have one of a single thread.
@@ -57,6 +60,7 @@ pub struct Door {
     config: Option<Result<Body, EncodeError>>,
     orderly_signals: bool,
     logs: Logs,
+    worker_env_only: Option<BTreeSet<OsString>>,
 }
 
 /// A program about to go through the door.
@@ -123,6 +127,16 @@ impl Door {
         self
     }
 
+    /// Of a process's environment, its workers inherit these variables only; what a spec or a builder sets by `env`
+    /// comes on top, and its `env_only` takes the place of this list. It holds for workers of workers as well.
+    ///
+    /// Nothing is added for comfort: a worker that needs `PATH`, `LD_LIBRARY_PATH`, `HOME` or `RUST_BACKTRACE` gets
+    /// them if they are named.
+    pub fn worker_env_only<N: Into<OsString>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
+        self.worker_env_only = Some(names.into_iter().map(Into::into).collect());
+        self
+    }
+
     /// Goes through the door. In a worker this does what the worker is for and exits. In the root it runs `main` and
     /// then leaves: after `Ok` it waits for processes that are no daemons, stops everything else, newest first, and
     /// exits with 0; after `Err` or a panic it prints that, stops everything, waits for nobody and exits with 1.
@@ -134,7 +148,7 @@ impl Door {
     {
         let mut door = self;
         if let Some(invited) = Invited::accept() {
-            be_worker(invited, std::mem::take(&mut door.each), Vec::new());
+            be_worker(invited, std::mem::take(&mut door.each), Vec::new(), door.worker_env_only.take());
         }
         panics::note_places();
         os::heed_sigchld();
@@ -157,6 +171,7 @@ impl Door {
             again: Vec::new(),
             capture_stdout: false,
             config,
+            env_only: door.worker_env_only.take(),
             printer: Printer::new(Mode::Plain),
             logs: Collector::new(door.logs),
             children: Default::default(),
@@ -329,7 +344,7 @@ impl Invited {
             Err(error) => return Err(error.to_string()),
         };
         let Frame::Invitation(invitation, fds) = frame else {
-            return Err(format!("expected an invitation, got {frame:?}"));
+            return Err(format!("expected an invitation, got {}", frame.name()));
         };
         if invitation.protocol != PROTOCOL {
             let theirs = invitation.protocol;
@@ -347,8 +362,13 @@ impl Invited {
 }
 
 /// Does what a worker does, and leaves; never unwinds, never returns.
-pub(crate) fn be_worker(invited: Invited, each: Vec<Box<dyn FnOnce()>>, again: Vec<OsString>) -> ! {
-    let (inside, kept) = match settle_in(invited, again) {
+pub(crate) fn be_worker(
+    invited: Invited,
+    each: Vec<Box<dyn FnOnce()>>,
+    again: Vec<OsString>,
+    env_only: Option<BTreeSet<OsString>>,
+) -> ! {
+    let (inside, kept) = match settle_in(invited, again, env_only) {
         Ok(settled) => settled,
         Err(why) => {
             eprintln!("hatchery: this worker cannot begin: {why}");
@@ -376,7 +396,7 @@ pub(crate) fn be_worker(invited: Invited, each: Vec<Box<dyn FnOnce()>>, again: V
     forward::finish();
     let _ = std::io::Write::flush(&mut std::io::stdout());
     let code = words.code;
-    warden.up_and_wait(Frame::LastWords(words));
+    warden.last_words(words);
     // To the parent the channel ends when the process does, however long what runs at exit takes.
     std::mem::forget(kept);
     exit(code)
@@ -384,9 +404,16 @@ pub(crate) fn be_worker(invited: Invited, each: Vec<Box<dyn FnOnce()>>, again: V
 
 /// Makes this process the worker that it is invited to be, up to its hello. Gives what its inside needs, and another
 /// descriptor of the channel to hold until the end.
-fn settle_in(invited: Invited, again: Vec<OsString>) -> Result<(Inside, UnixStream), String> {
+fn settle_in(
+    invited: Invited,
+    again: Vec<OsString>,
+    env_only: Option<BTreeSet<OsString>>,
+) -> Result<(Inside, UnixStream), String> {
     let Invited { invitation, mut link, channel, stdout, log, parent } = invited;
     panics::note_places();
+    if let Err(why) = resources::set(&invitation.settings) {
+        give_up(link, &why);
+    }
     let capture_stdout = stdout.is_some();
     if let Some(stdout) = stdout {
         // What the harness has printed goes where it was sent; from here on it is the worker's own.
@@ -408,6 +435,7 @@ fn settle_in(invited: Invited, again: Vec<OsString>) -> Result<(Inside, UnixStre
         again,
         capture_stdout,
         config: Body::from_bytes(invitation.config.clone().into()),
+        env_only,
         printer: Printer::new(Mode::Plain),
         logs: Collector::new(Logs::Forward),
         children: Default::default(),
@@ -421,8 +449,29 @@ fn settle_in(invited: Invited, again: Vec<OsString>) -> Result<(Inside, UnixStre
     let hello = Frame::Hello(Hello { protocol: PROTOCOL, features: 0, program: own.clone() }).pack()?;
     // It leaves here and now: the parent deals with it while this process goes on starting.
     link.queue(hello).and_then(|()| link.flush()).map_err(|error| format!("its hello: {error}"))?;
-    let warden = Warden::get().map_err(|error| format!("no warden: {error}"))?;
+    let warden = match Warden::get() {
+        Ok(warden) => warden,
+        Err(error) => give_up(link, &format!("no warden: {error}")),
+    };
     warden.link_up(link);
+    panics::before_abort(|panic| {
+        // It is there: this is called by a worker, which has one.
+        if let Ok(warden) = Warden::get() {
+            warden.last_words(Ended::aborted(panic).0);
+        }
+    });
     let kept = channel.try_clone().map_err(|error| format!("its channel: {error}"))?;
     Ok((Inside { invitation, channel, warden, program }, kept))
+}
+
+/// Tells the parent why this worker cannot begin, which is then the error of its start, and leaves.
+fn give_up(mut link: LinkSocket, why: &str) -> ! {
+    eprintln!("hatchery: this worker cannot begin: {why}");
+    let words = LastWords { code: BROKEN, reason: Some(why.to_owned()), ..LastWords::default() };
+    for frame in [Frame::StartFailed(Error::msg(why)), Frame::LastWords(words)] {
+        // A parent that is gone needs no reason.
+        let _ = frame.pack().map(|frame| link.queue(frame));
+    }
+    let _ = link.flush_blocking(Some(Duration::from_secs(1)));
+    exit(BROKEN)
 }

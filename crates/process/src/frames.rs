@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use hatchery_actor::error::Error;
 use hatchery_actor::exit::Panic;
+use hatchery_actor::settings::Resources;
 use hatchery_wire::{Body, LinkFrame, decode, encode};
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +31,8 @@ pub(crate) struct Invitation {
     /// The program's `worker_config`, encoded.
     #[serde(with = "serde_bytes")]
     pub(crate) config: Vec<u8>,
+    /// What it sets for itself before it says hello.
+    pub(crate) settings: Box<Resources>,
 }
 
 /// What a worker hosts.
@@ -140,7 +143,20 @@ impl Frame {
                 (LAST_WORDS, body(&words)?, Vec::new())
             }
         };
-        Ok(LinkFrame { kind, body: body.into_bytes(), fds })
+        Ok(LinkFrame { kind, body: body.to_bytes(), fds })
+    }
+
+    /// What it is, without what it holds.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Frame::Invitation(..) => "Invitation",
+            Frame::Shutdown => "Shutdown",
+            Frame::LogFilter(_) => "LogFilter",
+            Frame::Hello(_) => "Hello",
+            Frame::Ready => "Ready",
+            Frame::StartFailed(_) => "StartFailed",
+            Frame::LastWords(_) => "LastWords",
+        }
     }
 
     pub(crate) fn unpack(frame: LinkFrame) -> Result<Frame, String> {

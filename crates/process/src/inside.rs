@@ -14,6 +14,7 @@ use hatchery_actor::outlet::{Answer, WINDOW};
 use hatchery_actor::trace::TraceContext;
 use hatchery_actor::{panics, runner};
 use hatchery_wire::{Body, Envelope, Kind, decode, encode};
+use rustix::process::Signal;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -54,6 +55,11 @@ impl Ended {
 
     pub(crate) fn panicked(panic: Panic) -> Ended {
         Ended(LastWords { code: PANICKED, panic: Some(panic), ..LastWords::default() })
+    }
+
+    /// Of a program in which panics abort: what the kernel says of its end counts, where it says it.
+    pub(crate) fn aborted(panic: Panic) -> Ended {
+        Ended(LastWords { code: 128 + Signal::ABORT.as_raw(), ..Ended::panicked(panic).0 })
     }
 
     fn failed() -> Ended {

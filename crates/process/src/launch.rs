@@ -1,12 +1,11 @@
 //! Starting one worker process, and caring for it until its end.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
@@ -14,7 +13,9 @@ use std::time::Duration;
 use hatchery_actor::child::{Ended, Presence, ended as wait};
 use hatchery_actor::exit::{Exit, Status};
 use hatchery_actor::fault::Fault;
+use hatchery_actor::output::Output;
 use hatchery_actor::panics;
+use hatchery_actor::settings::Settings;
 use hatchery_wire::LinkSocket;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::sync::watch;
@@ -23,6 +24,7 @@ use tokio::time::Instant;
 use crate::channel::{Channel, Desk, Outgoing};
 use crate::collector::{self, Sink};
 use crate::frames::{Frame, Invitation, PROTOCOL, What};
+use crate::outputs::Outputs;
 use crate::program::{ActiveChild, DEEPEST, Program};
 use crate::spawner;
 use crate::ward::Ward;
@@ -45,8 +47,7 @@ pub(crate) struct Launch {
     pub(crate) name: String,
     pub(crate) incarnation: u64,
     pub(crate) what: What,
-    pub(crate) env: BTreeMap<OsString, Option<OsString>>,
-    pub(crate) current_dir: Option<PathBuf>,
+    pub(crate) settings: Arc<Settings>,
     /// Held until the process has been reaped.
     pub(crate) presence: Option<Presence>,
 }
@@ -79,7 +80,7 @@ pub(crate) async fn launch(program: &Arc<Program>, launch: Launch) -> Result<Lau
             .map(|(ward, channel)| (KillOnDrop(Some(ward.clone())), ward, channel))
     });
     let (unless_left, ward, channel) =
-        spawned.await.and_then(|spawned| spawned).map_err(|error| match &launch.current_dir {
+        spawned.await.and_then(|spawned| spawned).map_err(|error| match &launch.settings.current_dir {
             // The system's words do not say which file or directory it misses.
             Some(dir) => cannot(&format!("start the worker {} in {}", launch.path, dir.display()), &error),
             None => cannot(&format!("start the worker {}", launch.path), &error),
@@ -102,7 +103,10 @@ pub(crate) async fn greeted(
             unless_hello.forget();
             Ok(())
         }
-        Ok(false) => Err(self::ended(&*wait(ended).await)),
+        Ok(false) => {
+            let exit = wait(ended).await;
+            Err(ward.start_failure().unwrap_or_else(|| self::ended(&exit)))
+        }
         Err(_) => Err(late(ward, ended, format!("no hello within {timeout:?}")).await),
     }
 }
@@ -134,7 +138,11 @@ fn spawn(
     let mut link = LinkSocket::new(ours);
     let mut fds = vec![OwnedFd::from(their_channel)];
     let mut stdout = None;
-    if program.capture_stdout {
+    let piped = match launch.settings.stdout {
+        Output::Inherit => program.capture_stdout,
+        output => output != Output::Null,
+    };
+    if piped {
         let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         stdout = Some(read);
         fds.push(write);
@@ -156,13 +164,15 @@ fn spawn(
         what: launch.what.clone(),
         stdout: stdout.is_some(),
         logs: log.is_some().then(|| filter.directives().to_string()),
-        config: program.config.bytes().to_vec(),
+        config: program.config.to_bytes().to_vec(),
+        settings: Box::new(launch.settings.resources.clone()),
     };
     let frame = Frame::Invitation(invitation, fds).pack().map_err(io::Error::other)?;
     link.queue(frame).map_err(io::Error::other)?;
     link.flush_blocking(Some(Duration::from_secs(1))).map_err(io::Error::other)?;
 
     let mut command = Command::new("/proc/self/exe");
+    dress(&mut command, &launch.settings, program.env_only.as_ref());
     command
         .arg0(argv0(&launch.path))
         .args(&program.again)
@@ -170,17 +180,9 @@ fn spawn(
         .stdin(Stdio::from(theirs))
         .stderr(Stdio::piped())
         .process_group(0);
-    if program.capture_stdout {
+    // With a pipe, it takes that at its door: a harness may print before.
+    if program.capture_stdout || launch.settings.stdout != Output::Inherit {
         command.stdout(Stdio::null());
-    }
-    for (name, value) in &launch.env {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
-    if let Some(dir) = &launch.current_dir {
-        command.current_dir(dir);
     }
     let mut child = command.spawn()?;
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
@@ -204,8 +206,37 @@ fn spawn(
     if let Some((read, sink)) = log {
         program.logs.adopt(read, &launch.path, sink);
     }
-    warden.adopt(Adoption { ward: ward.clone(), link, stderr, stdout, printer, presence, logs });
+    let resources = launch.settings.resources.clone();
+    let outputs = Outputs::new(&launch.settings, &launch.path);
+    warden.adopt(Adoption {
+        ward: ward.clone(),
+        link,
+        stderr,
+        stdout,
+        printer,
+        presence,
+        resources,
+        outputs,
+        logs,
+    });
     Ok((ward, channel))
+}
+
+/// Environment and directory; `all` is what the program lets its workers inherit.
+fn dress(command: &mut Command, settings: &Settings, all: Option<&BTreeSet<OsString>>) {
+    if let Some(names) = settings.env_only.as_ref().or(all) {
+        command.env_clear();
+        command.envs(names.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+    }
+    for (name, value) in &settings.env {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    if let Some(dir) = &settings.current_dir {
+        command.current_dir(dir);
+    }
 }
 
 /// What `ps` shows: the program and the place of the worker in its tree.

@@ -1,8 +1,6 @@
 //! One task in a process of its own.
 
-use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +11,8 @@ use hatchery_actor::fault::Fault;
 use hatchery_actor::outlet::measure;
 use hatchery_actor::predicates;
 use hatchery_actor::root::{Residence, Resident, check_segment};
+use hatchery_actor::settings;
+use hatchery_actor::settings::Settings;
 use hatchery_wire::{Body, DecodeError, EncodeError, Envelope, Kind};
 use rustix::process::Signal;
 
@@ -55,9 +55,8 @@ pub struct Builder<R> {
     name: Option<String>,
     daemon: bool,
     kill_on_drop: bool,
-    env: std::collections::BTreeMap<OsString, Option<OsString>>,
-    current_dir: Option<PathBuf>,
     start_timeout: Duration,
+    settings: Settings,
 }
 
 impl Process<()> {
@@ -83,9 +82,8 @@ impl Process<()> {
             name: None,
             daemon: false,
             kill_on_drop: false,
-            env: Default::default(),
-            current_dir: None,
             start_timeout: START_TIMEOUT,
+            settings: Settings::default(),
         }
     }
 }
@@ -109,34 +107,19 @@ impl<R> Builder<R> {
         self
     }
 
-    /// Sets a variable of its environment; the rest it inherits.
-    pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
-        self.env.insert(name.into(), Some(value.into()));
-        self
-    }
-
-    /// Keeps it from inheriting a variable.
-    pub fn env_remove(mut self, name: impl Into<OsString>) -> Self {
-        self.env.insert(name.into(), None);
-        self
-    }
-
-    /// The directory it works in; else this process's.
-    pub fn current_dir(mut self, dir: impl Into<PathBuf>) -> Self {
-        self.current_dir = Some(dir.into());
-        self
-    }
-
     /// How long it may take to say hello, instead of 30 s.
     pub fn start_timeout(mut self, timeout: Duration) -> Self {
         self.start_timeout = timeout;
         self
     }
 
+    settings!();
+
     /// Starts it; see [`Process::spawn`].
     ///
     /// # Errors
-    /// As [`Process::spawn`]; also a name that is taken.
+    /// As [`Process::spawn`]; also a name that is taken, and a setting that is impossible or that the new process
+    /// could not set for itself.
     pub async fn spawn(self) -> Result<Process<R>, ProcessError> {
         let short = self.entry.name.rsplit("::").next().unwrap_or(self.entry.name).to_owned();
         let shown = self.name.clone().unwrap_or_else(|| short.clone());
@@ -146,10 +129,7 @@ impl<R> Builder<R> {
     async fn try_spawn(self, short: String) -> Result<Process<R>, Fault> {
         let program = Program::current()?;
         registry::task(self.entry.name, &self.entry.place.to_string())?;
-        if self.env.keys().any(|name| name == crate::launch::INVITED_BY) {
-            let name = crate::launch::INVITED_BY;
-            return Err(Fault::Refused(format!("the variable {name} belongs to the library")));
-        }
+        self.settings.check(launch::INVITED_BY)?;
         let args = self.args.map_err(|error| Fault::NotSent(error.to_string()))?;
         measure(&args)?;
         let (name, path) = match self.name {
@@ -173,8 +153,7 @@ impl<R> Builder<R> {
             name: name.clone(),
             incarnation: 1,
             what: What::Task { name: self.entry.name.to_owned(), place: self.entry.place.to_string() },
-            env: self.env,
-            current_dir: self.current_dir,
+            settings: Arc::new(self.settings),
             presence: None,
         };
         let launched = launch(&program, order).await?;
@@ -313,6 +292,12 @@ impl<R> Process<R> {
     /// The system refuses.
     pub fn resume(&self) -> Result<(), ProcessError> {
         self.signal(Signal::CONT)
+    }
+
+    /// The last lines that it has written to standard output so far, 1,000 at most and 256 KiB, if that is captured:
+    /// [`stdout(Output::Capture)`](Builder::stdout). After [`wait`](Process::wait) they are complete.
+    pub fn stdout(&self) -> Vec<String> {
+        self.shared.ward.all_kept()
     }
 
     /// Its process id. It may belong to another process once this one has ended.

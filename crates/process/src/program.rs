@@ -1,7 +1,7 @@
 //! What this process knows of itself: who it is in the tree, and how it starts others.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -33,6 +33,8 @@ pub(crate) struct Program {
     /// Whether workers' stdout goes through the printer (in a test) or straight to ours.
     pub(crate) capture_stdout: bool,
     pub(crate) config: Body,
+    /// Which variables of this process its workers inherit; all if `None`.
+    pub(crate) env_only: Option<BTreeSet<OsString>>,
     pub(crate) printer: Arc<Printer>,
     pub(crate) logs: Collector,
     pub(crate) children: Mutex<BTreeMap<u64, ActiveChild>>,

@@ -65,7 +65,7 @@ where
             .map(OsString::from)
             .collect();
     if let Some(invited) = Invited::accept() {
-        be_worker(invited, Vec::new(), again);
+        be_worker(invited, Vec::new(), again, None);
     }
     panics::note_places();
     os::heed_sigchld();
@@ -75,6 +75,7 @@ where
         again,
         capture_stdout: true,
         config: Default::default(),
+        env_only: None,
         printer: Printer::new(Mode::Captured),
         logs: Collector::new(Logs::Forward),
         children: Default::default(),

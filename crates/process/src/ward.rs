@@ -7,9 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use hatchery_actor::child::ended;
 use hatchery_actor::error::Error;
 use hatchery_actor::exit::Exit;
+use hatchery_actor::fault::Fault;
 use rustix::process::{Pid, Signal, kill_process_group, pidfd_send_signal};
 use rustix::time::Timespec;
 use tokio::sync::watch;
+
+use crate::outputs::Kept;
 
 /// What other threads know of a child, and do to it.
 pub(crate) struct Ward {
@@ -24,6 +27,8 @@ pub(crate) struct Ward {
     hello: watch::Sender<bool>,
     start: watch::Sender<Option<Result<(), Error>>>,
     exit: watch::Sender<Option<Arc<Exit>>>,
+    /// Its standard output, where that is captured.
+    stdout: Mutex<Kept>,
 }
 
 impl Ward {
@@ -37,6 +42,7 @@ impl Ward {
             hello: watch::Sender::new(false),
             start: watch::Sender::new(None),
             exit: watch::Sender::new(None),
+            stdout: Mutex::default(),
         })
     }
 
@@ -79,17 +85,41 @@ impl Ward {
         self.exit.send_replace(Some(Arc::new(exit)));
     }
 
+    /// Keeps a line of its standard output.
+    pub(crate) fn keep(&self, line: &[u8]) {
+        self.stdout.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+    }
+
+    /// The last lines of its standard output that were kept, so many at most.
+    pub(crate) fn kept(&self, lines: usize) -> Vec<String> {
+        self.stdout.lock().unwrap_or_else(PoisonError::into_inner).last(lines)
+    }
+
+    /// All that are kept.
+    pub(crate) fn all_kept(&self) -> Vec<String> {
+        self.stdout.lock().unwrap_or_else(PoisonError::into_inner).all()
+    }
+
     /// Why this side ended it, if it did.
     pub(crate) fn reason(&self) -> Option<String> {
         self.condemned.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(crate) fn set_started(&self, start: Result<(), Error>) {
+    /// Sets how its start went, once; false if that was known.
+    pub(crate) fn set_started(&self, start: Result<(), Error>) -> bool {
         self.start.send_if_modified(|now| {
             let first = now.is_none();
             now.get_or_insert(start);
             first
-        });
+        })
+    }
+
+    /// Why its start failed, if it said so.
+    pub(crate) fn start_failure(&self) -> Option<Fault> {
+        match &*self.start.borrow() {
+            Some(Err(error)) => Some(Fault::StartFailed(error.to_string())),
+            _ => None,
+        }
     }
 
     pub(crate) fn has_said_hello(&self) -> bool {

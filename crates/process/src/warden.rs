@@ -16,11 +16,12 @@
 //! 4. link, stderr and captured stdout are read until they would block (a grandchild may hold them)
 //! 5. the exit is published
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -32,13 +33,15 @@ use rustix::process::{Signal, WaitId, WaitIdOptions, kill_process_group, waitid}
 use rustix::time::Timespec;
 
 use crate::filter;
-use crate::frames::Frame;
+use crate::frames::{Frame, LastWords};
 use crate::program::Program;
 use crate::ward::Ward;
 use crate::watched::{Adoption, Watched};
 
 /// How long a child may live on without its link.
 const UNLINKED: Duration = Duration::from_secs(1);
+/// How often the link of a child that has ended is read; each read takes about two frames of the largest size.
+const LAST_READS: usize = 64;
 /// Commands that may wait for the warden; it takes them all at every wake.
 const OUTBOX: usize = 65_536;
 
@@ -51,6 +54,13 @@ pub(crate) struct Warden {
     up: Mutex<Option<LinkSocket>>,
     /// What an orderly stop that the parent asks for does here.
     shutdown: Mutex<ShutdownHook>,
+    /// Whether this process has said its last words.
+    last: AtomicBool,
+}
+
+thread_local! {
+    /// Whether this is the warden's own thread.
+    static OWN: Cell<bool> = const { Cell::new(false) };
 }
 
 enum Command {
@@ -104,6 +114,7 @@ impl Warden {
             next: AtomicU64::new(1),
             up: Mutex::default(),
             shutdown: Mutex::default(),
+            last: AtomicBool::new(false),
         });
         // The thread waits for exactly this one message.
         let _ = go.send(warden);
@@ -175,9 +186,13 @@ impl Warden {
         }
     }
 
-    /// Sends a frame to the parent and waits until it is written, for a second at most.
-    pub(crate) fn up_and_wait(&self, frame: Frame) {
-        if self.write_up(frame) {
+    /// Says this process's last words and waits until they are written, for a second at most; the first ones count.
+    pub(crate) fn last_words(&self, words: LastWords) {
+        if self.last.swap(true, Ordering::Relaxed) || self.write_up(Frame::LastWords(words)) {
+            return;
+        }
+        if OWN.get() {
+            // It panicked itself, where panics abort: nobody else would write the rest.
             return;
         }
         let (done, is_done) = std::sync::mpsc::sync_channel(1);
@@ -223,6 +238,7 @@ const LINK_UP: u64 = u64::MAX - 1;
 
 impl Rounds {
     fn walk(mut self) {
+        OWN.set(true);
         // The death signal belongs to the thread that arms it, too: main armed its own at the door.
         if crate::program::WORKER.get().is_some() {
             let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
@@ -418,7 +434,12 @@ impl Rounds {
         if let Some(pidfd) = &ward.pidfd {
             let _ = epoll::delete(&self.poll, pidfd);
         }
-        child.read_link();
+        // Bounded, since what it forked without executing anything may hold the link open.
+        for _ in 0..LAST_READS {
+            if !child.read_link() {
+                break;
+            }
+        }
         if let Some(link) = child.link.take() {
             let _ = epoll::delete(&self.poll, &link);
         }

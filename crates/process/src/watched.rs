@@ -3,14 +3,17 @@
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hatchery_actor::child::Presence;
-use hatchery_actor::exit::{Exit, Status};
-use hatchery_wire::{Filled, LinkSocket};
+use hatchery_actor::exit::{Exit, Limit, Status};
+use hatchery_actor::settings::Resources;
+use hatchery_wire::{Filled, LinkSocket, WireError};
+use rustix::process::{Resource, Signal, getrlimit};
 
 use crate::filter::Wanted;
 use crate::frames::{Frame, Hello, Identity, LastWords, PROTOCOL};
+use crate::outputs::Outputs;
 use crate::pipe::Pipe;
 use crate::printer::{Printer, Stream};
 use crate::ward::Ward;
@@ -28,6 +31,8 @@ pub(crate) struct Adoption {
     pub(crate) presence: Option<Presence>,
     /// Which events its log shall have, and which version of that it knows.
     pub(crate) logs: Option<(Arc<Wanted>, u64)>,
+    pub(crate) resources: Resources,
+    pub(crate) outputs: Outputs,
 }
 
 /// A child as the warden knows it.
@@ -46,11 +51,13 @@ pub(crate) struct Watched {
     pub(crate) link_full: bool,
     presence: Option<Presence>,
     logs: Option<(Arc<Wanted>, u64)>,
+    resources: Resources,
+    outputs: Outputs,
 }
 
 impl Watched {
     pub(crate) fn new(adoption: Adoption) -> Watched {
-        let Adoption { ward, link, stderr, stdout, printer, presence, logs } = adoption;
+        let Adoption { ward, link, stderr, stdout, printer, presence, resources, outputs, logs } = adoption;
         Watched {
             ward,
             link: Some(link),
@@ -62,6 +69,8 @@ impl Watched {
             printer,
             unlinked: None,
             presence,
+            resources,
+            outputs,
             link_full: false,
             logs,
         }
@@ -87,28 +96,12 @@ impl Watched {
     pub(crate) fn read_link(&mut self) -> bool {
         let Some(link) = &mut self.link else { return false };
         let filled = link.fill();
-        let mut wrong = None;
-        let mut heard = Vec::new();
-        while wrong.is_none() {
-            match link.next_frame() {
-                Ok(None) => break,
-                Ok(Some(frame)) => match Frame::unpack(frame) {
-                    Ok(frame) => heard.push(frame),
-                    Err(error) => wrong = Some(error),
-                },
-                Err(error) => wrong = Some(error.to_string()),
-            }
-        }
-        for frame in heard {
-            wrong = wrong.or(self.hear(frame).err());
-        }
+        let wrong = self.hear_all().err();
         let open = match filled {
             Ok(Filled::Open) => true,
             Ok(Filled::Ended) => false,
-            Err(error) => {
-                wrong = wrong.or(Some(error.to_string()));
-                false
-            }
+            // It was told by the first frame that could not be read.
+            Err(_) => false,
         };
         if let Some(wrong) = wrong {
             self.ward.condemn(format!("it broke the protocol of the link: {wrong}"));
@@ -117,27 +110,48 @@ impl Watched {
         open
     }
 
-    fn hear(&mut self, frame: Frame) -> Result<(), String> {
-        match frame {
-            Frame::Hello(hello) if !self.hello => {
-                self.hello = true;
-                check(&hello)?;
-                self.ward.set_greeted();
+    /// Hears every whole frame that has arrived.
+    fn hear_all(&mut self) -> Result<(), String> {
+        while let Some(link) = &mut self.link {
+            match link.next_frame() {
+                Ok(Some(frame)) => self.hear(Frame::unpack(frame)?)?,
+                // Cut off inside a frame is how a killed process ends, too.
+                Ok(None) | Err(WireError::Truncated) => break,
+                Err(error) => return Err(error.to_string()),
             }
-            Frame::Ready if self.hello => self.ward.set_started(Ok(())),
-            Frame::StartFailed(error) if self.hello => self.ward.set_started(Err(error)),
-            Frame::LastWords(words) => self.words = Some(words),
-            other => return Err(format!("unexpected {other:?}")),
         }
         Ok(())
     }
 
+    /// Hears one frame: each kind once, and nothing but a failure before hello.
+    fn hear(&mut self, frame: Frame) -> Result<(), String> {
+        let name = frame.name();
+        let expected = match frame {
+            Frame::Hello(hello) if !self.hello => {
+                self.hello = true;
+                check(&hello)?;
+                self.ward.set_greeted();
+                true
+            }
+            Frame::Ready => self.hello && self.ward.set_started(Ok(())),
+            // Also in place of a hello: it could not set for itself what it was told to.
+            Frame::StartFailed(error) => self.ward.set_started(Err(error)),
+            Frame::LastWords(words) if self.words.is_none() => {
+                self.words = Some(words);
+                true
+            }
+            _ => false,
+        };
+        // By name only: what it holds is the peer's, and may be long.
+        if expected { Ok(()) } else { Err(format!("unexpected {name}")) }
+    }
+
     pub(crate) fn read_stderr(&mut self, rounds: usize) {
-        let Watched { err, tail, printer, .. } = self;
+        let Watched { err, tail, printer, outputs, .. } = self;
         let Some(pipe) = err else { return };
         let open = pipe.drain(rounds, |stream, line| {
             keep(tail, line);
-            printer.line(stream, line);
+            outputs.line(printer, stream, line);
         });
         if !open {
             *err = None;
@@ -145,38 +159,76 @@ impl Watched {
     }
 
     pub(crate) fn read_stdout(&mut self, rounds: usize) {
-        let Watched { out, printer, .. } = self;
+        let Watched { ward, out, printer, outputs, .. } = self;
         let Some(pipe) = out else { return };
-        if !pipe.drain(rounds, |stream, line| printer.line(stream, line)) {
+        let open = pipe.drain(rounds, |stream, line| {
+            if outputs.keeps() {
+                ward.keep(line);
+            }
+            outputs.line(printer, stream, line);
+        });
+        if !open {
             *out = None;
         }
     }
 
     pub(crate) fn exit(&mut self, status: Status) {
         // A line without an end is complete now, unless a grandchild goes on with it.
-        let Watched { err, tail, printer, .. } = self;
+        let Watched { ward, err, out, tail, printer, outputs, .. } = self;
         if let Some(pipe) = err {
             pipe.rest(|stream, line| {
                 keep(tail, line);
-                printer.line(stream, line);
+                outputs.line(printer, stream, line);
+            });
+        }
+        if let Some(pipe) = out {
+            pipe.rest(|stream, line| {
+                if outputs.keeps() {
+                    ward.keep(line);
+                }
+                outputs.line(printer, stream, line);
             });
         }
         let words = self.words.take();
         let status = match (status, &words) {
             // Nobody could tell, but it did.
-            (Status::Unknown, Some(words)) => Status::Code(words.code),
+            (Status::Unknown, Some(words)) => Status::Code(words.code & 0xff),
             (status, _) => status,
         };
-        let words = words.unwrap_or_default();
+        let mut words = words.unwrap_or_default();
+        if status == Status::Code(0) {
+            // Whatever it claims: nothing of the kind leaves so.
+            words.panic = None;
+            words.failed = false;
+        }
+        let limit = self.limit(status);
         let condemned = self.ward.reason();
         let exit = Exit::new(status)
             .with_panic(words.panic)
+            .with_limit(limit)
             .with_failed(words.failed && matches!(status, Status::Code(_)))
             .with_orderly(words.orderly && condemned.is_none() && status == Status::Code(0))
             .with_reason(condemned.or(words.reason))
-            .with_stderr(self.tail.drain(..).collect());
+            .with_stderr(self.tail.drain(..).collect())
+            .with_stdout(self.ward.kept(TAIL));
         self.publish(exit);
         self.presence = None;
+    }
+
+    /// The limit that ended it, its own or one that it inherited from this process.
+    fn limit(&self, status: Status) -> Option<Limit> {
+        let Status::Signal(signal) = status else { return None };
+        let limit = |own: Option<u64>, inherited| own.or_else(|| getrlimit(inherited).current);
+        let Resources { memory, cpu, file_size, .. } = self.resources;
+        if signal == Signal::XCPU.as_raw() {
+            limit(cpu, Resource::Cpu).map(|seconds| Limit::Cpu(Duration::from_secs(seconds)))
+        } else if signal == Signal::XFSZ.as_raw() {
+            limit(file_size, Resource::Fsize).map(Limit::FileSize)
+        } else if signal == Signal::ABORT.as_raw() && self.tail.iter().any(|line| is_out_of_memory(line)) {
+            limit(memory, Resource::As).map(Limit::Memory)
+        } else {
+            None
+        }
     }
 
     pub(crate) fn publish(&self, exit: Exit) {
@@ -190,6 +242,11 @@ fn keep(tail: &mut VecDeque<String>, line: &[u8]) {
         tail.pop_front();
     }
     tail.push_back(String::from_utf8_lossy(line).trim_end_matches('\n').to_owned());
+}
+
+/// What Rust says when it aborts because an allocation failed.
+fn is_out_of_memory(line: &str) -> bool {
+    line.starts_with("memory allocation of ") && line.contains(" bytes failed")
 }
 
 /// Whether this is our own program, speaking our protocol.

@@ -11,6 +11,7 @@ use hatchery_actor::fault::Fault;
 use hatchery_actor::handle::ActorRef;
 use hatchery_actor::outlet::{Answer, Line, Request, measure};
 use hatchery_actor::seat::Seat;
+use hatchery_actor::settings::Settings;
 use hatchery_wire::{Body, EncodeError, Envelope, Kind, encode};
 use rustix::process::Signal;
 use tokio::time::Instant;
@@ -56,6 +57,10 @@ impl<A: Actor> Start for Worker<A> {
         measure(self.args.as_ref().map_err(|error| Fault::NotSent(error.to_string()))?)
     }
 
+    fn check_settings(&self, settings: &Settings) -> Result<(), Fault> {
+        settings.check(launch::INVITED_BY)
+    }
+
     fn handle(&self, reference: ActorRef) -> A::Handle {
         reference.into()
     }
@@ -72,8 +77,7 @@ impl<A: Actor> Start for Worker<A> {
                 name,
                 incarnation: order.incarnation,
                 what: What::Actor { name: A::name().to_owned(), place: A::place().to_string() },
-                env: Default::default(),
-                current_dir: None,
+                settings: order.settings,
                 presence: Some(order.presence),
             };
             let launched = launch(&program, launch_order).await?;

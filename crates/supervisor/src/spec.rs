@@ -8,6 +8,8 @@ use hatchery_actor::fault::Fault;
 use hatchery_actor::handle::ActorRef;
 use hatchery_actor::outlet::WINDOW;
 use hatchery_actor::root::check_segment;
+use hatchery_actor::settings;
+use hatchery_actor::settings::Settings;
 
 /// A child to be: something that can be started, and what its supervisor needs to know of it.
 #[must_use = "a spec starts nothing: give it to a supervisor"]
@@ -16,6 +18,7 @@ pub struct ChildSpec<S> {
     shutdown: Shutdown,
     start_timeout: Duration,
     window: u32,
+    settings: Settings,
 }
 
 impl<S: Start> ChildSpec<S> {
@@ -26,6 +29,7 @@ impl<S: Start> ChildSpec<S> {
             shutdown: Shutdown::default(),
             start_timeout: Duration::from_secs(30),
             window: WINDOW,
+            settings: Settings::default(),
         }
     }
 
@@ -51,6 +55,8 @@ impl<S: Start> ChildSpec<S> {
         self
     }
 
+    settings!();
+
     pub(crate) fn handle(&self, reference: ActorRef) -> S::Handle {
         self.start.handle(reference)
     }
@@ -61,6 +67,7 @@ impl<S: Start> ChildSpec<S> {
             shutdown: self.shutdown,
             start_timeout: self.start_timeout,
             window: self.window,
+            settings: Arc::new(self.settings.clone()),
         }
     }
 }
@@ -72,6 +79,7 @@ pub(crate) struct ErasedSpec {
     pub(crate) shutdown: Shutdown,
     pub(crate) start_timeout: Duration,
     pub(crate) window: u32,
+    pub(crate) settings: Arc<Settings>,
 }
 
 impl ErasedSpec {
@@ -82,6 +90,7 @@ impl ErasedSpec {
             return Err(Fault::Refused(format!("a window of {window} requests: it has to be 1 to {WINDOW}")));
         }
         check_segment(self.start.name())?;
+        self.start.check_settings(&self.settings)?;
         self.start.check()
     }
 }
@@ -91,6 +100,7 @@ pub(crate) trait Startable: Send + Sync {
     fn name(&self) -> &str;
     fn actor(&self) -> &'static str;
     fn check(&self) -> Result<(), Fault>;
+    fn check_settings(&self, settings: &Settings) -> Result<(), Fault>;
     fn start(&self, order: Order) -> BoxFuture<Result<Started, Fault>>;
 }
 
@@ -103,6 +113,9 @@ impl<S: Start> Startable for S {
     }
     fn check(&self) -> Result<(), Fault> {
         Start::check(self)
+    }
+    fn check_settings(&self, settings: &Settings) -> Result<(), Fault> {
+        Start::check_settings(self, settings)
     }
     fn start(&self, order: Order) -> BoxFuture<Result<Started, Fault>> {
         Start::start(self, order)

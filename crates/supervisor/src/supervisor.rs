@@ -220,7 +220,13 @@ impl Supervisor {
         entry.incarnation = incarnation;
         let (presence, mut absence) = Presence::new();
         let timeout = entry.spec.start_timeout;
-        let order = Order { seat: entry.seat.clone(), incarnation, timeout, presence };
+        let order = Order {
+            seat: entry.seat.clone(),
+            incarnation,
+            timeout,
+            presence,
+            settings: entry.spec.settings.clone(),
+        };
         let start = entry.spec.start.start(order);
         let reports = self.reports.clone();
         let (give_up, given_up) = oneshot::channel::<()>();

@@ -5,38 +5,48 @@ use std::collections::hash_map::Entry;
 
 use bytes::Bytes;
 
-use crate::envelope::Part;
+use crate::envelope::Head;
 use crate::limits::MIN_PART;
 use crate::{Body, Envelope, Limits, WireError};
 
-/// Bodies below this are copied out of the read buffer, larger ones share it.
-///
-/// A shared body keeps the whole read buffer alive: 64 KiB as a rule, a frame more after large ones. Copying the
-/// small ones costs a fraction of a microsecond and lets their traffic reuse one read buffer for ever; sharing the
-/// large ones saves a third of their time (8 KiB: 1.6 µs instead of 2.5 µs from send to receive).
-const SHARED_FROM: usize = 4 * 1024;
+/// Most bytes by which a body grows ahead of what has arrived, within the frame that is arriving.
+const AHEAD: usize = 256 * 1024;
 
 /// The unfinished messages of one connection, at most one for each target.
 ///
-/// It holds what has arrived and no more: neither a length nor a flag makes it allocate ahead.
+/// It holds what has arrived, and of a large frame that is arriving the rest at most: neither a length nor a flag
+/// makes it allocate further ahead.
 #[derive(Debug)]
 pub struct Assembler {
     limits: Limits,
     unfinished: HashMap<u32, Unfinished>,
     /// Bytes held by all of them.
     held: usize,
+    /// The frame that is arriving in pieces, if one is.
+    arriving: Option<Arriving>,
 }
 
 #[derive(Debug)]
 struct Unfinished {
     envelope: Envelope,
+    /// Of these, `filled` have arrived; the rest is room.
     body: Vec<u8>,
+    filled: usize,
+}
+
+/// A frame of which the head has been read.
+#[derive(Clone, Copy, Debug)]
+struct Arriving {
+    target: u32,
+    /// Bytes of it that are still to come; more than 0.
+    left: usize,
+    more: bool,
 }
 
 impl Assembler {
     /// Nothing has arrived yet.
     pub fn new(limits: Limits) -> Self {
-        Assembler { limits: limits.settled(), unfinished: HashMap::new(), held: 0 }
+        Assembler { limits: limits.settled(), unfinished: HashMap::new(), held: 0, arriving: None }
     }
 
     /// Takes one frame without its length prefix; gives back the message that it completes.
@@ -44,60 +54,53 @@ impl Assembler {
     /// # Errors
     ///
     /// Any [`WireError`] that names what is wrong with the frame. The connection cannot go on then.
-    pub fn push(&mut self, frame: Bytes) -> Result<Option<Envelope>, WireError> {
-        let part = Part::read(&frame)?;
-        self.check_size(part.body.len())?;
-        if part.kind.is_control() {
-            if part.more {
-                return Err(WireError::Malformed("a control message must fit one frame"));
-            }
-            return Ok(Some(whole(&frame, &part)));
+    pub fn push(&mut self, frame: impl AsRef<[u8]>) -> Result<Option<Envelope>, WireError> {
+        let frame = frame.as_ref();
+        let (head, start) = Head::read(frame, frame.len())?;
+        let body = &frame[start..];
+        if self.is_whole(&head)? {
+            return Ok(Some(header(&head, Body::from_bytes(copied(body)))));
         }
-        if self.unfinished.is_empty() && !part.more {
-            return Ok(Some(whole(&frame, &part)));
+        let unfinished = self.begin_part(&head)?;
+        unfinished.fill(body);
+        Ok(if head.more { None } else { self.finish(head.target) })
+    }
+
+    /// Takes the head of a frame whose body, which has some bytes, comes in pieces.
+    pub(crate) fn begin(&mut self, head: &Head<'_>) -> Result<(), WireError> {
+        // A whole message as well: it is an unfinished one for a while.
+        if self.is_whole(head)? && head.kind.is_control() {
+            return Err(WireError::Malformed("a control message is short"));
         }
-        if part.more && part.body.len() < MIN_PART {
-            return Err(WireError::Malformed("a frame with more to follow carries less than 1024 bytes"));
+        self.begin_part(head)?;
+        self.arriving = Some(Arriving { target: head.target, left: head.body, more: head.more });
+        Ok(())
+    }
+
+    /// How many bytes of a frame are still to come in pieces.
+    pub(crate) fn arriving(&self) -> usize {
+        self.arriving.map_or(0, |arriving| arriving.left)
+    }
+
+    /// Room for bytes of the frame that is arriving, to be read into directly; say by
+    /// [`arrived`](Assembler::arrived) how many came. Empty if none is arriving.
+    pub(crate) fn room(&mut self) -> &mut [u8] {
+        let Some(Arriving { target, left, .. }) = self.arriving else { return &mut [] };
+        let Some(unfinished) = self.unfinished.get_mut(&target) else { return &mut [] };
+        unfinished.room(left)
+    }
+
+    /// So many bytes of the room have been filled; gives back the message that they complete.
+    pub(crate) fn arrived(&mut self, n: usize) -> Option<Envelope> {
+        let arriving = self.arriving.as_mut()?;
+        let Arriving { target, more, .. } = *arriving;
+        self.unfinished.get_mut(&target)?.filled += n;
+        arriving.left -= n;
+        if arriving.left > 0 {
+            return None;
         }
-        match self.unfinished.entry(part.target) {
-            Entry::Vacant(_) if !part.more => Ok(Some(whole(&frame, &part))),
-            Entry::Vacant(entry) => {
-                let size = part.chain.len() + part.trace.len() + part.body.len();
-                self.held = charge(self.held, size, self.limits.budget)?;
-                let envelope = header(&part, Body::default());
-                entry.insert(Unfinished { envelope, body: part.body.to_vec() });
-                Ok(None)
-            }
-            Entry::Occupied(mut entry) => {
-                let Unfinished { envelope, body } = entry.get_mut();
-                if (part.kind, part.id) != (envelope.kind, envelope.id) {
-                    return Err(WireError::Malformed(
-                        "another message begins before the target's last one ended",
-                    ));
-                }
-                let plain = part.chain.is_empty() && part.trace.is_empty() && part.deadline.is_none();
-                if !plain || part.release {
-                    return Err(WireError::Malformed(
-                        "a continuation repeats what only a first frame carries",
-                    ));
-                }
-                let size = body.len() + part.body.len();
-                if size > self.limits.message {
-                    return Err(WireError::MessageTooLarge { size, limit: self.limits.message });
-                }
-                self.held = charge(self.held, part.body.len(), self.limits.budget)?;
-                body.extend_from_slice(part.body);
-                if part.more {
-                    return Ok(None);
-                }
-                let Unfinished { mut envelope, mut body } = entry.remove();
-                self.held -= envelope.size() + body.len();
-                // Doubling left up to as much again unused; giving it back is cheap, large blocks shrink in place.
-                body.shrink_to_fit();
-                envelope.body = Body::from_bytes(body.into());
-                Ok(Some(envelope))
-            }
-        }
+        self.arriving = None;
+        if more { None } else { self.finish(target) }
     }
 
     /// Whether no message is unfinished.
@@ -110,9 +113,83 @@ impl Assembler {
         self.held
     }
 
-    fn check_size(&self, size: usize) -> Result<(), WireError> {
-        let limit = self.limits.message;
-        if size > limit { Err(WireError::MessageTooLarge { size, limit }) } else { Ok(()) }
+    /// Whether this frame is a message by itself; checks what every frame has to keep to.
+    fn is_whole(&self, head: &Head<'_>) -> Result<bool, WireError> {
+        let (size, limit) = (head.body, self.limits.message);
+        if size > limit {
+            return Err(WireError::MessageTooLarge { size, limit });
+        }
+        if head.kind.is_control() {
+            return if head.more {
+                Err(WireError::Malformed("a control message must fit one frame"))
+            } else {
+                Ok(true)
+            };
+        }
+        if head.more && size < MIN_PART {
+            return Err(WireError::Malformed("a frame with more to follow carries less than 1024 bytes"));
+        }
+        Ok(!head.more && (self.unfinished.is_empty() || !self.unfinished.contains_key(&head.target)))
+    }
+
+    /// Begins or goes on with the unfinished message that this frame belongs to.
+    fn begin_part(&mut self, head: &Head<'_>) -> Result<&mut Unfinished, WireError> {
+        match self.unfinished.entry(head.target) {
+            Entry::Vacant(entry) => {
+                let size = head.chain.len() + head.trace.len() + head.body;
+                self.held = charge(self.held, size, self.limits.budget)?;
+                let envelope = header(head, Body::default());
+                Ok(entry.insert(Unfinished { envelope, body: Vec::new(), filled: 0 }))
+            }
+            Entry::Occupied(entry) => {
+                let unfinished = entry.into_mut();
+                if (head.kind, head.id) != (unfinished.envelope.kind, unfinished.envelope.id) {
+                    return Err(WireError::Malformed(
+                        "another message begins before the target's last one ended",
+                    ));
+                }
+                let plain = head.chain.is_empty() && head.trace.is_empty() && head.deadline.is_none();
+                if !plain || head.release {
+                    return Err(WireError::Malformed(
+                        "a continuation repeats what only a first frame carries",
+                    ));
+                }
+                let size = unfinished.filled + head.body;
+                if size > self.limits.message {
+                    return Err(WireError::MessageTooLarge { size, limit: self.limits.message });
+                }
+                self.held = charge(self.held, head.body, self.limits.budget)?;
+                Ok(unfinished)
+            }
+        }
+    }
+
+    fn finish(&mut self, target: u32) -> Option<Envelope> {
+        let Unfinished { mut envelope, mut body, filled } = self.unfinished.remove(&target)?;
+        self.held -= envelope.size() + filled;
+        body.truncate(filled);
+        // Doubling left up to as much again unused; giving it back is cheap, large blocks shrink in place.
+        body.shrink_to_fit();
+        envelope.body = Body::from_bytes(body.into());
+        Some(envelope)
+    }
+}
+
+impl Unfinished {
+    fn fill(&mut self, part: &[u8]) {
+        self.body.truncate(self.filled);
+        self.body.extend_from_slice(part);
+        self.filled = self.body.len();
+    }
+
+    /// Room for up to this many more bytes, and at least one.
+    fn room(&mut self, left: usize) -> &mut [u8] {
+        if self.body.len() == self.filled {
+            // Doubles at most, so that no byte is moved often; zeroed once, since nothing else is safe to read into.
+            self.body.resize(self.filled + left.min(AHEAD), 0);
+        }
+        let end = self.body.len().min(self.filled + left);
+        &mut self.body[self.filled..end]
     }
 }
 
@@ -121,21 +198,15 @@ fn charge(held: usize, more: usize, limit: usize) -> Result<usize, WireError> {
     if size > limit { Err(WireError::OverBudget { size, limit }) } else { Ok(size) }
 }
 
-/// A message of one frame.
-fn whole(frame: &Bytes, part: &Part<'_>) -> Envelope {
-    let body = if part.body.len() < SHARED_FROM { copied(part.body) } else { frame.slice_ref(part.body) };
-    header(part, Body::from_bytes(body))
-}
-
-fn header(part: &Part<'_>, body: Body) -> Envelope {
+fn header(head: &Head<'_>, body: Body) -> Envelope {
     Envelope {
-        kind: part.kind,
-        release: part.release,
-        id: part.id,
-        target: part.target,
-        deadline: part.deadline,
-        chain: copied(part.chain),
-        trace: copied(part.trace),
+        kind: head.kind,
+        release: head.release,
+        id: head.id,
+        target: head.target,
+        deadline: head.deadline,
+        chain: copied(head.chain),
+        trace: copied(head.trace),
         body,
     }
 }
@@ -151,6 +222,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::chunks::Chunks;
     use crate::limits::MIN_FRAME;
     use crate::{Kind, Outbox};
 
@@ -162,11 +234,11 @@ mod tests {
 
     /// All frames that the outbox would write, without their prefixes.
     fn frames(outbox: &mut Outbox) -> Vec<Bytes> {
-        let mut out = BytesMut::new();
+        let mut out = Chunks::default();
         outbox.fill(&mut out, usize::MAX);
         assert!(outbox.is_empty());
         assert_eq!(outbox.bytes(), 0);
-        cut(out)
+        cut(out.flat())
     }
 
     fn cut(mut out: BytesMut) -> Vec<Bytes> {
@@ -272,7 +344,7 @@ mod tests {
     #[test]
     fn frames_with_more_to_follow_must_carry_something() {
         let mut out = BytesMut::new();
-        envelope(Kind::Ask, 1, 1, 10).put_frame(&mut out, 0, MIN_FRAME);
+        envelope(Kind::Ask, 1, 1, 10).encode_into(&mut out).unwrap();
         out[6] = 1;
         let frame = out.freeze().slice(4..);
         assert!(matches!(refusal(&[frame]), WireError::Malformed(_)));
@@ -284,7 +356,7 @@ mod tests {
         outbox.push(envelope(Kind::Ask, 1, 1, 50_000)).unwrap();
         outbox.push(envelope(Kind::Ask, 1, 2, 10)).unwrap();
         outbox.push(envelope(Kind::Reply, 1, 3, 10)).unwrap();
-        let mut out = BytesMut::new();
+        let mut out = Chunks::default();
         outbox.fill(&mut out, 1);
         assert!(!outbox.withdraw(1, 1), "its first frame is written");
         assert!(outbox.withdraw(1, 2));
@@ -294,8 +366,11 @@ mod tests {
         outbox.push(envelope(Kind::Withdraw, 1, 99, 0)).unwrap();
         outbox.fill(&mut out, usize::MAX);
         let mut assembler = Assembler::new(SMALL);
-        let got: Vec<_> =
-            cut(out).into_iter().filter_map(|f| assembler.push(f).unwrap()).map(|e| (e.kind, e.id)).collect();
+        let got: Vec<_> = cut(out.flat())
+            .into_iter()
+            .filter_map(|f| assembler.push(f).unwrap())
+            .map(|e| (e.kind, e.id))
+            .collect();
         assert_eq!(got, [(Kind::Withdraw, 99), (Kind::Ask, 1), (Kind::Withdraw, 1), (Kind::Reply, 3)]);
     }
 
@@ -306,7 +381,7 @@ mod tests {
         outbox.push(envelope(Kind::Ask, 1, 2, 10)).unwrap();
         outbox.push(envelope(Kind::Reply, 2, 3, 50_000)).unwrap();
         outbox.push(envelope(Kind::Tell, 2, 4, 10)).unwrap();
-        outbox.fill(&mut BytesMut::new(), 1);
+        outbox.fill(&mut Chunks::default(), 1);
         let ids: Vec<u64> = outbox.take_unsent().into_iter().map(|e| e.id).collect();
         assert_eq!(ids, [2, 4]);
         assert!(outbox.is_empty());
@@ -334,7 +409,7 @@ mod tests {
             sent in prop::collection::vec((any_envelope(), 0usize..3), 1..40),
         ) {
             let (mut outbox, mut assembler) = (Outbox::new(SMALL), Assembler::new(SMALL));
-            let mut out = BytesMut::new();
+            let mut out = Chunks::default();
             for (envelope, fills) in &sent {
                 outbox.push(envelope.clone()).unwrap();
                 // Some frames leave between the pushes.
@@ -347,7 +422,7 @@ mod tests {
             prop_assert!(outbox.is_empty());
             prop_assert_eq!(outbox.bytes(), 0);
             let mut got = Vec::new();
-            for frame in cut(out) {
+            for frame in cut(out.flat()) {
                 got.extend(assembler.push(frame).unwrap());
             }
             prop_assert!(assembler.is_idle());
@@ -368,7 +443,7 @@ mod tests {
             steps in prop::collection::vec((0u32..4, 0usize..80_000, any::<bool>(), 0u64..40), 1..60),
         ) {
             let (mut outbox, mut assembler) = (Outbox::new(SMALL), Assembler::new(SMALL));
-            let mut out = BytesMut::new();
+            let mut out = Chunks::default();
             let mut expected = Vec::new();
             for (id, (target, len, fill, withdrawn)) in steps.iter().enumerate() {
                 outbox.push(envelope(Kind::Ask, *target, id as u64, *len)).unwrap();
@@ -387,7 +462,7 @@ mod tests {
             prop_assert!(outbox.is_empty());
             prop_assert_eq!(outbox.bytes(), 0);
             let mut got = Vec::new();
-            for frame in cut(out) {
+            for frame in cut(out.flat()) {
                 got.extend(assembler.push(frame).unwrap().map(|e| (e.target, e.id)));
             }
             prop_assert!(assembler.is_idle());
@@ -400,11 +475,11 @@ mod tests {
         fn arbitrary_frames_never_panic(frame in prop::collection::vec(any::<u8>(), 0..100), flags in 0u8..4) {
             let mut frame = frame;
             let mut assembler = Assembler::new(SMALL);
-            let _ = assembler.push(Bytes::copy_from_slice(&frame));
+            let _ = assembler.push(&frame);
             // Once more with a plausible head, which gets further.
             let head = [0x99, frame.len() as u8 % 10, flags, 0];
             frame.splice(0..0, head);
-            let _ = assembler.push(frame.into());
+            let _ = assembler.push(frame);
         }
     }
 }

@@ -2,16 +2,19 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use rmp_serde::decode::Error as PackError;
 use serde::de::{Deserialize, DeserializeOwned};
 use serde::ser::Serialize;
 
-use crate::depth;
 use crate::limits::DEPTH;
+use crate::{byte_string, depth, sink};
 
 /// An encoded value. Cloning it is cheap, it never looks inside.
+///
+/// It may lie in several pieces, since byte strings that are large stay where they were.
 ///
 /// ```
 /// let body = hatchery_wire::encode(&(1u8, "two"))?;
@@ -19,35 +22,78 @@ use crate::limits::DEPTH;
 /// assert_eq!((one, two.as_str()), (1, "two"));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default)]
 pub struct Body {
-    bytes: Bytes,
+    first: Bytes,
+    /// None of them empty.
+    more: Option<Arc<[Bytes]>>,
+    len: usize,
 }
 
 impl Body {
     /// A body of bytes that are encoded already.
     pub fn from_bytes(bytes: Bytes) -> Self {
-        Body { bytes }
+        Body { len: bytes.len(), first: bytes, more: None }
     }
 
-    /// The encoded bytes.
-    pub fn bytes(&self) -> &Bytes {
-        &self.bytes
+    /// A body of several pieces.
+    pub(crate) fn from_pieces(mut pieces: Vec<Bytes>) -> Self {
+        if pieces.len() < 2 {
+            return Body::from_bytes(pieces.pop().unwrap_or_default());
+        }
+        let len = pieces.iter().map(Bytes::len).sum();
+        let first = std::mem::take(&mut pieces[0]);
+        Body { first, more: Some(pieces.drain(1..).collect()), len }
     }
 
-    /// The encoded bytes, without a clone.
-    pub fn into_bytes(self) -> Bytes {
-        self.bytes
+    /// The encoded bytes in one piece; copies them if they lie in several.
+    pub fn to_bytes(&self) -> Bytes {
+        match &self.more {
+            None => self.first.clone(),
+            Some(_) => {
+                let mut flat = Vec::with_capacity(self.len);
+                self.pieces().for_each(|piece| flat.extend_from_slice(piece));
+                flat.into()
+            }
+        }
+    }
+
+    /// The same with memory of its own and no more than it needs, to be kept for long.
+    #[must_use]
+    pub fn compact(&self) -> Body {
+        match &self.more {
+            None => Body::from_bytes(Bytes::copy_from_slice(&self.first)),
+            Some(_) => Body::from_bytes(self.to_bytes()),
+        }
+    }
+
+    /// The pieces it lies in, in order.
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = &Bytes> {
+        std::iter::once(&self.first).chain(self.more.iter().flat_map(|more| more.iter()))
     }
 
     /// The number of encoded bytes.
     pub fn len(&self) -> usize {
-        self.bytes.len()
+        self.len
     }
 
     /// Whether there are no bytes at all. No value encodes to nothing; frames without a value have an empty body.
     pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+        self.len == 0
+    }
+}
+
+impl PartialEq for Body {
+    fn eq(&self, other: &Body) -> bool {
+        self.len == other.len && self.to_bytes() == other.to_bytes()
+    }
+}
+
+impl Eq for Body {}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Body").field(&self.to_bytes()).finish()
     }
 }
 
@@ -60,12 +106,10 @@ impl Body {
 ///
 /// When the value's own `Serialize` refuses.
 pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Body, EncodeError> {
-    let mut bytes = Vec::new();
-    let mut serializer = rmp_serde::Serializer::new(&mut bytes).with_struct_map();
-    match value.serialize(&mut serializer) {
-        Ok(()) => Ok(Body::from_bytes(bytes.into())),
-        Err(error) => Err(EncodeError { text: error.to_string().into() }),
-    }
+    sink::encode(|sink| {
+        let mut serializer = rmp_serde::Serializer::new(sink).with_struct_map();
+        value.serialize(&mut serializer).map_err(|error| EncodeError { text: error.to_string().into() })
+    })
 }
 
 /// Decodes a value, which must use up the whole body and nest at most [`DEPTH`] levels deep.
@@ -78,9 +122,12 @@ pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Body, EncodeError> {
 ///
 /// When the bytes are no `T`, end early, nest too deeply, or go on after the value.
 pub fn decode<T: DeserializeOwned>(body: &Body) -> Result<T, DecodeError> {
-    let bytes: &[u8] = body.bytes();
+    let source = body.to_bytes();
+    let bytes: &[u8] = &source;
     let mut deserializer = rmp_serde::Deserializer::from_read_ref(bytes);
-    let value = depth::limited(PhantomData::<T>, &mut deserializer, DEPTH, bytes.len())?;
+    let value = byte_string::with_source(&source, || {
+        depth::limited(PhantomData::<T>, &mut deserializer, DEPTH, bytes.len())
+    })?;
     // The deserializer does not say where it stands, but one that finds no further marker stands at the end.
     match <()>::deserialize(&mut deserializer) {
         Err(PackError::InvalidMarkerRead(_)) => Ok(value),
@@ -178,11 +225,11 @@ mod tests {
     fn round_trip<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: T) {
         let body = encode(&value).unwrap();
         assert_eq!(decode::<T>(&body).unwrap(), value);
-        let longer = [body.bytes(), &[0xc0][..]].concat();
+        let longer = [&body.to_bytes()[..], &[0xc0][..]].concat();
         let error = decode::<T>(&Body::from_bytes(longer.into())).unwrap_err();
         assert_eq!(error.to_string(), "bytes follow the value");
         for cut in 0..body.len() {
-            decode::<T>(&Body::from_bytes(body.bytes().slice(..cut))).unwrap_err();
+            decode::<T>(&Body::from_bytes(body.to_bytes().slice(..cut))).unwrap_err();
         }
     }
 

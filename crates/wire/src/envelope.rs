@@ -4,10 +4,12 @@
 //! u32 length | [ kind, flags, fds, id, target, deadline|nil, chain|nil, trace|nil, body ]
 //! ```
 
+use std::cmp::Ordering;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use crate::chunks::{Chunks, SHARED_FROM};
 use crate::limits::{CHAIN, HEAD, TRACE};
 use crate::pack::{self, Reader};
 use crate::{Body, WireError};
@@ -129,23 +131,61 @@ impl Envelope {
         self.size() + HEAD > limit
     }
 
+    /// Whether it fits one frame that is copied rather than shared: then [`encode_into`](Envelope::encode_into) is the
+    /// short way out.
+    pub fn is_small(&self) -> bool {
+        self.size() < SHARED_FROM
+    }
+
+    /// Appends the one frame of a message that [is small](Envelope::is_small).
+    ///
+    /// # Errors
+    /// [`WireError::Malformed`] for a chain or trace over its limit. Nothing is written then.
+    pub fn encode_into(&self, out: &mut BytesMut) -> Result<(), WireError> {
+        check_context(&self.chain, &self.trace)?;
+        let start = self.put_head(out, 0, self.body.len());
+        self.body.pieces().for_each(|piece| out.put_slice(piece));
+        close_frame(out, start, 0);
+        Ok(())
+    }
+
     /// Appends one frame with the body from `offset` on, as much as fits into `limit` bytes; gives back how far the
     /// body is written now. The chain must be within [`CHAIN`], the trace within [`TRACE`].
-    pub(crate) fn put_frame(&self, out: &mut BytesMut, offset: usize, limit: usize) -> usize {
-        let first = offset == 0;
-        let rest = &self.body.bytes()[offset..];
-        let extra = if first { self.chain.len() + self.trace.len() } else { 0 };
-        let part = rest.len().min(limit - HEAD - extra);
+    pub(crate) fn put_frame(&self, out: &mut Chunks, offset: usize, limit: usize) -> usize {
+        let extra = if offset == 0 { self.chain.len() + self.trace.len() } else { 0 };
+        let part = (self.body.len() - offset).min(limit - HEAD - extra);
         let end = offset + part;
+        let start = self.put_head(&mut out.tail, offset, part);
+        close_frame(&mut out.tail, start, part);
+        let (mut skip, mut left) = (offset, part);
+        for piece in self.body.pieces() {
+            if skip >= piece.len() {
+                skip -= piece.len();
+                continue;
+            }
+            let n = left.min(piece.len() - skip);
+            if n == 0 {
+                break;
+            }
+            out.put(&piece.slice(skip..skip + n));
+            (skip, left) = (0, left - n);
+        }
+        end
+    }
 
+    /// Everything of a frame but its body's `part` bytes from `offset` on; gives where it starts.
+    fn put_head(&self, out: &mut BytesMut, offset: usize, part: usize) -> usize {
+        let first = offset == 0;
         let mut flags = 0;
-        if end < self.body.len() {
+        if offset + part < self.body.len() {
             flags |= MORE;
         }
         if first && self.release {
             flags |= RELEASE;
         }
-        out.reserve(HEAD + extra + part);
+        out.reserve(
+            HEAD + part.min(SHARED_FROM) + if first { self.chain.len() + self.trace.len() } else { 0 },
+        );
         let start = out.len();
         out.put_slice(&[0, 0, 0, 0, pack::array::<9>(), self.kind as u8, flags, 0]);
         pack::put_uint(out, self.id);
@@ -163,16 +203,19 @@ impl Envelope {
             }
         }
         pack::put_bin_head(out, part);
-        out.put_slice(&rest[..part]);
-        let length = (out.len() - start - 4) as u32;
-        out[start..start + 4].copy_from_slice(&length.to_be_bytes());
-        end
+        start
     }
 }
 
-/// One frame taken apart; nothing is copied.
+/// Writes the length of the frame that starts here, and of which so much is still to come.
+fn close_frame(out: &mut BytesMut, start: usize, to_come: usize) {
+    let length = (out.len() - start - 4 + to_come) as u32;
+    out[start..start + 4].copy_from_slice(&length.to_be_bytes());
+}
+
+/// The head of a frame taken apart; nothing is copied.
 #[derive(Debug)]
-pub(crate) struct Part<'a> {
+pub(crate) struct Head<'a> {
     pub(crate) kind: Kind,
     pub(crate) more: bool,
     pub(crate) release: bool,
@@ -181,12 +224,17 @@ pub(crate) struct Part<'a> {
     pub(crate) deadline: Option<Duration>,
     pub(crate) chain: &'a [u8],
     pub(crate) trace: &'a [u8],
-    pub(crate) body: &'a [u8],
+    /// Bytes that follow the head.
+    pub(crate) body: usize,
 }
 
-impl<'a> Part<'a> {
-    /// Reads a frame without its length prefix.
-    pub(crate) fn read(frame: &'a [u8]) -> Result<Self, WireError> {
+/// Most bytes that a head may have.
+pub(crate) const LONGEST_HEAD: usize = HEAD + CHAIN + TRACE;
+
+impl<'a> Head<'a> {
+    /// Reads the head of a frame of `length` bytes from its beginning, its length prefix left out; gives also how many
+    /// bytes the head has. The rest of the frame is its body.
+    pub(crate) fn read(frame: &'a [u8], length: usize) -> Result<(Self, usize), WireError> {
         let mut reader = Reader::new(frame);
         if reader.byte()? != pack::array::<9>() {
             return Err(WireError::Malformed("an array of nine elements is expected"));
@@ -209,10 +257,15 @@ impl<'a> Part<'a> {
         let chain = reader.bin_or_nil()?;
         let trace = reader.bin_or_nil()?;
         check_context(chain, trace)?;
-        let body = reader.bin()?;
-        reader.end()?;
+        let body = reader.bin_head()?;
+        let head = frame.len() - reader.left();
+        match (length - head.min(length)).cmp(&body) {
+            Ordering::Less => return Err(WireError::Malformed("the frame ends early")),
+            Ordering::Greater => return Err(WireError::Malformed("bytes follow the frame's array")),
+            Ordering::Equal => {}
+        }
         let (more, release) = (flags & u64::from(MORE) != 0, flags & u64::from(RELEASE) != 0);
-        Ok(Part { kind, more, release, id, target, deadline, chain, trace, body })
+        Ok((Head { kind, more, release, id, target, deadline, chain, trace, body }, head))
     }
 }
 
@@ -232,9 +285,13 @@ mod tests {
     use super::*;
 
     fn frame(envelope: &Envelope) -> BytesMut {
-        let mut out = BytesMut::new();
+        let mut out = Chunks::default();
         assert_eq!(envelope.put_frame(&mut out, 0, 8192), envelope.body.len());
-        out.split_off(4)
+        out.flat().split_off(4)
+    }
+
+    fn read(frame: &[u8]) -> Result<(), WireError> {
+        Head::read(frame, frame.len()).map(drop)
     }
 
     fn ask() -> Envelope {
@@ -243,8 +300,9 @@ mod tests {
 
     #[test]
     fn the_layout_is_the_documented_one() {
-        let mut out = BytesMut::new();
+        let mut out = Chunks::default();
         ask().put_frame(&mut out, 0, 8192);
+        let out = out.flat();
         let expected = [0, 0, 0, 14, 0x99, 1, 0, 0, 0xcd, 1, 44, 5, 0xc0, 0xc0, 0xc0, 0xc4, 1, 0xc0];
         assert_eq!(&out[..], &expected);
     }
@@ -258,10 +316,9 @@ mod tests {
         envelope.chain = vec![1; CHAIN].into();
         envelope.trace = vec![2; TRACE].into();
         envelope.body = Body::from_bytes(vec![3; 70_000].into());
-        let mut out = BytesMut::new();
+        let mut out = Chunks::default();
         envelope.put_frame(&mut out, 0, 256 * 1024);
         assert!(out.len() - envelope.size() <= HEAD);
-        assert!(out.capacity() <= envelope.size() + HEAD);
     }
 
     #[test]
@@ -275,11 +332,11 @@ mod tests {
     #[test]
     fn malformed_frames_are_refused_by_name() {
         let good = frame(&ask());
-        Part::read(&good).unwrap();
+        read(&good).unwrap();
         let with = |at: usize, byte: u8| {
             let mut bad = good.clone();
             bad[at] = byte;
-            Part::read(&bad).unwrap_err()
+            read(&bad).unwrap_err()
         };
         assert_eq!(with(0, 0x98), WireError::Malformed("an array of nine elements is expected"));
         assert_eq!(with(1, 99), WireError::UnknownKind(99));
@@ -288,7 +345,7 @@ mod tests {
         assert_eq!(with(12, 2), WireError::Malformed("the frame ends early"));
         assert_eq!(with(12, 0), WireError::Malformed("bytes follow the frame's array"));
         for cut in 0..good.len() {
-            Part::read(&good[..cut]).unwrap_err();
+            read(&good[..cut]).unwrap_err();
         }
     }
 
@@ -297,11 +354,11 @@ mod tests {
         let mut envelope = ask();
         envelope.chain = vec![0; CHAIN].into();
         envelope.trace = vec![0; TRACE].into();
-        Part::read(&frame(&envelope)).unwrap();
+        read(&frame(&envelope)).unwrap();
         envelope.chain = vec![0; CHAIN + 1].into();
-        Part::read(&frame(&envelope)).unwrap_err();
+        read(&frame(&envelope)).unwrap_err();
         envelope.chain = Bytes::new();
         envelope.trace = vec![0; TRACE + 1].into();
-        Part::read(&frame(&envelope)).unwrap_err();
+        read(&frame(&envelope)).unwrap_err();
     }
 }

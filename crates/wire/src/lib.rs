@@ -21,6 +21,15 @@ mod pack;
 // Nesting counted at every kind of visit.
 mod depth;
 
+// Bytes on their way out.
+mod chunks;
+
+// Where values are encoded to.
+mod sink;
+
+// Bytes as one value, which are not copied when they are many.
+mod byte_string;
+
 // Encoded values.
 mod body;
 
@@ -44,6 +53,8 @@ mod log;
 
 pub use crate::assembler::Assembler;
 pub use crate::body::{Body, DecodeError, EncodeError, decode, encode};
+pub use crate::byte_string::ByteString;
+pub use crate::chunks::Chunks;
 pub use crate::connection::Connection;
 pub use crate::envelope::{Envelope, Kind};
 pub use crate::error::WireError;

@@ -193,7 +193,8 @@ impl LinkSocket {
         Ok(true)
     }
 
-    /// Reads what is there, up to about two frames: take the frames out, then wait for readiness again.
+    /// Reads what is there, up to about two frames, or to one with descriptors: take the frames out, then wait for
+    /// readiness again.
     ///
     /// # Errors
     ///
@@ -203,7 +204,7 @@ impl LinkSocket {
         if let Some(error) = &self.read_failed {
             return Err(error.clone());
         }
-        while !self.ended && self.buf.len() < BUFFERED {
+        while !self.ended && self.buf.len() < BUFFERED && !self.has_descriptors_to_take() {
             match self.read() {
                 Ok(Some(0)) => self.ended = true,
                 // Even a short read may not be the last: it also ends behind descriptors.
@@ -260,6 +261,13 @@ impl LinkSocket {
             self.wait(PollFlags::IN, deadline)?;
             self.fill()?;
         }
+    }
+
+    /// Whether a whole frame is there, and descriptors are. No more are received then: a peer that sends many such
+    /// frames would fill this process's table with them before the first is looked at.
+    fn has_descriptors_to_take(&self) -> bool {
+        let whole = |length| self.buf.len() >= 4 + length;
+        !self.fds.is_empty() && matches!(prefix(&self.buf), Ok(Some(length)) if whole(length))
     }
 
     /// One read; `None` when it would wait.
@@ -562,6 +570,27 @@ mod tests {
         send_raw(&one, &frame[1..2], &sixteen());
         assert_eq!(fail(&mut two), WireError::Descriptors("more arrived than the frames announce"));
         assert_eq!(two.fds.len(), 0);
+    }
+
+    #[test]
+    fn descriptors_of_frames_that_wait_stay_in_the_socket() {
+        let (one, two) = LinkSocket::pair().unwrap();
+        let (mut one, mut two) = (LinkSocket::new(one), LinkSocket::new(two));
+        for kind in 0..20 {
+            let fds = (0..MAX_FDS).map(|_| memfd()).collect();
+            one.queue(LinkFrame { kind, body: Bytes::new(), fds }).unwrap();
+        }
+        assert!(one.flush().unwrap(), "the send buffer was too small to test anything");
+        let mut kinds = Vec::new();
+        while kinds.len() < 20 {
+            two.fill().unwrap();
+            assert!(two.fds.len() <= 2 * MAX_FDS, "{} at once", two.fds.len());
+            while let Some(frame) = two.next_frame().unwrap() {
+                assert_eq!(frame.fds.len(), MAX_FDS);
+                kinds.push(frame.kind);
+            }
+        }
+        assert_eq!(kinds, (0..20).collect::<Vec<u8>>());
     }
 
     #[test]

@@ -233,8 +233,8 @@ fn whole_fields(bytes: &[u8], room: usize) -> usize {
     let mut reader = Reader::new(bytes);
     let mut whole = 0;
     // They are our own, so each of them can be read.
-    while field(&mut reader).is_ok() && bytes.len() - reader.len() <= room {
-        whole = bytes.len() - reader.len();
+    while field(&mut reader).is_ok() && bytes.len() - reader.left() <= room {
+        whole = bytes.len() - reader.left();
     }
     whole
 }

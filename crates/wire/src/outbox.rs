@@ -15,8 +15,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use bytes::BytesMut;
-
+use crate::chunks::Chunks;
 use crate::envelope::check_context;
 use crate::limits::HEAD;
 use crate::{Envelope, Kind, Limits, WireError};
@@ -162,7 +161,7 @@ impl Outbox {
     /// Encodes frames to the end of `out` until it has at least `up_to` bytes or nothing is left.
     ///
     /// `out` ends with less than `up_to` bytes and one frame.
-    pub fn fill(&mut self, out: &mut BytesMut, up_to: usize) {
+    pub fn fill(&mut self, out: &mut Chunks, up_to: usize) {
         let frame = self.limits.frame;
         while out.len() < up_to {
             if let Some(envelope) = self.control.pop_front() {

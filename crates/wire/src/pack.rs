@@ -87,13 +87,19 @@ impl<'a> Reader<'a> {
     }
 
     pub(crate) fn bin(&mut self) -> Result<&'a [u8], WireError> {
+        let len = self.bin_head()?;
+        self.take(len)
+    }
+
+    /// How many bytes the byte string has that follows.
+    pub(crate) fn bin_head(&mut self) -> Result<usize, WireError> {
         let len = match self.byte()? {
             0xc4 => self.number::<1>()?,
             0xc5 => self.number::<2>()?,
             0xc6 => self.number::<4>()?,
             _ => return Err(WireError::Malformed("a byte string is expected")),
         };
-        self.take(usize::try_from(len).map_err(|_| SHORT)?)
+        usize::try_from(len).map_err(|_| SHORT)
     }
 
     /// A byte string, or nothing for nil.
@@ -109,8 +115,8 @@ impl<'a> Reader<'a> {
         nil
     }
 
-    /// How many bytes are left.
-    pub(crate) fn len(&self) -> usize {
+    /// Bytes that are not read yet.
+    pub(crate) fn left(&self) -> usize {
         self.rest.len()
     }
 

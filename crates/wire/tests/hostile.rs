@@ -184,11 +184,10 @@ fn a_length_prefix_reserves_one_frame_at_most() {
     let limits = Limits::default();
     for (claim, expected) in [(u32::MAX, true), (limits.frame as u32, false)] {
         let (here, mut there) = std::os::unix::net::UnixStream::pair().unwrap();
-        here.set_nonblocking(true).unwrap();
-        let here = runtime.block_on(async { tokio::net::UnixStream::from_std(here).unwrap() });
         there.write_all(&claim.to_be_bytes()).unwrap();
         there.write_all(&[0x99]).unwrap();
-        let (result, peak) = peak_of(|| Connection::new(here, limits).drain());
+        let mut here = runtime.block_on(async { Connection::new(here, limits).unwrap() });
+        let (result, peak) = peak_of(|| here.drain());
         assert_eq!(matches!(result, Err(WireError::Oversized { claimed: 0xffff_ffff, .. })), expected);
         assert!(peak < limits.frame + 128 * KIB, "{peak} bytes");
     }
