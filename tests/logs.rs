@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 use hatchery::prelude::*;
-use hatchery::{TraceContext, logs};
+use hatchery::{Output, TraceContext, logs};
 use hatchery_tests::{becomes_true, ends};
 use tracing::field::{Field, Visit};
 use tracing::subscriber::DefaultGuard;
@@ -154,6 +154,11 @@ impl Chatty {
         for number in 0..times {
             tracing::info!(number, "before the end");
         }
+        std::process::abort()
+    }
+
+    fn prints_and_aborts(&self, what: String) {
+        println!("{what}");
         std::process::abort()
     }
 
@@ -553,4 +558,113 @@ async fn a_trace_goes_through_all_that_is_asked_in_it() {
     })
     .await;
     tree.stop().await.unwrap();
+}
+
+/// Prints lines of both kinds, the last without an end.
+#[hatchery::task]
+fn prints(lines: u32) {
+    for line in 0..lines {
+        println!("out {line}");
+        eprintln!("err {line}");
+    }
+    print!("out without an end");
+}
+
+/// Its workers print as their specs say.
+#[hatchery::task]
+async fn parent_of_printers(output: u32) -> hatchery::Result<()> {
+    let output = [Output::Lines, Output::Prefixed, Output::Null, Output::Capture][output as usize];
+    let process = Process::builder(prints, 3).name("printer").stdout(output).stderr(output).spawn().await?;
+    process.join().await?;
+    Ok(())
+}
+
+#[hatchery::test]
+async fn captured_output_is_kept_for_the_process_and_the_exit() {
+    let process = Process::builder(prints, 2000).stdout(Output::Capture).spawn().await.unwrap();
+    let exit = process.wait().await;
+    let mut expected: Vec<String> = (0..2000).map(|line| format!("out {line}")).collect();
+    expected.push("out without an end".to_owned());
+    assert_eq!(process.stdout(), expected[expected.len() - 1000..]);
+    assert_eq!(exit.stdout_tail(), &expected[expected.len() - 100..]);
+    assert_eq!(exit.stderr_tail().last().unwrap(), "err 1999");
+    let plain = Process::spawn(prints, 1).await.unwrap();
+    assert!(plain.wait().await.stdout_tail().is_empty() && plain.stdout().is_empty());
+}
+
+#[hatchery::test]
+async fn output_goes_where_it_was_told_whole_and_in_order() {
+    let said = async |output: u32| {
+        // What the one in between prints is what its own worker had printed.
+        let parent = Process::builder(parent_of_printers, output).name(format!("parent-{output}"));
+        let parent = parent.stdout(Output::Capture).stderr(Output::Null).spawn().await.unwrap();
+        parent.join().await.unwrap().unwrap();
+        (parent.stdout(), parent.wait().await.stderr_tail().to_vec())
+    };
+    let lines =
+        |prefix: &str, kind: &str| (0..3).map(|line| format!("{prefix}{kind} {line}")).collect::<Vec<_>>();
+    let with_last =
+        |prefix: &str| [lines(prefix, "out"), vec![format!("{prefix}out without an end")]].concat();
+    assert_eq!(said(0).await, (with_last(""), lines("", "err")));
+    let prefix = "[/parent-1/printer] ";
+    assert_eq!(said(1).await, (with_last(prefix), lines(prefix, "err")));
+    assert_eq!(said(2).await, (vec![], vec![]));
+    assert_eq!(said(3).await, (vec![], vec![]));
+}
+
+#[hatchery::test]
+async fn a_worker_of_a_tree_has_its_captured_output_in_its_exit() {
+    let tree = Supervisor::new(Strategy::OneForOne).name("captured").start().await.unwrap();
+    let spec = worker::<Chatty>("chatty", ()).stdout(Output::Capture);
+    let chatty = tree.start_child(spec).await.unwrap();
+    let error = chatty.prints_and_aborts("last words".into()).await.unwrap_err();
+    assert_eq!(error.exit().unwrap().stdout_tail(), ["last words"]);
+    // One in this process has no output of its own.
+    let error = tree.start_child(local::<Chatty>("near", ()).stdout(Output::Null)).await.unwrap_err();
+    assert!(error.to_string().contains("near"), "{error}");
+    tree.stop().await.unwrap();
+}
+
+/// What a whole program prints, and how it ends.
+fn program(word: &str) -> (String, String) {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_programs"))
+        .envs([("PROGRAM", word), ("RUST_BACKTRACE", "0")])
+        .stdin(std::process::Stdio::null())
+        .output()
+        .unwrap();
+    let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(output.status.success(), "{out}\n{err}");
+    (out, err)
+}
+
+#[test]
+fn a_program_prints_what_its_workers_log_at_the_level_that_it_takes_itself() {
+    let (out, _) = program("logs");
+    let line = out.lines().find(|line| line.contains("from a worker")).unwrap();
+    for part in ["INFO programs: ", "worker.path=/logs-1", "worker.incarnation=1", "answer=42"] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    // Not taken by the root, and so not sent; not taken by its filter on targets.
+    assert!(!out.contains("too quiet") && !out.contains("elsewhere"), "{out}");
+    assert!(out.contains("main is done"));
+}
+
+#[test]
+fn a_program_that_wants_no_logs_gets_none() {
+    let (out, _) = program("logs off");
+    assert!(out.contains("main is done") && !out.contains("from a worker"), "{out}");
+}
+
+#[test]
+fn a_subscriber_that_a_worker_makes_itself_sends_by_the_layer() {
+    let (out, err) = program("logs beside");
+    assert_eq!(out.matches("from a worker").count(), 1, "{out}");
+    assert!(out.contains("worker.path=/logs-1"), "{out}");
+    assert!(err.contains("from a worker"), "{err}");
+}
+
+#[test]
+fn a_hundred_workers_that_log_leave_no_descriptor_and_no_thread() {
+    let (out, _) = program("logs leave nothing");
+    assert!(out.contains("nothing leaked"), "{out}");
 }
