@@ -1,11 +1,13 @@
 //! Actors in worker processes and in this one: calls, deaths, restarts, and peers that break the protocol.
 
+use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use hatchery::prelude::*;
 use hatchery::{CallError, ChildSpec};
-use hatchery_tests::{BOUND, becomes_true, ends, own_channel, runs, send, state};
+use hatchery_tests::{BOUND, Dice, becomes_true, ends, own_channel, runs, send, state};
 use rustix::process::Signal;
 
 struct Worker {
@@ -36,6 +38,14 @@ impl Worker {
         bytes
     }
 
+    /// A number and a body, some of which take several writes; the handler may take a while, too.
+    async fn repeats(&self, number: u64, bytes: Vec<u8>, yields: u32) -> (u64, Vec<u8>) {
+        for _ in 0..yields {
+            tokio::task::yield_now().await;
+        }
+        (number, bytes)
+    }
+
     fn panics(&mut self, why: String) {
         panic!("because of {why}")
     }
@@ -64,6 +74,20 @@ impl Worker {
     async fn hangs(&mut self, begun: String) {
         std::fs::write(begun, "").expect("a file");
         std::future::pending().await
+    }
+
+    /// Blocks until a file is there.
+    fn waits_for(&mut self, begun: String, file: String) {
+        std::fs::write(begun, "").expect("a file");
+        hatchery_tests::eventually("it may go on", || std::path::Path::new(&file).exists());
+    }
+
+    /// Leaves nothing of its processor to anybody else in this process.
+    fn spins(&mut self, milliseconds: u64) {
+        let begun = std::time::Instant::now();
+        while begun.elapsed() < Duration::from_millis(milliseconds) {
+            std::hint::spin_loop();
+        }
     }
 
     /// Runs until its caller leaves; says so in a file.
@@ -343,6 +367,185 @@ async fn an_orderly_stop_leaves_no_caller_in_doubt() {
             }
         }
     }
+}
+
+/// Promise "worker hangs": as a whole, so that not even its warden answers.
+#[hatchery::test]
+async fn a_worker_stopped_from_outside_misses_its_heartbeat_and_is_started_again() {
+    let tree = tree().await;
+    let actor = tree.start_child(plain("silent").heartbeat(IMPATIENT)).await.unwrap();
+    let pid = actor.pid().unwrap();
+    send(pid, Signal::STOP);
+    becomes_true("it is stopped", || state(pid) == Some('T')).await;
+    let error = ends("ask", actor.note(1)).await.unwrap_err();
+    assert!(error.is_crash(), "{error}");
+    let exit = error.exit().unwrap();
+    assert_eq!((exit.reason(), exit.signal()), (Some("no heartbeat for 1s"), Some(9)));
+    assert_eq!(ends("ask", actor.note(2)).await.unwrap(), 1);
+    assert_eq!((actor.incarnation(), runs(pid)), (Some(2), false));
+}
+
+/// Its actor answers nobody, but its warden does.
+#[hatchery::test]
+async fn a_handler_that_spins_or_blocks_misses_no_heartbeat() {
+    let tree = tree().await;
+    let spins = tree.start_child(plain("spins").heartbeat(IMPATIENT)).await.unwrap();
+    let blocks = tree.start_child(plain("blocks").heartbeat(IMPATIENT)).await.unwrap();
+    let blocked = tokio::spawn(blocks.blocks());
+    ends("ask", spins.spins(3000)).await.unwrap();
+    assert_eq!((spins.incarnation(), blocks.incarnation()), (Some(1), Some(1)));
+    assert!(!blocked.is_finished());
+    blocks.kill();
+    assert!(ends("ask", blocked).await.unwrap().unwrap_err().is_crash());
+}
+
+fn suspends(actor: &WorkerHandle) -> tokio::task::JoinHandle<hatchery::Result<()>> {
+    let actor = actor.clone();
+    tokio::spawn(async move { actor.suspend().await })
+}
+
+/// Quick to lose patience, but not so quick that a busy machine makes it do so.
+const IMPATIENT: Heartbeat = Heartbeat::every(Duration::from_millis(100)).misses(10);
+
+#[hatchery::test]
+async fn a_suspended_actor_finishes_its_message_and_begins_nothing_until_it_is_resumed() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = tree().await;
+    let far = tree.start_child(plain("far")).await.unwrap();
+    // Its handler blocks, so it cannot do with the thread of this test.
+    let near = tree.start_child(local::<Worker>("near", None)).await.unwrap();
+    for (name, actor) in [("far", far), ("near", near)] {
+        let path = |what: &str| dir.path().join(format!("{name}-{what}")).display().to_string();
+        let (begun, go) = (path("begun"), path("go"));
+        let running = (name == "far").then(|| tokio::spawn(actor.waits_for(begun.clone(), go.clone())));
+        if running.is_some() {
+            becomes_true("the handler runs", || std::path::Path::new(&begun).exists()).await;
+        }
+        assert!(!actor.is_paused());
+        ends("suspend", actor.suspend()).await.unwrap();
+        assert!(actor.is_paused());
+        // One withdraws while nothing begins; the others wait, beyond the window, too.
+        let error = ends("ask", actor.note(1000).timeout(Duration::from_millis(50))).await.unwrap_err();
+        assert!(error.is_timeout(), "{error}");
+        let notes: Vec<_> = (0..100).map(|n| tokio::spawn(actor.note(n))).collect();
+        std::fs::write(go, "").unwrap();
+        if let Some(running) = running {
+            ends("the message that ran", running).await.unwrap().unwrap();
+        }
+        let error = ends("ask", actor.seen().timeout(Duration::from_millis(100))).await.unwrap_err();
+        assert!(error.is_timeout(), "{error}");
+        assert!(notes.iter().all(|note| !note.is_finished()));
+        actor.resume().unwrap();
+        assert!(!actor.is_paused());
+        for note in notes {
+            ends("ask", note).await.unwrap().unwrap();
+        }
+        assert!(ends("ask", actor.seen()).await.unwrap().into_iter().eq(0..100));
+        assert_eq!(actor.incarnation(), Some(1));
+    }
+}
+
+/// One after the other, and all at once: what holds is what was said last.
+#[hatchery::test]
+async fn suspending_and_resuming_again_and_again_leaves_nobody_waiting() {
+    let tree = tree().await;
+    let actor = tree.start_child(plain("dizzy")).await.unwrap();
+    for n in 0..100 {
+        let suspended = suspends(&actor);
+        let note = tokio::spawn(actor.note(n));
+        tokio::task::yield_now().await;
+        actor.resume().unwrap();
+        ends("suspend", suspended).await.unwrap().unwrap();
+        ends("ask", note).await.unwrap().unwrap();
+    }
+    assert!(ends("ask", actor.seen()).await.unwrap().into_iter().eq(0..100));
+}
+
+#[hatchery::test]
+async fn a_paused_worker_stands_still_for_longer_than_its_heartbeat_and_goes_on() {
+    let tree = tree().await;
+    let actor = tree.start_child(plain("paused").heartbeat(IMPATIENT)).await.unwrap();
+    let pid = actor.pid().unwrap();
+    actor.pause().unwrap();
+    assert!(actor.is_paused());
+    becomes_true("it is stopped", || state(pid) == Some('T')).await;
+    let error = ends("ask", actor.note(1).timeout(Duration::from_secs(2))).await.unwrap_err();
+    assert!(error.is_timeout(), "{error}");
+    // Asked for while it cannot hear, and heeded when it can.
+    let suspended = suspends(&actor);
+    tokio::task::yield_now().await;
+    actor.resume().unwrap();
+    assert!(!actor.is_paused());
+    ends("suspend", suspended).await.unwrap().unwrap();
+    assert_eq!(ends("ask", actor.note(2)).await.unwrap(), 1);
+    assert_eq!((actor.pid(), actor.incarnation()), (Some(pid), Some(1)));
+}
+
+/// Promise "stop": the whole ladder works on what stands still because we want it to.
+#[hatchery::test]
+async fn what_is_paused_or_suspended_is_stopped_in_order_and_its_successor_is_neither() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = tree().await;
+    let file = |name: &str| Some(dir.path().join(name).display().to_string());
+    let still = tree.start_child(worker::<Worker>("still", file("still"))).await.unwrap();
+    let far = tree.start_child(worker::<Worker>("far", file("far"))).await.unwrap();
+    let near = tree.start_child(local::<Worker>("near", file("near"))).await.unwrap();
+    still.pause().unwrap();
+    ends("suspend", far.suspend()).await.unwrap();
+    ends("suspend", near.suspend()).await.unwrap();
+    for (name, actor) in [("still", still), ("far", far), ("near", near)] {
+        assert!(actor.is_paused(), "{name}");
+        let waits = tokio::spawn(actor.note(1));
+        tokio::task::yield_now().await;
+        ends("stop", actor.stop()).await.unwrap();
+        assert!(dir.path().join(name).exists(), "{name} stopped in order");
+        if let Err(error) = ends("ask", waits).await.unwrap() {
+            assert!(error.is_stopping() && !error.maybe_executed(), "{name}: {error}");
+        }
+        becomes_true("the next one sits", || actor.incarnation() == Some(2)).await;
+        ends("ask", actor.note(2)).await.unwrap();
+        assert!(!actor.is_paused(), "{name}");
+    }
+}
+
+#[hatchery::test]
+async fn a_suspended_or_paused_worker_that_is_killed_is_started_again_and_goes_on() {
+    let tree = tree().await;
+    let actor = tree.start_child(plain("victim")).await.unwrap();
+    for (round, pause) in [(1, true), (2, false)] {
+        if pause {
+            actor.pause().unwrap()
+        } else {
+            ends("suspend", actor.suspend()).await.unwrap()
+        }
+        assert_eq!((actor.incarnation(), actor.is_paused()), (Some(round), true));
+        let waits = tokio::spawn(actor.note(1));
+        tokio::task::yield_now().await;
+        actor.kill();
+        assert!(ends("ask", waits).await.unwrap().unwrap_err().is_crash());
+        assert_eq!(ends("ask", actor.note(2)).await.unwrap(), 1);
+        assert!(!actor.is_paused());
+    }
+    // Who is asked to suspend and dies instead says so.
+    actor.pause().unwrap();
+    let suspended = suspends(&actor);
+    tokio::task::yield_now().await;
+    actor.kill();
+    assert!(ends("suspend", suspended).await.unwrap().unwrap_err().is_crash());
+}
+
+#[hatchery::test]
+async fn what_can_not_be_paused_says_what_to_do_instead() {
+    let tree = tree().await;
+    let near = tree.start_child(local::<Worker>("near", None)).await.unwrap();
+    let error = near.pause().unwrap_err();
+    assert!(error.to_string().contains("use suspend() instead"), "{error}");
+    near.resume().unwrap();
+    assert!(!near.is_paused());
+    ends("stop", tree.stop()).await.unwrap();
+    assert!(near.pause().unwrap_err().is_closed());
+    assert!(ends("suspend", near.suspend()).await.unwrap_err().is_closed());
+    near.resume().unwrap();
 }
 
 /// Promise "caller gone".
@@ -633,4 +836,112 @@ async fn every_ask_ends_exactly_once_under_random_kills() {
     killer.abort();
     assert_eq!(sum.0 + sum.1, 4000);
     assert!(sum.1 > 0, "no ask met a kill");
+}
+
+/// Promise "ask": every point at which a caller can leave, ten thousand at random, while the worker is killed now and
+/// then. Each answer repeats its own question, and in the end nothing is missing from the window.
+#[hatchery::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_asks_cancelled_anywhere_give_no_answer_to_the_wrong_caller() {
+    const CALLERS: u64 = 16;
+    let dir = tempfile::tempdir().unwrap();
+    let begun = dir.path().join("begun");
+    let tree = Supervisor::new(Strategy::OneForOne)
+        .intensity(10_000, Duration::from_secs(60))
+        .start()
+        .await
+        .unwrap();
+    let actor = tree.start_child(plain("target")).await.unwrap();
+    let callers: Vec<_> = (1..=CALLERS)
+        .map(|caller| {
+            let actor = actor.clone();
+            tokio::spawn(async move {
+                let mut dice = Dice::new(caller);
+                // Answered, left after some polls, left after some time, timed out, crashed.
+                let mut ends = [0_u32; 5];
+                for n in 0..10_000 / CALLERS {
+                    let number = caller << 32 | n;
+                    // Mostly small; some take several frames.
+                    let size = if dice.throw(50) == 0 { 600_000 } else { dice.throw(300) as usize };
+                    let ask = actor.repeats(number, vec![caller as u8; size], dice.throw(4) as u32);
+                    let check = |answer: Result<(u64, Vec<u8>), CallError>| match answer {
+                        Ok((answered, bytes)) => {
+                            assert_eq!((answered, bytes.len()), (number, size));
+                            assert!(bytes.iter().all(|byte| *byte == caller as u8));
+                            0
+                        }
+                        Err(error) if error.is_timeout() => 3,
+                        Err(error) => {
+                            assert!(error.is_crash(), "{error}");
+                            assert_eq!(error.exit().unwrap().signal(), Some(9), "{error}");
+                            4
+                        }
+                    };
+                    let end = match dice.throw(4) {
+                        0 => polled(dice.throw(4), ask).await.map_or(1, check),
+                        1 => {
+                            let patience = Duration::from_micros(dice.throw(3_000));
+                            tokio::time::timeout(patience, ask.timeout(BOUND)).await.map_or(2, check)
+                        }
+                        2 => check(ask.timeout(Duration::from_micros(dice.throw(3_000))).await),
+                        _ => check(ask.timeout(BOUND).await),
+                    };
+                    ends[end] += 1;
+                }
+                ends
+            })
+        })
+        .collect();
+    let killer = tokio::spawn({
+        let actor = actor.clone();
+        async move {
+            let mut ticks = tokio::time::interval(Duration::from_millis(20));
+            loop {
+                ticks.tick().await;
+                actor.kill();
+            }
+        }
+    });
+    let mut sum = [0; 5];
+    for caller in callers {
+        let ended = ends("the callers", caller).await.unwrap();
+        sum.iter_mut().zip(ended).for_each(|(sum, n)| *sum += n);
+    }
+    killer.abort();
+    let _ = killer.await;
+    println!("answered, left after polls, left after a time, timed out, crashed: {sum:?}");
+    assert!(sum.iter().all(|n| *n > 50), "{sum:?}");
+    assert_eq!(sum.iter().sum::<u32>(), 10_000);
+    // In this incarnation too callers leave, but it lives on: its window has to be whole by itself.
+    becomes_true("the next one sits", || actor.is_alive()).await;
+    ends("an ask", actor.note(0)).await.unwrap();
+    let incarnation = actor.incarnation();
+    let mut dice = Dice::new(CALLERS + 1);
+    for n in 0..2_000 {
+        let ask = actor.repeats(n, vec![0; dice.throw(300) as usize], dice.throw(4) as u32);
+        let _ = polled(dice.throw(4), ask).await;
+    }
+    let hanging = tokio::spawn(actor.hangs(begun.display().to_string()));
+    becomes_true("the handler runs", || begun.exists()).await;
+    // One place is the handler's. What was withdrawn has given its place back by now, or does so while this waits.
+    let mut told = 0;
+    while let Ok(()) = actor.note(told).timeout(Duration::from_secs(1)).tell().await {
+        told += 1;
+        assert!(told < 64, "more than the window");
+    }
+    assert_eq!(told, 63);
+    assert_eq!(actor.incarnation(), incarnation);
+    hanging.abort();
+}
+
+/// Polls a future so many times at most, each time after all that can be done at once, and drops it.
+async fn polled<F: Future>(times: u64, future: F) -> Option<F::Output> {
+    let mut future = std::pin::pin!(future);
+    for _ in 0..times {
+        let once = std::future::poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await;
+        if let Poll::Ready(output) = once {
+            return Some(output);
+        }
+        tokio::task::yield_now().await;
+    }
+    None
 }

@@ -1,98 +1,14 @@
 //! Every way of leaving: what the program prints, its exit code, and that no worker outlives it.
 
-use std::io::{BufRead, BufReader, Read};
-use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::time::Instant;
+mod runner;
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use hatchery_tests::{BOUND, eventually, ignores, runs, send};
 use rustix::process::Signal;
 
-/// A program of `programs.rs` under way.
-struct Program {
-    child: Child,
-    lines: std::io::Lines<BufReader<ChildStdout>>,
-    workers: Vec<u32>,
-    said: Vec<String>,
-    /// Dropped when the program has ended; before that, only patience ends.
-    _patience: Sender<()>,
-}
-
-/// How it ended.
-struct End {
-    status: ExitStatus,
-    said: Vec<String>,
-    stderr: String,
-}
-
-impl Program {
-    fn start(word: &str) -> Program {
-        Program::start_with(word, "")
-    }
-
-    fn start_with(word: &str, file: &str) -> Program {
-        Program::launch(&mut Command::new(env!("CARGO_BIN_EXE_programs")), word, file)
-    }
-
-    fn launch(command: &mut Command, word: &str, file: &str) -> Program {
-        let mut child = command
-            .envs([("PROGRAM", word), ("PROGRAM_FILE", file), ("RUST_BACKTRACE", "0")])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let (patience, over) = channel();
-        let pid = child.id();
-        std::thread::spawn(move || {
-            // A program that hangs is ended, so that its test can fail. Not reaped before, its pid is its own.
-            if over.recv_timeout(2 * BOUND) == Err(RecvTimeoutError::Timeout) {
-                send(pid, Signal::KILL);
-            }
-        });
-        Program { child, lines, workers: Vec::new(), said: Vec::new(), _patience: patience }
-    }
-
-    /// Reads until it has said this so many times.
-    fn until(mut self, line: &str, times: usize) -> Program {
-        while self.said.iter().filter(|said| *said == line).count() < times {
-            let next = self.lines.next().expect("it ended before").unwrap();
-            self.heard(next);
-        }
-        self
-    }
-
-    fn heard(&mut self, line: String) {
-        self.workers.extend(line.strip_prefix("worker ").map(|pid| pid.parse::<u32>().unwrap()));
-        self.said.push(line);
-    }
-
-    fn signal(&self, signal: Signal) {
-        send(self.child.id(), signal);
-    }
-
-    /// Waits for the end, and for the end of all workers that it named.
-    fn end(mut self) -> End {
-        // Its workers hold its stdout, so this is also the end of those.
-        while let Some(line) = self.lines.next() {
-            self.heard(line.unwrap());
-        }
-        let status = self.child.wait().unwrap();
-        let mut stderr = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
-        for pid in self.workers {
-            eventually("no worker is left", || !runs(pid));
-        }
-        End { status, said: self.said, stderr }
-    }
-}
-
-impl End {
-    fn says(&self, line: &str) -> bool {
-        self.said.iter().any(|said| said == line)
-    }
-}
+use crate::runner::Program;
 
 #[test]
 fn a_main_that_returns_waits_for_processes_that_are_no_daemons_and_stops_the_rest_in_order() {
@@ -205,9 +121,10 @@ fn a_worker_outlives_the_thread_that_asked_for_it() {
 }
 
 #[test]
-fn two_hundred_restarts_and_processes_leave_no_descriptor_thread_or_zombie() {
+fn a_thousand_restarts_and_processes_leave_no_descriptor_thread_zombie_or_memory() {
     let end = Program::start("leaks").end();
     assert!(end.says("nothing leaked"), "{:?} {}", end.said, end.stderr);
+    println!("{:?}", end.said);
 }
 
 /// Promise "SIGCHLD ignored by the launcher": no effect.
@@ -215,8 +132,11 @@ fn two_hundred_restarts_and_processes_leave_no_descriptor_thread_or_zombie() {
 fn a_launcher_that_ignores_sigchld_does_not_hide_how_workers_ended() {
     let script = format!("trap '' CHLD; exec {}", env!("CARGO_BIN_EXE_programs"));
     let mut shell = Command::new("sh");
-    let end = Program::launch(shell.args(["-c", &script]), "tells how a worker ended", "").end();
-    assert_eq!(end.said, ["exitcode Some(-9)"], "{}", end.stderr);
+    let end = Program::launch(shell.args(["-c", &script]), "tells how workers ended", "").end();
+    let mut said = vec!["exitcode Some(-9)", "exitcode Some(0)"];
+    said.extend(["exitcode Some(-6)"; 5]);
+    said.extend(["incarnation Some(6)", "stopped in order", "zombies 0"]);
+    assert_eq!(end.said, said, "{}", end.stderr);
 }
 
 #[test]
@@ -237,6 +157,47 @@ fn a_large_result_waits_for_a_parent_that_is_busy_elsewhere() {
     assert_eq!(end.said, ["result of 5000000 bytes", "exitcode Some(0)"], "{}", end.stderr);
 }
 
+/// Time passes.
+fn pass(time: Duration) {
+    let begun = Instant::now();
+    while begun.elapsed() < time {
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
+/// Promise "worker hangs", the other way round: what a parent misses while it is away is not its workers' fault.
+#[test]
+fn a_root_that_blocks_or_is_stopped_for_ten_seconds_loses_no_worker() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("go");
+    // At the same time, since the ten seconds are the fault itself.
+    let blocked = Program::start("stands still");
+    let stopped = Program::start_with("stands still", file.to_str().unwrap()).until("stop me", 1);
+    // As a machine that is suspended: first the workers, so that they owe answers, and they come back last.
+    let frozen = Program::start_with("freezes", file.to_str().unwrap()).until("stop me", 1);
+    let workers = frozen.workers.clone();
+    workers.iter().for_each(|worker| send(*worker, Signal::STOP));
+    stopped.signal(Signal::STOP);
+    pass(Duration::from_millis(1500));
+    frozen.signal(Signal::STOP);
+    pass(Duration::from_secs(10));
+    std::fs::write(file, "").unwrap();
+    stopped.signal(Signal::CONT);
+    frozen.signal(Signal::CONT);
+    pass(Duration::from_millis(200));
+    workers.iter().for_each(|worker| send(*worker, Signal::CONT));
+    for program in [blocked, stopped, frozen] {
+        let end = program.end();
+        assert!(end.says("22 of 22 live, nested: true"), "{:?} {}", end.said, end.stderr);
+    }
+}
+
+#[test]
+fn a_worker_that_floods_its_output_misses_no_heartbeat() {
+    let end = Program::start("noisy").end();
+    assert_eq!(end.said, ["incarnation Some(1)", "stopped in order"], "{} bytes", end.stderr.len());
+}
+
 #[test]
 fn a_worker_that_takes_long_to_exit_keeps_its_exit_code() {
     let end = Program::start("slow at exit").end();
@@ -248,6 +209,7 @@ fn a_worker_that_takes_long_to_exit_keeps_its_exit_code() {
 fn deaths_are_noticed_beside_code_that_waits_for_all_children() {
     let end = Program::start("a foreign wait").end();
     assert!(end.says("every death was noticed"), "{:?} {}", end.said, end.stderr);
+    assert_eq!(end.status.code(), Some(0), "{}", end.stderr);
 }
 
 #[test]

@@ -1,36 +1,40 @@
-//! Promise "parent dies in any way": killed at a hundred random moments, it leaves no worker behind.
+//! Promise "parent dies in any way": killed at hundreds of random moments, it leaves no worker behind.
 //!
 //! The harness is a child subreaper: whatever the killed program leaves becomes its child, so waiting for all
 //! children sees every process there is. It is alone in its binary because it waits for all.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use hatchery_tests::{BOUND, send};
+use hatchery_tests::{BOUND, Dice, send};
 use rustix::process::{Signal, WaitOptions, getpid, set_child_subreaper, wait};
 
 /// The last word of a program, or of its worker, tells where the worker was when the program was killed.
 const BEFORE_HELLO: &str = "start";
 const BEFORE_READY: &str = "hello";
 const AFTER_READY: &str = "ready";
+/// One more of its workers, or of theirs, is stopped.
+const STOPPED: &str = "stopped";
 
+/// Promise "parent dies in any way": while it spawns its workers.
 #[test]
 fn a_parent_killed_at_random_moments_of_spawning_leaves_no_worker() {
-    set_child_subreaper(Some(getpid())).unwrap();
-    let mut dice = Dice(0x5eed);
+    let _alone = alone();
+    let mut dice = Dice::new(0x5eed);
     let mut hits = [0_u32; 3];
     let mut rounds = 0;
     while rounds < 100 || hits.iter().any(|hits| *hits < 10) {
         rounds += 1;
         assert!(rounds <= 1000, "after {rounds} rounds: before hello, before ready, after: {hits:?}");
-        let Left { last, workers } = one_round(Duration::from_micros(2_000 + dice.throw() % 14_000));
+        let after = Duration::from_micros(2_000 + dice.throw(14_000));
+        let left = one_round("spawns for ever", after);
         // Killed before there was a worker, or between two: nobody could have been left.
-        if workers == 0 {
+        if left.workers == 0 {
             continue;
         }
-        match last.as_deref() {
+        match left.last() {
             Some(BEFORE_HELLO) => hits[0] += 1,
             Some(BEFORE_READY) => hits[1] += 1,
             Some(AFTER_READY) => hits[2] += 1,
@@ -40,33 +44,72 @@ fn a_parent_killed_at_random_moments_of_spawning_leaves_no_worker() {
     println!("{rounds} rounds: before hello, before ready, after: {hits:?}");
 }
 
+/// The same for workers three levels deep, some of them stopped.
+#[test]
+fn a_parent_killed_at_300_random_moments_leaves_no_worker_at_three_levels_stopped_ones_included() {
+    let _alone = alone();
+    let mut dice = Dice::new(0xdee9);
+    let mut rounds = 0;
+    // How often there were so many workers left at once, and how often so many of them were certainly stopped.
+    let (mut left_alone, mut stopped) = ([0_u32; 6], [0_u32; 3]);
+    while rounds < 300 || left_alone[5] < 10 || stopped[2] < 10 {
+        rounds += 1;
+        assert!(rounds <= 2000, "after {rounds} rounds: {left_alone:?} left, {stopped:?} stopped");
+        let after = Duration::from_micros(2_000 + dice.throw(30_000));
+        let left = one_round("digs for ever", after);
+        left_alone[(left.workers as usize).min(5)] += 1;
+        if left.certain {
+            let said = left.said.iter().rev().take_while(|line| *line != BEFORE_HELLO);
+            stopped[said.filter(|line| *line == STOPPED).count().min(2)] += 1;
+        }
+    }
+    println!("{rounds} rounds: {left_alone:?} left, {stopped:?} stopped");
+}
+
+/// Both tests wait for all children of this process, so only one of them can be at work.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    set_child_subreaper(Some(getpid())).unwrap();
+    one
+}
+
 /// What a killed program left.
 struct Left {
-    /// The last word, if it was the same before the kill as when all were gone.
-    last: Option<String>,
+    /// What it had said in all.
+    said: Vec<String>,
+    /// It said nothing between the last look before the kill and its end.
+    certain: bool,
     /// How many processes other than the program itself were reaped here: those that it had not reaped itself.
     workers: u32,
 }
 
+impl Left {
+    /// The last word, if it was the same before the kill as when all were gone.
+    fn last(&self) -> Option<&str> {
+        self.said.last().filter(|_| self.certain).map(String::as_str)
+    }
+}
+
 /// Starts a program, kills it after a while, waits for all that it left.
 #[expect(clippy::zombie_processes, reason = "it is waited for together with all that it leaves")]
-fn one_round(after: Duration) -> Left {
+fn one_round(word: &str, after: Duration) -> Left {
     let mut program = Command::new(env!("CARGO_BIN_EXE_programs"))
-        .envs([("PROGRAM", "spawns for ever")])
+        .envs([("PROGRAM", word)])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
     let out = BufReader::new(program.stdout.take().unwrap());
-    let last = Arc::new(Mutex::new(String::new()));
-    let heard = last.clone();
+    let said = Arc::new(Mutex::new(Vec::new()));
+    let heard = said.clone();
     let listener = std::thread::spawn(move || {
         for line in out.lines().map_while(Result::ok) {
-            *heard.lock().unwrap() = line;
+            heard.lock().unwrap().push(line);
         }
     });
     std::thread::park_timeout(after);
-    let said = last.lock().unwrap().clone();
+    let before = said.lock().unwrap().len();
     send(program.id(), Signal::KILL);
     let begun = Instant::now();
     let mut reaped = Vec::new();
@@ -84,18 +127,6 @@ fn one_round(after: Duration) -> Left {
     }
     listener.join().unwrap();
     assert!(reaped.contains(&program.id()));
-    let last = last.lock().unwrap().clone();
-    Left { last: (last == said).then_some(last), workers: reaped.len() as u32 - 1 }
-}
-
-/// A sequence that is the same in every run (xorshift).
-struct Dice(u64);
-
-impl Dice {
-    fn throw(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
+    let said = std::mem::take(&mut *said.lock().unwrap());
+    Left { certain: said.len() == before, said, workers: reaped.len() as u32 - 1 }
 }

@@ -214,6 +214,45 @@ async fn a_paused_process_stands_still_is_alive_and_can_be_terminated() {
     assert_eq!(ends("wait", process.wait()).await.exitcode(), Some(-15));
 }
 
+/// Quick to lose patience, but not so quick that a busy machine makes it do so.
+const IMPATIENT: Heartbeat = Heartbeat::every(Duration::from_millis(100)).misses(10);
+
+#[hatchery::test]
+async fn a_process_may_be_paused_for_longer_than_its_heartbeat_but_not_be_stopped_by_others() {
+    let process = Process::builder(stays, ()).heartbeat(IMPATIENT).spawn().await.unwrap();
+    process.pause().unwrap();
+    assert!(process.is_paused());
+    assert!(process.wait_timeout(Duration::from_secs(2)).await.is_none());
+    process.resume().unwrap();
+    assert!(!process.is_paused());
+    becomes_true("it runs", || state(process.pid()) != Some('T')).await;
+    send(process.pid(), Signal::STOP);
+    let error = ends("join", process.join()).await.unwrap_err();
+    assert!(error.is_crash(), "{error}");
+    assert_eq!(error.exit().unwrap().reason(), Some("no heartbeat for 1s"));
+    assert!(!process.is_paused());
+}
+
+#[hatchery::test]
+async fn a_heartbeat_that_contradicts_itself_is_refused() {
+    let never = Heartbeat::every(Duration::ZERO);
+    let error = Process::builder(stays, ()).heartbeat(never).spawn().await.unwrap_err();
+    assert!(error.to_string().contains("a heartbeat every 0ns: it has to be at least 10ms"), "{error}");
+    let tree = Supervisor::new(Strategy::OneForOne).start().await.unwrap();
+    let spec = worker::<Nobody>("nobody", ()).heartbeat(Heartbeat::default().misses(0));
+    let error = tree.start_child(spec).await.unwrap_err();
+    assert!(error.to_string().contains("missed 0 times"), "{error}");
+}
+
+struct Nobody;
+
+#[hatchery::actor]
+impl Nobody {
+    fn start() -> Self {
+        Nobody
+    }
+}
+
 #[hatchery::test]
 async fn waiting_can_be_bounded() {
     let process = Process::spawn(stays, ()).await.unwrap();

@@ -1,11 +1,15 @@
 //! Programs that end in all the ways there are, for the tests in `leaving.rs` and `orphans.rs` to run and look at.
 //!
-//! Each prints what it does, line by line: `worker PID`, `ready`, and what its workers say.
+//! Each prints what it does, line by line: `worker PID`, `ready`, and what its workers say. Those that meet trouble
+//! are in `trouble.rs`.
+
+mod trouble;
 
 use std::io::Write;
 use std::time::Duration;
 
 use hatchery::prelude::*;
+use hatchery_tests::{children, own_memory};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -49,6 +53,14 @@ impl Polite {
     fn aborts(&self) {
         std::process::abort()
     }
+    /// Writes to standard error without end, as far as anybody takes it.
+    fn floods(&self, milliseconds: u64) {
+        let begun = std::time::Instant::now();
+        let line = [b'x'; 1023].into_iter().chain([b'\n']).collect::<Vec<u8>>();
+        while begun.elapsed() < Duration::from_millis(milliseconds) {
+            let _ = std::io::stderr().write_all(&line);
+        }
+    }
     fn blocks(&self) {
         say("blocked");
         loop {
@@ -79,6 +91,14 @@ async fn pause(milliseconds: u64) {
     ticks.tick().await;
 }
 
+/// Time passes, and the thread does nothing else.
+fn block(time: Duration) {
+    let begun = std::time::Instant::now();
+    while begun.elapsed() < time {
+        std::thread::park_timeout(Duration::from_millis(100));
+    }
+}
+
 /// One line at once, whole even beside others'.
 fn say(line: &str) {
     let mut out = std::io::stdout();
@@ -87,11 +107,19 @@ fn say(line: &str) {
     let _ = out.flush();
 }
 
+/// These come through the door of a test: that one captures the stdout of workers, too.
+const CAPTURED: [&str; 2] = ["flooded", "helpers that stay"];
+
 fn main() {
     let word = std::env::var("PROGRAM").unwrap_or_default();
     let file = std::env::var("PROGRAM_FILE").unwrap_or_default();
     if word == "rogue at the door" && std::env::var_os("HATCHERY_PARENT").is_some() {
         rogue_at_the_door(&file);
+    }
+    if CAPTURED.contains(&word.as_str()) {
+        let main = async || trouble::program(&word, file.clone()).await;
+        hatchery::__private::test("programs", hatchery::__private::TestOptions::new(), main);
+        return;
     }
     let mut door = hatchery::program().flavor(hatchery::Flavor::CurrentThread);
     match word.as_str() {
@@ -209,10 +237,23 @@ async fn program(word: &str, file: String) -> hatchery::Result<()> {
             say(&format!("config {}", process.join().await??));
             Ok(())
         }
-        "tells how a worker ended" => {
+        "tells how workers ended" => {
             let process = Process::spawn(stays, ()).await?;
             process.kill()?;
             say(&format!("exitcode {:?}", process.wait().await.exitcode()));
+            let returned = Process::spawn(returns, ()).await?;
+            returned.join().await?;
+            say(&format!("exitcode {:?}", returned.exitcode()));
+            let tree = Supervisor::new(Strategy::OneForOne).start().await?;
+            let polite = tree.start_child(worker::<Polite>("polite", ())).await?;
+            for _ in 0..5 {
+                let crash = polite.aborts().await.unwrap_err();
+                say(&format!("exitcode {:?}", crash.exit().and_then(|exit| exit.exitcode())));
+            }
+            polite.lives().await?;
+            say(&format!("incarnation {:?}", polite.incarnation()));
+            tree.stop().await?;
+            say(&format!("zombies {}", children(std::process::id()).len()));
             Ok(())
         }
         "starts from a thread of its own" => {
@@ -247,10 +288,7 @@ async fn program(word: &str, file: String) -> hatchery::Result<()> {
         "busy elsewhere" => {
             let process = Process::spawn(large, 5_000_000).await?;
             // The only thread of this runtime, and with it the channel, does something else for a while.
-            let begun = std::time::Instant::now();
-            while begun.elapsed() < Duration::from_secs(6) {
-                std::thread::park_timeout(Duration::from_millis(100));
-            }
+            block(Duration::from_secs(6));
             say(&format!("result of {} bytes", process.join().await?.len()));
             say(&format!("exitcode {:?}", process.exitcode()));
             Ok(())
@@ -272,16 +310,33 @@ async fn program(word: &str, file: String) -> hatchery::Result<()> {
             let tree =
                 Supervisor::new(Strategy::OneForOne).intensity(1000, Duration::from_secs(60)).start().await?;
             let polite = tree.start_child(worker::<Polite>("polite", ())).await?;
-            for _ in 0..50 {
-                let crash = polite.aborts().await;
-                assert!(crash.is_err_and(|error| error.is_crash()));
+            for round in 1..=50 {
+                let crash = polite.aborts().await.unwrap_err();
+                // Nobody could tell, unless its warden was faster.
+                let exit = crash.exit().ok_or_else(|| hatchery::Error::msg("no crash"))?.exitcode();
+                assert!(crash.is_crash() && [None, Some(-6)].contains(&exit), "{crash:?}");
                 polite.lives().await?;
-                Process::spawn(returns, ()).await?.join().await?;
+                assert_eq!(polite.incarnation(), Some(round + 1));
+                // It has last words, so its code is known in any case.
+                let returned = Process::spawn(returns, ()).await?;
+                returned.join().await?;
+                assert_eq!(returned.exitcode(), Some(0));
+                let killed = Process::spawn(stays, ()).await?;
+                killed.kill()?;
+                assert!([None, Some(-9)].contains(&killed.wait().await.exitcode()));
             }
             say("every death was noticed");
-            tree.stop().await
+            tree.stop().await?;
+            assert_eq!(children(std::process::id()), []);
+            Ok(())
         }
         "panics that abort" => aborting::program().await,
+        "stands still" => {
+            let quick = Heartbeat::every(Duration::from_millis(500)).misses(4);
+            stands_still(file, [Heartbeat::default(), quick]).await
+        }
+        "freezes" => stands_still(file, [Heartbeat::default().misses(6); 2]).await,
+        "noisy" => noisy().await,
         "leaks" => leaks().await,
         "logs" | "logs off" | "logs beside" => logs_something().await,
         "logs leave nothing" => logs_leave_nothing().await,
@@ -293,7 +348,7 @@ async fn program(word: &str, file: String) -> hatchery::Result<()> {
             pause(3).await;
             tree.stop().await?;
         },
-        other => Err(hatchery::Error::msg(format!("there is no program {other:?}"))),
+        other => trouble::program(other, file).await,
     }
 }
 
@@ -332,12 +387,66 @@ async fn polite() -> hatchery::Result<Tree> {
     Ok(tree)
 }
 
-/// Promise "leaks", in small: what restarts and processes leave behind in their parent.
+/// Everything that does not have to miss a heartbeat while this process stands still, either because its only thread
+/// blocks or, if there is a file to wait for, because somebody stops it.
+async fn stands_still(file: String, heartbeats: [Heartbeat; 2]) -> hatchery::Result<()> {
+    let tree = Supervisor::new(Strategy::OneForOne).start().await?;
+    let mut all = Vec::new();
+    for (n, heartbeat) in (0..20).zip(heartbeats.into_iter().cycle()) {
+        let spec = worker::<Polite>(format!("polite-{n}"), ()).heartbeat(heartbeat);
+        let polite = tree.start_child(spec).await?;
+        say(&format!("worker {}", polite.pid().unwrap_or_default()));
+        all.push(polite);
+    }
+    let unwatched = tree.start_child(worker::<Polite>("unwatched", ()).heartbeat(Heartbeat::off())).await?;
+    let paused = tree.start_child(worker::<Polite>("paused", ())).await?;
+    let nested = Process::builder(parent_of_one, ()).kill_on_drop(true).spawn().await?;
+    hatchery_tests::send(unwatched.pid().unwrap_or_default(), rustix::process::Signal::STOP);
+    paused.pause()?;
+    nested.pause()?;
+    if file.is_empty() {
+        block(Duration::from_secs(10));
+    } else {
+        say("stop me");
+        let mut ticks = tokio::time::interval(Duration::from_millis(1));
+        while !std::path::Path::new(&file).exists() {
+            ticks.tick().await;
+        }
+    }
+    hatchery_tests::send(unwatched.pid().unwrap_or_default(), rustix::process::Signal::CONT);
+    paused.resume()?;
+    nested.resume()?;
+    all.extend([unwatched, paused]);
+    // Whoever is blamed, is blamed at the first looks after that.
+    for _ in 0..2 {
+        for polite in &all {
+            polite.lives().await?;
+        }
+        pause(1000).await;
+    }
+    let first = all.iter().filter(|polite| polite.incarnation() == Some(1)).count();
+    say(&format!("{first} of {} live, nested: {}", all.len(), nested.is_alive()));
+    tree.stop().await
+}
+
+/// A worker whose output nobody reads, and whose only thread does nothing but write it.
+async fn noisy() -> hatchery::Result<()> {
+    let tree = Supervisor::new(Strategy::OneForOne).start().await?;
+    let heartbeat = Heartbeat::every(Duration::from_millis(500)).misses(4);
+    let noisy = tree.start_child(worker::<Polite>("noisy", ()).heartbeat(heartbeat)).await?;
+    noisy.floods(4000).await?;
+    say(&format!("incarnation {:?}", noisy.incarnation()));
+    tree.stop().await
+}
+
+/// Promise "leaks": what restarts and processes leave behind in their parent.
 async fn leaks() -> hatchery::Result<()> {
-    let tree = Supervisor::new(Strategy::OneForOne).intensity(1000, Duration::from_secs(60)).start().await?;
+    let tree = Supervisor::new(Strategy::OneForOne).intensity(2000, Duration::from_secs(60)).start().await?;
     let polite = tree.start_child(worker::<Polite>("polite", ())).await?;
-    let mut before = None;
-    for round in 0..220_u64 {
+    let own = std::process::id();
+    let mut before = Holdings::default();
+    let mut memory = 0;
+    for round in 0..1000_u64 {
         let crash = polite.aborts().await;
         assert!(crash.is_err_and(|error| error.is_crash()));
         polite.lives().await?;
@@ -345,23 +454,22 @@ async fn leaks() -> hatchery::Result<()> {
         if round == 20 {
             // Until the process that has just ended is gone altogether, more may be seen than is kept.
             pause(50).await;
-            before = Some(holdings());
+            before = holdings();
+        }
+        if round == 200 {
+            memory = own_memory(own);
         }
     }
-    nothing_leaked(before.unwrap_or_default()).await;
-    tree.stop().await
-}
-
-/// Says whether there is more than before.
-async fn nothing_leaked(before: (usize, usize, usize)) {
     // What ended last may still be on its way out.
     let begun = std::time::Instant::now();
     let mut ticks = tokio::time::interval(Duration::from_millis(5));
     while leaked(before) && begun.elapsed() < hatchery_tests::BOUND {
         ticks.tick().await;
     }
-    say(&format!("before {before:?}, after {:?}", holdings()));
-    say(if leaked(before) { "something leaked" } else { "nothing leaked" });
+    let more = own_memory(own).saturating_sub(memory);
+    say(&format!("before {before:?}, after {:?}, and {more} KiB more memory", holdings()));
+    say(if leaked(before) || more >= 512 { "something leaked" } else { "nothing leaked" });
+    tree.stop().await
 }
 
 /// The root's subscriber: plain lines on stdout.
@@ -386,15 +494,21 @@ fn logs() {
 
 async fn logs_leave_nothing() -> hatchery::Result<()> {
     subscribe();
-    let mut before = None;
+    let mut before = Holdings::default();
     for round in 0..110 {
         Process::spawn(logs, ()).await?.join().await?;
         if round == 10 {
             pause(50).await;
-            before = Some(holdings());
+            before = holdings();
         }
     }
-    nothing_leaked(before.unwrap_or_default()).await;
+    // What ended last may still be on its way out.
+    let begun = std::time::Instant::now();
+    let mut ticks = tokio::time::interval(Duration::from_millis(5));
+    while leaked(before) && begun.elapsed() < hatchery_tests::BOUND {
+        ticks.tick().await;
+    }
+    say(if leaked(before) { "something leaked" } else { "nothing leaked" });
     Ok(())
 }
 
@@ -422,20 +536,17 @@ fn slow_at_exit() -> u32 {
     SLOW.with(|_| 5)
 }
 
-fn leaked(before: (usize, usize, usize)) -> bool {
+/// Descriptors, threads, and children, zombies included.
+type Holdings = (usize, usize, usize);
+
+fn leaked(before: Holdings) -> bool {
     let now = holdings();
     now.0 > before.0 || now.1 > before.1 || now.2 > before.2
 }
 
-/// Descriptors, threads, and children, zombies included.
-fn holdings() -> (usize, usize, usize) {
+fn holdings() -> Holdings {
     let list = |path: &str| std::fs::read_dir(path).map_or(0, Iterator::count);
-    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    let children = tasks
-        .map(|task| std::fs::read_to_string(task.path().join("children")).unwrap_or_default())
-        .map(|list| list.split_whitespace().count())
-        .sum();
-    (list("/proc/self/fd"), list("/proc/self/task"), children)
+    (list("/proc/self/fd"), list("/proc/self/task"), children(std::process::id()).len())
 }
 
 /// Promise "idle thread pools": a worker does not die because the thread that asked for it went idle and ended.

@@ -43,7 +43,7 @@ struct Words {
 
 fn last_words(words: &Words) -> Vec<u8> {
     let body = hatchery::__private::encode(words).expect("plain data");
-    link_frame(LAST_WORDS, 0, body.bytes())
+    link_frame(LAST_WORDS, 0, &body.to_bytes())
 }
 
 /// All that is wrong for a worker that has said hello and ready, and what its exit says of it.
@@ -95,7 +95,7 @@ fn hello(ino: u64, protocol: u16) -> Vec<u8> {
     }
     let program = Identity { dev: 0, ino, size: 0, mtime: (0, 0) };
     let body = hatchery::__private::encode(&Hello { protocol, features: 0, program }).expect("plain data");
-    link_frame(HELLO, 0, body.bytes())
+    link_frame(HELLO, 0, &body.to_bytes())
 }
 
 /// Writes it to a socket.

@@ -172,3 +172,45 @@ pub fn send_raw(socket: impl AsFd, mut bytes: &[u8], fds: &[BorrowedFd<'_>]) {
 pub fn open_descriptors() -> usize {
     fs::read_dir("/proc/self/fd").expect("its descriptors").count()
 }
+
+/// How much memory a process has written to that is no file's, in KiB. (Its private pages would include those of its
+/// executable, which count as private or shared depending on who else runs it at that moment.)
+///
+/// # Panics
+/// There is no such process.
+pub fn own_memory(pid: u32) -> u64 {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("the process lives");
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Anonymous:")).expect("there is that line");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+/// The children of a process, zombies included.
+pub fn children(pid: u32) -> Vec<u32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    tasks
+        .map(|task| fs::read_to_string(task.path().join("children")).unwrap_or_default())
+        .flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+        .collect()
+}
+
+/// A sequence that is the same in every run, for random moments (xorshift).
+pub struct Dice(u64);
+
+impl Dice {
+    /// Another sequence for each seed.
+    ///
+    /// # Panics
+    /// The seed is 0.
+    pub fn new(seed: u64) -> Dice {
+        assert_ne!(seed, 0, "a sequence of zeros");
+        Dice(seed)
+    }
+
+    /// The next number, from 0 to one below `below`.
+    pub fn throw(&mut self, below: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % below
+    }
+}

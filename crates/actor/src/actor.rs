@@ -15,6 +15,10 @@ use crate::handle::ActorRef;
 use crate::outlet::Answer;
 
 /// State owned by one task, reached by messages. `#[actor]` writes this implementation.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no actor",
+    label = "write `#[hatchery::actor]` on an impl block of it that has a `start`"
+)]
 pub trait Actor: Sized + Send + 'static {
     /// What `start` takes.
     type Args: Serialize + DeserializeOwned + Send + Sync + 'static;

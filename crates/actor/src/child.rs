@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::exit::{Exit, Status};
 use crate::fault::Fault;
 use crate::handle::ActorRef;
+use crate::heartbeat::Heartbeat;
 use crate::outlet::Line;
 use crate::seat::Seat;
 use crate::settings::Settings;
@@ -70,6 +71,8 @@ pub struct Order {
     pub presence: Presence,
     /// What a process gets before it begins.
     pub settings: Arc<Settings>,
+    /// How it is noticed that it stands still as a whole, if it is a process.
+    pub heartbeat: Heartbeat,
 }
 
 /// Says that something of an incarnation is still there. A start that was given up, or failed, is over only when the
@@ -121,6 +124,36 @@ pub trait Child: Send + Sync + 'static {
 
     /// Resolves when it has ended and everything it said has been delivered; at once if that was long ago.
     fn exited(&self) -> BoxFuture<Arc<Exit>>;
+
+    /// Suspends its mailbox: what runs runs on, nothing new begins, and control still overtakes. Asks at once, and
+    /// resolves when that holds.
+    ///
+    /// # Errors
+    /// It ended first, or knows no such thing.
+    fn suspend(&self) -> BoxFuture<Result<(), Fault>> {
+        Box::pin(std::future::ready(Err(Fault::Refused("it cannot be suspended".to_owned()))))
+    }
+
+    /// Has its process stand still, wherever it is.
+    ///
+    /// # Errors
+    /// It has ended, or has no process of its own.
+    fn pause(&self) -> Result<(), Fault> {
+        Err(Fault::Refused("it cannot be paused".to_owned()))
+    }
+
+    /// Undoes [`suspend`](Child::suspend) and [`pause`](Child::pause).
+    ///
+    /// # Errors
+    /// It could not be told.
+    fn resume(&self) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    /// Whether it is suspended or paused.
+    fn is_paused(&self) -> bool {
+        false
+    }
 }
 
 /// Follows the end of a child: empty until it has ended.

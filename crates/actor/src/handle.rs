@@ -3,14 +3,14 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use hatchery_wire::{Body, DecodeError, decode, encode};
+use hatchery_wire::{Body, DecodeError, Travels, decode, encode};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use crate::ask::Ask;
 use crate::child::{self, Rung};
 use crate::error::Error;
-use crate::seat::{Occupancy, Seat};
+use crate::fault::Fault;
+use crate::seat::{Occupancy, Occupant, Seat};
 
 /// An untyped reference to whoever sits in a seat.
 #[derive(Clone, Debug)]
@@ -27,7 +27,7 @@ impl ActorRef {
 
     /// A request to it. The message is encoded here and now.
     #[doc(hidden)]
-    pub fn ask<M: Serialize, T: DeserializeOwned, E>(&self, method: &'static str, message: &M) -> Ask<T, E> {
+    pub fn ask<M: Serialize, T: Travels, E: Travels>(&self, method: &'static str, message: &M) -> Ask<T, E> {
         self.ask_with(method, message, decode)
     }
 
@@ -101,6 +101,54 @@ pub trait AnyHandle {
         }
     }
 
+    /// Suspends the present incarnation: the message that runs is finished, then nothing new begins until
+    /// [`resume`](AnyHandle::resume). Requests wait, within their deadlines, and tells wait at the window; a stop and a
+    /// withdrawal still get through. Resolves when nothing new begins any more; what runs may still be running then.
+    ///
+    /// If it dies and is started again, the next incarnation is not suspended.
+    ///
+    /// # Errors
+    /// Nobody sits there, or it ended first.
+    ///
+    /// # Cancel safety
+    /// Dropped before it resolves, it may be suspended all the same.
+    #[doc(alias = "sys:suspend")]
+    fn suspend(&self) -> impl Future<Output = Result<(), Error>> + Send {
+        let occupant = occupant(self);
+        async move { Ok(occupant?.child.suspend().await?) }
+    }
+
+    /// Has the worker process of the present incarnation stand still wherever it is, with SIGSTOP to its process group,
+    /// until [`resume`](AnyHandle::resume). Requests wait within their deadlines, and no heartbeat is expected. Any way
+    /// to stop it works as ever: it is woken up for that.
+    ///
+    /// If it dies and is started again, the next incarnation is not paused. A worker that somebody else stops is ended
+    /// when its [`Heartbeat`](crate::heartbeat::Heartbeat) runs out of patience.
+    ///
+    /// # Errors
+    /// Nobody sits there, or it is a local actor: that one can be [suspended](AnyHandle::suspend).
+    fn pause(&self) -> Result<(), Error> {
+        Ok(occupant(self)?.child.pause()?)
+    }
+
+    /// Undoes [`suspend`](AnyHandle::suspend) and [`pause`](AnyHandle::pause): what waits goes on in its order. Nothing
+    /// happens if it is neither, or nobody sits there.
+    ///
+    /// # Errors
+    /// It could not be told, since this process is overloaded.
+    #[doc(alias = "sys:resume")]
+    fn resume(&self) -> Result<(), Error> {
+        match self.actor_ref().seat.occupancy() {
+            Occupancy::Occupied(occupant) => Ok(occupant.child.resume()?),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the present incarnation is suspended or paused, and not resumed.
+    fn is_paused(&self) -> bool {
+        occupant(self).is_ok_and(|occupant| occupant.child.is_paused())
+    }
+
     /// Kills the present incarnation, with SIGKILL: for one that hangs. Its callers get `is_crash()`, and its
     /// supervisor decides whether another one follows. Nothing happens if nobody sits there.
     ///
@@ -109,5 +157,15 @@ pub trait AnyHandle {
         if let Occupancy::Occupied(occupant) = self.actor_ref().seat.occupancy() {
             occupant.child.stop(Rung::Kill);
         }
+    }
+}
+
+/// Who sits there now.
+fn occupant<H: AnyHandle + ?Sized>(handle: &H) -> Result<Occupant, Fault> {
+    let seat = &handle.actor_ref().seat;
+    match seat.occupancy() {
+        Occupancy::Occupied(occupant) => Ok(occupant),
+        Occupancy::Vacant => Err(Fault::Refused(format!("nobody sits at {} right now", seat.path()))),
+        Occupancy::Closed(why) => Err(Fault::Closed { why }),
     }
 }

@@ -11,6 +11,7 @@ pub mod fault;
 pub mod error;
 pub mod panics;
 pub mod trace;
+pub mod heartbeat;
 pub mod outlet;
 pub mod seat;
 pub mod output;

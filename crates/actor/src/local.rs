@@ -164,6 +164,27 @@ impl Child for LocalChild {
     fn exited(&self) -> BoxFuture<Arc<Exit>> {
         Box::pin(ended(self.exited.clone()))
     }
+
+    fn suspend(&self) -> BoxFuture<Result<(), Fault>> {
+        self.mailbox.suspend();
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn pause(&self) -> Result<(), Fault> {
+        Err(Fault::Refused(
+            "a local actor has no process of its own that could stand still: use suspend() instead"
+                .to_owned(),
+        ))
+    }
+
+    fn resume(&self) -> Result<(), Fault> {
+        self.mailbox.resume();
+        Ok(())
+    }
+
+    fn is_paused(&self) -> bool {
+        self.mailbox.is_suspended()
+    }
 }
 
 /// The way of requests into a mailbox of this process.

@@ -61,6 +61,7 @@ struct State {
     /// How many have been taken out.
     taken: u64,
     stopping: bool,
+    suspended: bool,
     closed: bool,
     waker: Option<Waker>,
 }
@@ -139,13 +140,36 @@ impl Mailbox {
         }
     }
 
+    /// The actor shall begin nothing new after the message it is at, until [`resume`](Mailbox::resume). A stop still
+    /// overtakes.
+    pub fn suspend(&self) {
+        self.lock().suspended = true;
+    }
+
+    /// The actor shall go on.
+    pub fn resume(&self) {
+        let mut state = self.lock();
+        state.suspended = false;
+        let waker = state.waker.take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Whether nothing new begins.
+    pub(crate) fn is_suspended(&self) -> bool {
+        self.lock().suspended
+    }
+
     /// What to do next; `idle` asks to be told once when there is nothing.
     pub(crate) fn poll_next(&self, idle: bool, cx: &mut Context<'_>) -> Poll<Next> {
         let mut state = self.lock();
         if state.stopping {
             return Poll::Ready(Next::Stop);
         }
-        if let Some(parcel) = state.queue.pop_front() {
+        let next = if state.suspended { None } else { state.queue.pop_front() };
+        if let Some(parcel) = next {
             state.taken += 1;
             let (number, from) = (state.taken, parcel.from.clone());
             state.running = Some(Running { number, id: parcel.id, from, caller_left: false, left: None });
@@ -264,6 +288,30 @@ mod tests {
     fn control_overtakes_the_mailbox() {
         let (mailbox, back) = (Mailbox::new(), Arc::new(Back::default()));
         assert!(mailbox.push(parcel(1, true, &back)).is_ok());
+        mailbox.stop();
+        assert!(matches!(next(&mailbox), Some(Next::Stop)));
+    }
+
+    #[test]
+    fn a_suspended_mailbox_gives_nothing_out_keeps_the_order_and_can_be_stopped() {
+        let (mailbox, back) = (Mailbox::new(), Arc::new(Back::default()));
+        for id in 1..=4 {
+            assert!(mailbox.push(parcel(id, true, &back)).is_ok());
+        }
+        assert_eq!(next_id(&mailbox), Some(1));
+        mailbox.suspend();
+        assert!(mailbox.is_suspended());
+        mailbox.finished();
+        assert_eq!(next_id(&mailbox), None);
+        let from: Arc<dyn ReturnPath> = back.clone();
+        mailbox.withdraw(3, &from);
+        assert!(matches!(
+            mailbox.poll_next(true, &mut Context::from_waker(Waker::noop())),
+            Poll::Ready(Next::Idle)
+        ));
+        mailbox.resume();
+        assert_eq!((next_id(&mailbox), next_id(&mailbox), next_id(&mailbox)), (Some(2), Some(4), None));
+        mailbox.suspend();
         mailbox.stop();
         assert!(matches!(next(&mailbox), Some(Next::Stop)));
     }

@@ -16,6 +16,7 @@ use hatchery_actor::error::{CallError, Error};
 use hatchery_actor::exit::{Exit, Status};
 use hatchery_actor::fault::Fault;
 use hatchery_actor::handle::{ActorRef, AnyHandle};
+use hatchery_actor::heartbeat::Heartbeat;
 use hatchery_actor::local::Local;
 use hatchery_actor::mailbox::{Mailbox, Parcel, ReturnPath};
 use hatchery_actor::outlet::Answer;
@@ -291,6 +292,7 @@ impl Stage {
             timeout,
             presence: Presence::new().0,
             settings: Default::default(),
+            heartbeat: Heartbeat::default(),
         }
     }
 

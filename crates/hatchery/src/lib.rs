@@ -29,6 +29,7 @@ pub use hatchery_actor::context::Context;
 pub use hatchery_actor::error::{CallError, Error, Never, Result, SendError};
 pub use hatchery_actor::exit::{Exit, Limit, Panic, Status};
 pub use hatchery_actor::handle::{ActorRef, AnyHandle};
+pub use hatchery_actor::heartbeat::Heartbeat;
 pub use hatchery_actor::output::Output;
 pub use hatchery_actor::trace::{NoTraceparent, TraceContext};
 pub use hatchery_supervisor::spec::ChildSpec;
@@ -78,7 +79,9 @@ macro_rules! hosts {
 pub mod prelude {
     pub use std::time::Duration;
 
-    pub use crate::{AnyHandle, Context, Process, Shutdown, Strategy, Supervisor, Tree, local, worker};
+    pub use crate::{
+        AnyHandle, Context, Heartbeat, Process, Shutdown, Strategy, Supervisor, Tree, local, worker,
+    };
 }
 
 /// What the macros write; no part of the interface.
@@ -95,6 +98,7 @@ pub mod __private {
     pub use hatchery_process::task::{TaskEntry, TaskOutcome, TaskRun};
     pub use hatchery_process::test::{TestOptions, test};
     pub use hatchery_wire::{Body, DecodeError, EncodeError, decode, encode};
+    pub use hatchery_wire::{CannotDecode, CannotEncode, Decodes, Decoding, Encodes, Encoding, must_travel};
     pub use {inventory, serde, serde_bytes};
 }
 

@@ -30,7 +30,8 @@ struct Actor {
     block: ItemImpl,
     /// The last name of the type; handle and messages are named after it.
     name: Ident,
-    start: Function,
+    /// `None` only beside an error.
+    start: Option<Function>,
     stopped: Option<Function>,
     messages: Vec<Message>,
 }
@@ -62,7 +63,6 @@ struct Message {
 
 impl Actor {
     /// The actor without the methods that are refused: one mistake should not be told again wherever the actor is used.
-    /// Without a `start`, there is none.
     fn read(options: &TokenStream, item: TokenStream) -> syn::Result<(Actor, Refusals)> {
         refuse_options(options, "actor", "write it alone")?;
         let mut block = match syn::parse2(item)? {
@@ -128,13 +128,8 @@ impl Actor {
         }
         let missing =
             || Err(syn::Error::new_spanned(&block.self_ty, "an actor needs `fn start(..) -> Self`"));
-        match start.unwrap_or_else(missing) {
-            Ok(start) => Ok((Actor { block, name, start, stopped, messages }, refusals)),
-            Err(mut error) => {
-                error.extend(refusals.none_or(()).err());
-                Err(error)
-            }
-        }
+        let start = refusals.unless(start.unwrap_or_else(missing));
+        Ok((Actor { block, name, start, stopped, messages }, refusals))
     }
 
     fn written_out(&self) -> TokenStream {
@@ -311,7 +306,8 @@ impl Actor {
         let (declared, arguments, bounds) = self.block.generics.split_for_impl();
         let self_ty = &self.block.self_ty;
         let (message, handle) = (self.message_name(), self.handle_name());
-        let args = as_one(&self.start.fields().map(|(_, ty)| quote!(#ty)).collect::<Vec<_>>());
+        let fields = self.start.iter().flat_map(Function::fields);
+        let args = as_one(&fields.map(|(_, ty)| quote!(#ty)).collect::<Vec<_>>());
         let name = if self.is_generic() {
             quote!(::core::any::type_name::<Self>())
         } else {
@@ -320,14 +316,17 @@ impl Actor {
         };
         // `line!()` reports where its own token stands, so these stand where the actor's name does.
         let place = quote_spanned!(self.name.span()=> ::core::file!(), ::core::line!(), ::core::column!());
-        let start = {
-            let pattern = as_one(&self.start.bindings().map(|name| quote!(#name)).collect::<Vec<_>>());
-            let call = self.start.call(&quote!());
-            let started = quote_spanned! {shown_at(self.start.result)=>
-                ::hatchery::__private::Started::<Self>::into_started(#call)
-            };
-            quote!(let #pattern = __args; #started)
-        };
+        let start = self.start.as_ref().map_or_else(
+            || quote!(::core::unreachable!()),
+            |start| {
+                let pattern = as_one(&start.bindings().map(|name| quote!(#name)).collect::<Vec<_>>());
+                let call = start.call(&quote!());
+                let started = quote_spanned! {shown_at(start.result)=>
+                    ::hatchery::__private::Started::<Self>::into_started(#call)
+                };
+                quote!(let #pattern = __args; #started)
+            },
+        );
         let arms = self.messages.iter().map(|one| one.arm(&message));
         let never = self.is_generic().then(|| quote!(#message::__Never(_, __never) => match __never {},));
         let stopped = self.stopped.as_ref().map(|stopped| {
@@ -407,7 +406,7 @@ impl Actor {
 
     fn has_async_handlers(&self) -> bool {
         let mut functions =
-            self.messages.iter().map(|message| &message.function).chain([&self.start]).chain(&self.stopped);
+            self.messages.iter().map(|message| &message.function).chain(&self.start).chain(&self.stopped);
         functions.any(|function| function.is_async)
     }
 
@@ -434,7 +433,8 @@ impl Actor {
             let sending = if is_bytes(&one.result) {
                 quote!(self.0.ask_with(#sent, ::hatchery::__private::decode_bytes))
             } else {
-                quote!(self.0.ask(#sent))
+                // A result that cannot travel is refused where it is written.
+                quote_spanned!(shown_at(one.result.span())=> self.0.ask(#sent))
             };
             quote! {
                 #(#attributes)*

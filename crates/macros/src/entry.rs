@@ -1,11 +1,14 @@
 //! `#[main]` and `#[test]`: the two doors through which a process enters, ahead of any runtime or thread.
 
-use proc_macro2::{Span, TokenStream};
-use quote::quote;
-use syn::parse::Parser;
-use syn::{AttrStyle, Expr, ExprLit, ItemFn, Lit, Meta, Token, punctuated::Punctuated};
+use std::collections::HashSet;
 
-use crate::travel::{Refusals, last_name, result_of};
+use proc_macro2::{Span, TokenStream};
+use quote::{quote, quote_spanned};
+use syn::parse::Parser;
+use syn::spanned::Spanned;
+use syn::{AttrStyle, Attribute, Expr, ExprLit, ItemFn, Lit, Meta, Token, punctuated::Punctuated};
+
+use crate::travel::{Refusals, last_name, result_of, shown_at};
 
 pub(crate) fn expand_main(options: TokenStream, item: TokenStream) -> TokenStream {
     read("main", options, item)
@@ -30,13 +33,21 @@ pub(crate) fn expand_main(options: TokenStream, item: TokenStream) -> TokenStrea
 pub(crate) fn expand_test(options: TokenStream, item: TokenStream) -> TokenStream {
     read("test", options, item.clone())
         .and_then(|entry| {
-            match entry.function.attrs.iter().find(|attr| last_name(attr.path()).as_deref() == Some("test")) {
-                Some(second) => Err(syn::Error::new_spanned(
+            let ItemFn { attrs, sig, .. } = &entry.function;
+            if let Some(second) = attrs.iter().find(|attr| last_name(attr.path()).as_deref() == Some("test")) {
+                return Err(syn::Error::new_spanned(
                     second,
                     "`#[hatchery::test]` makes a test already: leave this attribute out",
-                )),
-                None => Ok(entry.test()),
+                ));
             }
+            if let (syn::ReturnType::Type(_, ty), true) = (&sig.output, attrs.iter().any(|a| should_panic(a).is_some())) {
+                return Err(syn::Error::new_spanned(
+                    ty,
+                    "a test that should panic returns nothing, or an error would pass for a panic: leave the result \
+                     out, and `unwrap` what may fail",
+                ));
+            }
+            Ok(entry.test())
         })
         .unwrap_or_else(|error| {
             let error = error.to_compile_error();
@@ -51,14 +62,16 @@ pub(crate) fn expand_test(options: TokenStream, item: TokenStream) -> TokenStrea
 /// An async function that starts a program or a test.
 struct Entry {
     function: ItemFn,
-    runtime: Runtime,
+    options: Options,
 }
 
-/// The options, as calls of a builder that has both.
+/// The options, as calls of a builder: that of a program, or that of a test, which has the last two as well.
 #[derive(Default)]
-struct Runtime {
+struct Options {
     flavor: Option<TokenStream>,
     worker_threads: Option<usize>,
+    program: Option<syn::ExprPath>,
+    patience: Option<u64>,
 }
 
 fn read(attribute: &str, options: TokenStream, item: TokenStream) -> syn::Result<Entry> {
@@ -85,21 +98,22 @@ fn read(attribute: &str, options: TokenStream, item: TokenStream) -> syn::Result
             refusals.at(ty, "write the type itself, such as `hatchery::Result<()>`");
         }
     }
-    let runtime = match Runtime::read(options) {
-        Ok(runtime) => runtime,
+    let options = match Options::read(options, attribute == "test") {
+        Ok(options) => options,
         Err(error) => {
             refusals.add(error);
-            Runtime::default()
+            Options::default()
         }
     };
-    refusals.none_or(Entry { function, runtime })
+    refusals.none_or(Entry { function, options })
 }
 
-impl Runtime {
-    fn read(options: TokenStream) -> syn::Result<Runtime> {
-        let mut runtime = Runtime::default();
+impl Options {
+    fn read(options: TokenStream, of_test: bool) -> syn::Result<Options> {
+        let mut read = Options::default();
         let mut current_thread = false;
         let mut refusals = Refusals::default();
+        let mut known = HashSet::new();
         for meta in Punctuated::<Meta, Token![,]>::parse_terminated.parse2(options)? {
             let name = meta.path().get_ident().map(ToString::to_string).unwrap_or_default();
             let value = match &meta {
@@ -110,42 +124,67 @@ impl Runtime {
                 _ => None,
             };
             match (&*name, value) {
-                ("flavor", _) if runtime.flavor.is_some() => refusals.at(&meta, "`flavor` is given twice: keep one"),
-                ("worker_threads", _) if runtime.worker_threads.is_some() => {
-                    refusals.at(&meta, "`worker_threads` is given twice: keep one");
+                _ if !known.insert(name.clone()) => {
+                    refusals.at(&meta, format!("`{name}` is given twice: keep one"));
                 }
                 ("flavor", Some(Lit::Str(flavor))) if flavor.value() == "current_thread" => {
                     current_thread = true;
-                    runtime.flavor = Some(quote!(CurrentThread));
+                    read.flavor = Some(quote!(CurrentThread));
                 }
                 ("flavor", Some(Lit::Str(flavor))) if flavor.value() == "multi_thread" => {
-                    runtime.flavor = Some(quote!(MultiThread));
+                    read.flavor = Some(quote!(MultiThread));
                 }
                 ("flavor", _) => {
                     refusals.at(&meta, "write `flavor = \"current_thread\"` or `flavor = \"multi_thread\"`");
                 }
                 ("worker_threads", Some(Lit::Int(count))) => match count.base10_parse::<usize>() {
-                    Ok(count) if count > 0 => runtime.worker_threads = Some(count),
+                    Ok(count) if count > 0 => read.worker_threads = Some(count),
                     _ => refusals.at(count, "write `worker_threads = N` with an N of at least 1"),
                 },
                 ("worker_threads", _) => refusals.at(&meta, "write `worker_threads = N`, N being a plain number"),
+                ("program", _) if of_test => match &meta {
+                    Meta::NameValue(syn::MetaNameValue { value: Expr::Path(path), .. }) => {
+                        read.program = Some(path.clone());
+                    }
+                    _ => refusals.at(
+                        &meta,
+                        "write `program = name`, the name being that of a `fn name() -> hatchery::Door`",
+                    ),
+                },
+                ("patience", Some(Lit::Int(seconds))) if of_test => match seconds.base10_parse::<u64>() {
+                    Ok(seconds) if seconds > 0 => read.patience = Some(seconds),
+                    _ => refusals.at(seconds, "write `patience = N` with an N of at least 1, in seconds"),
+                },
+                ("patience", _) if of_test => {
+                    refusals.at(&meta, "write `patience = N`, N being a plain number of seconds");
+                }
+                ("start_paused", _) => refusals.at(
+                    meta.path(),
+                    "paused time runs ahead whenever this process waits for another one, so that every deadline \
+                     would be over at once: leave `start_paused` out, and where no worker takes part write \
+                     `tokio::time::pause()` (tokio's feature `test-util`) in the test",
+                ),
                 _ => refusals.at(
                     meta.path(),
                     format!(
-                        "unknown option `{}`: write `flavor = \"current_thread\"`, `flavor = \"multi_thread\"` \
-                         or `worker_threads = N`",
-                        crate::travel::written(meta.path())
+                        "unknown option `{}`: write `flavor = \"current_thread\"`, `flavor = \"multi_thread\"`{}",
+                        crate::travel::written(meta.path()),
+                        if of_test {
+                            ", `worker_threads = N`, `program = name` or `patience = N`"
+                        } else {
+                            " or `worker_threads = N`"
+                        }
                     ),
                 ),
             }
         }
-        if current_thread && runtime.worker_threads.is_some() {
+        if current_thread && read.worker_threads.is_some() {
             refusals.add(syn::Error::new(
                 Span::call_site(),
                 "`worker_threads` are those of `flavor = \"multi_thread\"`: write that, or leave them out",
             ));
         }
-        refusals.none_or(runtime)
+        refusals.none_or(read)
     }
 
     fn calls(&self) -> TokenStream {
@@ -154,38 +193,50 @@ impl Runtime {
             let count = proc_macro2::Literal::usize_unsuffixed(count);
             quote!(.worker_threads(#count))
         });
-        quote!(#flavor #worker_threads)
+        let program = self.program.as_ref().map(|program| quote!(.program(#program)));
+        let patience = self.patience.map(|seconds| {
+            let seconds = proc_macro2::Literal::u64_unsuffixed(seconds);
+            quote!(.patience(::core::time::Duration::from_secs(#seconds)))
+        });
+        quote!(#flavor #worker_threads #program #patience)
     }
 }
 
 impl Entry {
     fn main(mut self) -> TokenStream {
         let body = self.body();
-        let calls = self.runtime.calls();
+        let calls = self.options.calls();
         let ItemFn { attrs, vis, sig, .. } = &self.function;
         let name = &sig.ident;
+        // A result that is none for a main is refused where it is written.
+        let run = quote_spanned!(shown_at(result_of(sig).span())=> ::hatchery::program() #calls .run(#body));
         quote! {
             #(#attrs)*
             #vis fn #name() {
-                ::hatchery::program() #calls .run(#body)
+                #run
             }
         }
     }
 
     fn test(mut self) -> TokenStream {
         let body = self.body();
-        let calls = self.runtime.calls();
+        let calls = self.options.calls();
+        let should_panic = self.function.attrs.iter().find_map(should_panic);
+        let should_panic = should_panic.map(|when| quote!(.should_panic(#when)));
         let ItemFn { attrs, vis, sig, .. } = &self.function;
         let name = &sig.ident;
+        let run = quote_spanned! {shown_at(result_of(sig).span())=>
+            ::hatchery::__private::test(
+                ::core::concat!(::core::module_path!(), "::", ::core::stringify!(#name)),
+                ::hatchery::__private::TestOptions::new() #calls #should_panic,
+                #body,
+            )
+        };
         quote! {
             #[::core::prelude::v1::test]
             #(#attrs)*
             #vis fn #name() {
-                ::hatchery::__private::test(
-                    ::core::concat!(::core::module_path!(), "::", ::core::stringify!(#name)),
-                    ::hatchery::__private::TestOptions::new() #calls,
-                    #body,
-                )
+                #run
             }
         }
     }
@@ -199,6 +250,23 @@ impl Entry {
         let block = &self.function.block;
         quote!(async || -> #result #block)
     }
+}
+
+/// When a test should panic, if an attribute says so.
+fn should_panic(attribute: &Attribute) -> Option<TokenStream> {
+    if attribute.path().is_ident("should_panic") {
+        return Some(quote!(true));
+    }
+    if !attribute.path().is_ident("cfg_attr") {
+        return None;
+    }
+    let metas = attribute.parse_args_with(Punctuated::<Meta, Token![,]>::parse_terminated).ok()?;
+    let condition = metas.first()?;
+    metas
+        .iter()
+        .skip(1)
+        .any(|meta| meta.path().is_ident("should_panic"))
+        .then(|| quote!(::core::cfg!(#condition)))
 }
 
 #[cfg(test)]
@@ -246,7 +314,7 @@ mod tests {
                 "#[::core::prelude::v1::test] #[should_panic] #[ignore = \"slow\"] fn comes_back() {
                     ::hatchery::__private::test(
                         ::core::concat!(::core::module_path!(), \"::\", ::core::stringify!(comes_back)),
-                        ::hatchery::__private::TestOptions::new(),
+                        ::hatchery::__private::TestOptions::new().should_panic(true),
                         async || -> () { f() },
                     )
                 }"
@@ -275,6 +343,34 @@ mod tests {
             let text = expand_main(tokens(options), tokens(item)).to_string();
             assert!(text.contains(why), "{item}: {text} does not say {why:?}");
             assert!(text.ends_with("fn main () { }"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_test_has_options_of_its_own() {
+        assert_contains(
+            &test_of("program = crate::my_program, patience = 5", "async fn t() {}"),
+            "TestOptions::new().program(crate::my_program).patience(::core::time::Duration::from_secs(5)),",
+        );
+        assert_contains(
+            &test_of("", "#[cfg_attr(unix, should_panic)] async fn t() {}"),
+            "TestOptions::new().should_panic(::core::cfg!(unix)),",
+        );
+        for (options, item, why) in [
+            ("patience = 0", "async fn t() {}", "at least 1"),
+            ("patience = \"5\"", "async fn t() {}", "a plain number of seconds"),
+            ("program = || door()", "async fn t() {}", "a `fn name() -> hatchery::Door`"),
+            ("program", "async fn t() {}", "write `program = name`"),
+            ("start_paused = true", "async fn t() {}", "write `tokio::time::pause()`"),
+            ("other = 1", "async fn t() {}", "`program = name` or `patience = N`"),
+            ("", "#[should_panic] async fn t() -> hatchery::Result<()> { Ok(()) }", "leave the result out"),
+        ] {
+            let text = expand_test(tokens(options), tokens(item)).to_string();
+            assert!(text.contains(why), "{options} {item}: {text} does not say {why:?}");
+        }
+        for option in ["program = x", "patience = 5"] {
+            let text = expand_main(tokens(option), tokens("async fn main() {}")).to_string();
+            assert!(text.contains("unknown option"), "{option}: {text}");
         }
     }
 

@@ -103,13 +103,43 @@ pub fn main(options: TokenStream, item: TokenStream) -> TokenStream {
 
 /// Makes an async function a test that may start workers.
 ///
-/// Its workers are the test executable, which enters the same test again by name. Options are those of
-/// [`macro@main`]; `#[should_panic]` and `#[ignore]` mean what they always do.
+/// Its workers are the test executable, which enters the same test again by name. `#[should_panic]` and `#[ignore]`
+/// mean what they always do. What workers print is captured with the test's own output. It may return nothing, or a
+/// `Result` of nothing.
+///
+/// It ends as a main does: after success it waits for processes that are no daemons, and then everything is stopped,
+/// newest first. A worker that was asked to end and is still there when nothing has ended for its `patience` (30 s)
+/// was left behind; so was one that even SIGKILL does not end. It is killed, and the test fails with its path and
+/// process id, also if it `#[should_panic]`. Helper programs that a worker started are not looked after.
+///
+/// Options:
+/// - `flavor = "current_thread"` (the default) or `"multi_thread"`, `worker_threads = N`.
+/// - `program = my_program`, a `fn my_program() -> hatchery::Door`: its `each_process`, `worker_config` and `hosts`
+///   hold for the test and its workers. In one test binary `each_process` runs once, before the first test that names
+///   this function. The runtime is the test's own, and the program's `orderly_signals` are left out.
+/// - `patience = N`, in seconds.
 ///
 /// ```
-/// #[hatchery::test]
-/// async fn a_worker_comes_back() {}
+/// use hatchery::prelude::*;
+///
+/// #[hatchery::task]
+/// fn configured() -> String { hatchery::config().unwrap() }
+///
+/// fn my_program() -> hatchery::Door {
+///     hatchery::program().worker_config(&"well prepared")
+/// }
+///
+/// #[hatchery::test(program = my_program)]
+/// async fn workers_are_prepared() {
+///     let process = Process::spawn(configured, ()).await.unwrap();
+///     assert_eq!(process.join().await.unwrap(), "well prepared");
+/// }
+/// # #[hatchery::main]
+/// # async fn main() {}
 /// ```
+///
+/// Doc tests are no tests to the compiler: `#[hatchery::main]` makes one a program, whose workers are that doc test,
+/// merged with others or not.
 #[proc_macro_attribute]
 pub fn test(options: TokenStream, item: TokenStream) -> TokenStream {
     entry::expand_test(options.into(), item.into()).into()

@@ -1,11 +1,11 @@
 //! `#[task]`: a function becomes a constant of its name, typed by its signature and registered so that another
 //! process finds it.
 
-use proc_macro2::TokenStream;
-use quote::{format_ident, quote, quote_spanned};
+use proc_macro2::{TokenStream, TokenTree};
+use quote::{ToTokens, format_ident, quote, quote_spanned};
 use syn::ext::IdentExt;
 use syn::spanned::Spanned;
-use syn::{Attribute, FnArg, Item, ItemFn, Meta, Token, Type, Visibility, punctuated::Punctuated};
+use syn::{Attribute, FnArg, Item, ItemFn, Meta, Signature, Token, Type, Visibility, punctuated::Punctuated};
 
 use crate::travel::{
     Refusals, as_one, is_bytes, is_context, is_result, peeled, refuse_options, result_of, shown_at,
@@ -14,7 +14,14 @@ use crate::travel::{
 
 pub(crate) fn expand(options: TokenStream, item: TokenStream) -> TokenStream {
     match Task::read(&options, item.clone()) {
-        Ok(task) => task.constant(),
+        Ok((task, refusals)) => match refusals.none_or(()) {
+            Ok(()) => task.constant(),
+            Err(error) => {
+                let error = error.to_compile_error();
+                let stand_in = task.stand_in();
+                quote!(#error #stand_in)
+            }
+        },
         Err(error) => told_beside(&error, &item),
     }
 }
@@ -31,8 +38,8 @@ struct Task {
 }
 
 impl Task {
-    fn read(options: &TokenStream, item: TokenStream) -> syn::Result<Task> {
-        refuse_options(options, "task", "write it alone")?;
+    /// The task and what is wrong with it. What is so wrong that nothing can stand in for it is an error.
+    fn read(options: &TokenStream, item: TokenStream) -> syn::Result<(Task, Refusals)> {
         let mut function = match syn::parse2(item)? {
             Item::Fn(function) => function,
             other => {
@@ -43,6 +50,7 @@ impl Task {
             }
         };
         let mut refusals = Refusals::default();
+        refusals.unless(refuse_options(options, "task", "write it alone"));
         refusals.of_signature(&function.sig, "a task");
         refusals.of_many(&function.sig, function.sig.inputs.len());
         let mut parameters = Vec::new();
@@ -75,11 +83,33 @@ impl Task {
         }
         let result = result_of(&function.sig);
         refusals.of_result(&result);
+        let refusals = match has_a_type(&function.sig) {
+            true => refusals,
+            false => refusals.none_or(Refusals::default())?,
+        };
 
         let (attributes, of_function) = function.attrs.drain(..).partition(belongs_to_constant);
         function.attrs = of_function;
         let visibility = std::mem::replace(&mut function.vis, Visibility::Inherited);
-        refusals.none_or(Task { attributes, visibility, function, parameters, result })
+        Ok((Task { attributes, visibility, function, parameters, result }, refusals))
+    }
+
+    /// What is there instead of a task that was refused, so that those who call and spawn it are not refused, too.
+    fn stand_in(&self) -> TokenStream {
+        let Task { attributes, visibility, function, parameters, result } = self;
+        let name = &function.sig.ident;
+        let args = as_one(&parameters.iter().map(|ty| quote!(#ty)).collect::<Vec<_>>());
+        let pointer = match function.sig.asyncness {
+            None => quote!(fn(#(#parameters),*) -> #result),
+            Some(_) => quote!(fn(#(#parameters),*) -> ::hatchery::__private::BoxFuture<#result>),
+        };
+        let ignored = parameters.iter().map(|_| quote!(_));
+        quote! {
+            #(#attributes)*
+            #[allow(dead_code, non_upper_case_globals, reason = "it would be a task, but for the error")]
+            #visibility const #name: ::hatchery::Task<#args, #result, #pointer> =
+                ::hatchery::Task::refused((|#(#ignored),*| ::core::unreachable!()) as #pointer);
+        }
     }
 
     fn constant(&self) -> TokenStream {
@@ -87,6 +117,7 @@ impl Task {
         let name = &function.sig.ident;
         let full_name = name.unraw().to_string();
         let args = as_one(&parameters.iter().map(|ty| quote!(#ty)).collect::<Vec<_>>());
+        let must_travel = self.must_travel();
         let (pointer, callable, run) = self.entry_points();
         let encode = self.encode(&args);
         let decode = self.decode();
@@ -103,6 +134,7 @@ impl Task {
                     reason = "what comes from another process is owned, and a task may be async for its callers' sake"
                 )]
                 #function
+                #must_travel
                 #run
                 #encode
                 #decode
@@ -144,7 +176,7 @@ impl Task {
         let value = if is_bytes(result) {
             quote!(&::hatchery::__private::ByteSlice(&__result))
         } else {
-            quote_spanned!(shown_at(result.span())=> &__result)
+            quote!(&__result)
         };
         let (callable, wait) = if function.sig.asyncness.is_some() {
             (quote!(__boxed), quote!(.await))
@@ -153,14 +185,23 @@ impl Task {
         };
         // The encoded arguments may be large: they are gone before the task runs.
         let body = quote! {
-            let __args = ::hatchery::__private::TaskOutcome::args::<#encoded>(&__body);
+            let __args = {
+                use ::hatchery::__private::{CannotDecode as _, Decodes as _};
+                (&::hatchery::__private::Decoding::<#encoded>::new()).decoded(&__body)
+            };
             ::core::mem::drop(__body);
             match __args {
                 ::core::result::Result::Ok(#pattern) => {
                     let __result = #callable(#(#passed),*) #wait;
-                    ::hatchery::__private::TaskOutcome::value(#value, #failed)
+                    let __encoded = {
+                        use ::hatchery::__private::{CannotEncode as _, Encodes as _};
+                        (&::hatchery::__private::Encoding(#value)).encoded()
+                    };
+                    ::hatchery::__private::TaskOutcome::value(__encoded, #failed)
                 }
-                ::core::result::Result::Err(__outcome) => __outcome,
+                ::core::result::Result::Err(__error) => {
+                    ::hatchery::__private::TaskOutcome::undecodable(&__error)
+                }
             }
         };
         if function.sig.asyncness.is_none() {
@@ -188,33 +229,41 @@ impl Task {
         (quote!(fn(#(#parameters),*) -> ::hatchery::__private::BoxFuture<#result>), callable, run)
     }
 
+    /// Says of each type that it must travel, where it is written.
+    fn must_travel(&self) -> TokenStream {
+        let types = self.parameters.iter().chain([&self.result]).filter(|ty| !is_bytes(ty));
+        types
+            .map(|ty| {
+                quote_spanned! {shown_at(ty.span())=>
+                    const _: fn() = ::hatchery::__private::must_travel::<#ty>;
+                }
+            })
+            .collect()
+    }
+
     /// The caller's half of the arguments: `Vec<u8>` leaves as a byte string.
     fn encode(&self, args: &TokenStream) -> TokenStream {
-        let place = match &*self.parameters {
-            [ty] => shown_at(ty.span()),
-            _ => shown_at(self.function.sig.ident.span()),
-        };
         let value = match &*self.parameters {
-            [ty] if is_bytes(ty) => quote_spanned!(place=> &::hatchery::__private::ByteSlice(__args)),
+            [ty] if is_bytes(ty) => quote!(&::hatchery::__private::ByteSlice(__args)),
             many if many.len() > 1 && many.iter().any(is_bytes) => {
                 let fields = many.iter().enumerate().map(|(index, ty)| {
                     let index = syn::Index::from(index);
                     if is_bytes(ty) {
-                        quote_spanned!(place=> ::hatchery::__private::ByteSlice(&__args.#index))
+                        quote!(::hatchery::__private::ByteSlice(&__args.#index))
                     } else {
-                        quote_spanned!(place=> &__args.#index)
+                        quote!(&__args.#index)
                     }
                 });
-                quote_spanned!(place=> &(#(#fields),*))
+                quote!(&(#(#fields),*))
             }
-            _ => quote_spanned!(place=> __args),
+            _ => quote!(__args),
         };
-        let call = quote_spanned!(place=> ::hatchery::__private::encode(#value));
         quote! {
             fn __encode(
                 __args: &#args,
             ) -> ::core::result::Result<::hatchery::__private::Body, ::hatchery::__private::EncodeError> {
-                #call
+                use ::hatchery::__private::{CannotEncode as _, Encodes as _};
+                (&::hatchery::__private::Encoding(#value)).encoded()
             }
         }
     }
@@ -222,24 +271,50 @@ impl Task {
     /// The caller's half of the result.
     fn decode(&self) -> TokenStream {
         let result = &self.result;
-        let call = if is_bytes(result) {
-            quote! {
-                ::core::result::Result::map(
-                    ::hatchery::__private::decode::<::hatchery::__private::ByteVec>(__body),
-                    |__bytes| __bytes.0,
-                )
-            }
+        let decoded = if is_bytes(result) {
+            quote!(::hatchery::__private::decode_bytes(__body))
         } else {
-            quote_spanned!(shown_at(result.span())=> ::hatchery::__private::decode::<#result>(__body))
+            quote! {
+                use ::hatchery::__private::{CannotDecode as _, Decodes as _};
+                (&::hatchery::__private::Decoding::<#result>::new()).decoded(__body)
+            }
         };
         quote! {
             fn __decode(
                 __body: &::hatchery::__private::Body,
             ) -> ::core::result::Result<#result, ::hatchery::__private::DecodeError> {
-                #call
+                #decoded
             }
         }
     }
+}
+
+/// Whether the function has a type that can be written for a constant: neither generic, nor with a `self`, nor with
+/// types that stand for others.
+fn has_a_type(signature: &Signature) -> bool {
+    let types = signature.inputs.iter().map(|input| match input {
+        FnArg::Receiver(_) => None,
+        FnArg::Typed(parameter) => Some(parameter.ty.to_token_stream()),
+    });
+    let result = std::iter::once(Some(signature.output.to_token_stream()));
+    signature.generics.params.is_empty()
+        && signature.variadic.is_none()
+        && types.chain(result).all(|ty| ty.is_some_and(|ty| !has_stand_ins(ty)))
+}
+
+/// Whether `impl Trait`, `!` or `Self` is among these tokens.
+fn has_stand_ins(tokens: TokenStream) -> bool {
+    let mut after_arrow = false;
+    tokens.into_iter().any(|token| match token {
+        TokenTree::Ident(word) => word == "impl" || word == "Self",
+        TokenTree::Group(group) => has_stand_ins(group.stream()),
+        TokenTree::Punct(punct) => {
+            let found = after_arrow && punct.as_char() == '!';
+            after_arrow = punct.as_char() == '>';
+            found
+        }
+        TokenTree::Literal(_) => false,
+    })
 }
 
 /// Documentation, conditions and lint levels go to the constant (and reach the function in it); `#[inline]`,
@@ -261,14 +336,16 @@ fn belongs_to_constant(attribute: &Attribute) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::travel::{assert_contains, file_without_spaces, messages_of, tokens};
+    use crate::travel::{assert_contains, file_without_spaces, messages_of, tokens, without_spaces};
 
     fn expanded(item: &str) -> String {
         file_without_spaces(expand(TokenStream::new(), tokens(item)))
     }
 
     fn refusal(item: &str) -> String {
-        messages_of(Task::read(&TokenStream::new(), tokens(item)))
+        messages_of(
+            Task::read(&TokenStream::new(), tokens(item)).and_then(|(_, refusals)| refusals.none_or(())),
+        )
     }
 
     #[test]
@@ -312,11 +389,11 @@ mod tests {
     #[test]
     fn byte_vectors_travel_as_byte_strings() {
         let text = expanded("fn shrink(side: u32, image: Vec<u8>) -> Vec<u8> { image }");
-        assert_contains(&text, "args::<(u32, ::hatchery::__private::ByteVec)>");
-        assert_contains(&text, "encode(&(&__args.0, ::hatchery::__private::ByteSlice(&__args.1)))");
+        assert_contains(&text, "Decoding::<(u32, ::hatchery::__private::ByteVec)>");
+        assert_contains(&text, "Encoding(&(&__args.0, ::hatchery::__private::ByteSlice(&__args.1)))");
         assert_contains(&text, "shrink(__arg0, __arg1.0)");
-        assert_contains(&text, "value(&::hatchery::__private::ByteSlice(&__result), false)");
-        assert_contains(&text, "decode::<::hatchery::__private::ByteVec>");
+        assert_contains(&text, "Encoding(&::hatchery::__private::ByteSlice(&__result))");
+        assert_contains(&text, "decode_bytes(__body)");
         assert_contains(&expanded("fn len(image: Vec<u8>) -> usize { 0 }"), "ByteSlice(__args)");
         assert!(!expanded("fn f(x: u8) -> Result<Vec<u8>, String> { g(x) }").contains("Byte"));
     }
@@ -380,6 +457,36 @@ mod tests {
         let text = expand(TokenStream::new(), tokens(item)).to_string();
         assert_eq!(text.matches("compile_error").count(), 2, "{text}");
         assert!(text.ends_with(&tokens(item).to_string()), "{text}");
+    }
+
+    #[test]
+    fn a_stand_in_has_the_type_of_the_task_that_was_refused() {
+        let text =
+            expand(TokenStream::new(), tokens("pub async fn f(x: &str, y: u8) -> u8 { y }")).to_string();
+        assert_eq!(text.matches("compile_error").count(), 1, "{text}");
+        assert_contains(
+            &without_spaces(&text),
+            "pub const f: ::hatchery::Task<
+                (&str, u8), u8, fn(&str, u8) -> ::hatchery::__private::BoxFuture<u8>
+            > = ::hatchery::Task::refused((|_, _|",
+        );
+        for item in [
+            "fn f(x: impl Display) {}",
+            "fn f() -> ! { loop {} }",
+            "fn f(&self) {}",
+            "fn f(x: Box<Self>, y: &u8) {}",
+        ] {
+            let text = expand(TokenStream::new(), tokens(item)).to_string();
+            assert!(text.ends_with(&tokens(item).to_string()), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_type_must_travel() {
+        let text = expanded("fn f(x: Order, y: Vec<u8>) -> Receipt { g() }");
+        assert_eq!(text.matches("must_travel::<").count(), 2, "{text}");
+        assert_contains(&text, "must_travel::<Order>;");
+        assert_contains(&text, "must_travel::<Receipt>;");
     }
 
     #[test]

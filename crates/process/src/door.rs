@@ -56,11 +56,11 @@ pub struct Door {
     flavor: Flavor,
     worker_threads: Option<usize>,
     thread_keep_alive: Option<Duration>,
-    each: Vec<Box<dyn FnOnce()>>,
+    pub(crate) each: Vec<Box<dyn FnOnce()>>,
     config: Option<Result<Body, EncodeError>>,
     orderly_signals: bool,
-    logs: Logs,
-    worker_env_only: Option<BTreeSet<OsString>>,
+    pub(crate) logs: Logs,
+    pub(crate) worker_env_only: Option<BTreeSet<OsString>>,
 }
 
 /// A program about to go through the door.
@@ -131,10 +131,22 @@ impl Door {
     /// comes on top, and its `env_only` takes the place of this list. It holds for workers of workers as well.
     ///
     /// Nothing is added for comfort: a worker that needs `PATH`, `LD_LIBRARY_PATH`, `HOME` or `RUST_BACKTRACE` gets
-    /// them if they are named.
+    /// them if they are named. Only rustdoc's own `RUSTDOC_DOCTEST_*` stay, by which a doc test knows itself.
     pub fn worker_env_only<N: Into<OsString>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.worker_env_only = Some(names.into_iter().map(Into::into).collect());
         self
+    }
+
+    /// What was given to `worker_config`, or why it cannot be given to workers.
+    pub(crate) fn take_config(&mut self) -> Result<Body, String> {
+        let config = self.config.take().transpose();
+        let config = config.map_err(|error| format!("the worker_config cannot be encoded: {error}"))?;
+        let config = config.unwrap_or_default();
+        if config.len() > LARGEST_CONFIG {
+            let bytes = config.len();
+            return Err(format!("the worker_config has {bytes} bytes, over the limit of {LARGEST_CONFIG}"));
+        }
+        Ok(config)
     }
 
     /// Goes through the door. In a worker this does what the worker is for and exits. In the root it runs `main` and
@@ -152,16 +164,7 @@ impl Door {
         }
         panics::note_places();
         os::heed_sigchld();
-        let config = match door.config.take().transpose() {
-            Ok(config) => config.unwrap_or_default(),
-            Err(error) => refuse(&format!("the worker_config cannot be encoded: {error}")),
-        };
-        if config.len() > LARGEST_CONFIG {
-            refuse(&format!(
-                "the worker_config has {} bytes, over the limit of {LARGEST_CONFIG}",
-                config.len()
-            ));
-        }
+        let config = door.take_config().unwrap_or_else(|why| refuse(&why));
         for f in std::mem::take(&mut door.each) {
             f();
         }
@@ -193,6 +196,10 @@ fn refuse(why: &str) -> ! {
 }
 
 /// What a `main` may return: nothing, or a `Result` of nothing whose error can be shown.
+#[diagnostic::on_unimplemented(
+    message = "a main or a test of hatchery cannot return `{Self}`",
+    label = "write `-> hatchery::Result<()>`, or no result at all"
+)]
 pub trait Outcome {
     /// Whether it is a success; a failure is printed.
     fn succeeded(&self) -> bool;
@@ -233,11 +240,11 @@ pub(crate) fn runtime(
     builder.enable_all().on_thread_start(move || program.enter()).build()
 }
 
-/// Runs a root's (or a test's) main, and leaves in order. Gives whether it succeeded; a failure has been printed.
+/// Runs a root's main, and leaves in order, as the end of a test does in its way. Gives whether it succeeded; a failure has been printed.
 ///
 /// # Errors
 /// The panic of main.
-pub(crate) fn be_root<F, Fut>(
+fn be_root<F, Fut>(
     program: &Arc<Program>,
     runtime: Runtime,
     main: F,

@@ -98,21 +98,36 @@ pub(crate) struct LastWords {
 pub(crate) enum Frame {
     Invitation(Invitation, Vec<OwnedFd>),
     Shutdown,
+    /// Down: asks for a sign of life.
+    Ping(u64),
+    /// Down: nothing new shall begin.
+    Suspend(u64),
+    /// Down: go on.
+    Resume,
     /// Down: which events are wanted from now on, as directives.
     LogFilter(Arc<str>),
     Hello(Hello),
     Ready,
     StartFailed(Error),
     LastWords(LastWords),
+    /// Up: the answer to the ping of this number.
+    Pong(u64),
+    /// Up: since the suspension of this number nothing has begun.
+    Suspended(u64),
 }
 
 const INVITATION: u8 = 0;
 const SHUTDOWN: u8 = 1;
+const PING: u8 = 2;
+const SUSPEND: u8 = 3;
+const RESUME: u8 = 4;
 const LOG_FILTER: u8 = 5;
 const HELLO: u8 = 16;
 const READY: u8 = 17;
 const START_FAILED: u8 = 18;
 const LAST_WORDS: u8 = 19;
+const PONG: u8 = 20;
+const SUSPENDED: u8 = 21;
 
 /// Long texts are cut so that a frame of the link stays below its limit.
 const LONGEST_TEXT: usize = 16 * 1024;
@@ -125,6 +140,9 @@ impl Frame {
         let (kind, body, fds) = match self {
             Frame::Invitation(invitation, fds) => (INVITATION, body(&invitation)?, fds),
             Frame::Shutdown => (SHUTDOWN, Body::default(), Vec::new()),
+            Frame::Ping(number) => (PING, body(&number)?, Vec::new()),
+            Frame::Suspend(number) => (SUSPEND, body(&number)?, Vec::new()),
+            Frame::Resume => (RESUME, Body::default(), Vec::new()),
             Frame::LogFilter(directives) => (LOG_FILTER, body(&*directives)?, Vec::new()),
             Frame::Hello(hello) => (HELLO, body(&hello)?, Vec::new()),
             Frame::Ready => (READY, Body::default(), Vec::new()),
@@ -142,6 +160,8 @@ impl Frame {
                 words.reason = words.reason.map(cut);
                 (LAST_WORDS, body(&words)?, Vec::new())
             }
+            Frame::Pong(number) => (PONG, body(&number)?, Vec::new()),
+            Frame::Suspended(number) => (SUSPENDED, body(&number)?, Vec::new()),
         };
         Ok(LinkFrame { kind, body: body.to_bytes(), fds })
     }
@@ -156,6 +176,11 @@ impl Frame {
             Frame::Ready => "Ready",
             Frame::StartFailed(_) => "StartFailed",
             Frame::LastWords(_) => "LastWords",
+            Frame::Ping(_) => "Ping",
+            Frame::Suspend(_) => "Suspend",
+            Frame::Resume => "Resume",
+            Frame::Pong(_) => "Pong",
+            Frame::Suspended(_) => "Suspended",
         }
     }
 
@@ -171,11 +196,16 @@ impl Frame {
         Ok(match kind {
             INVITATION => Frame::Invitation(body(&bytes)?, fds),
             SHUTDOWN => Frame::Shutdown,
+            PING => Frame::Ping(body(&bytes)?),
+            SUSPEND => Frame::Suspend(body(&bytes)?),
+            RESUME => Frame::Resume,
             LOG_FILTER => Frame::LogFilter(body::<String>(&bytes)?.into()),
             HELLO => Frame::Hello(body(&bytes)?),
             READY => Frame::Ready,
             START_FAILED => Frame::StartFailed(body(&bytes)?),
             LAST_WORDS => Frame::LastWords(body(&bytes)?),
+            PONG => Frame::Pong(body(&bytes)?),
+            SUSPENDED => Frame::Suspended(body(&bytes)?),
             other => return Err(format!("unknown kind of link frame: {other}")),
         })
     }

@@ -25,11 +25,11 @@ use crate::frames::{Frame, Invitation, LastWords, What};
 use crate::program::Program;
 use crate::registry;
 use crate::task::{TaskEntry, TaskOutcome, TaskRun};
-use crate::warden::Warden;
+use crate::warden::{Warden, Wish};
 use crate::worker::TENANT;
 
 /// Exit code after a panic, as Rust's own.
-const PANICKED: i32 = 101;
+pub(crate) const PANICKED: i32 = 101;
 /// Exit code of a worker that could not do what a worker does (`EX_SOFTWARE`).
 pub(crate) const BROKEN: i32 = 70;
 
@@ -95,8 +95,12 @@ fn runtime(program: &Arc<Program>) -> std::io::Result<Runtime> {
 pub(crate) fn host_actor<A: Actor>(inside: Inside) -> Ended {
     let Inside { invitation, channel, warden, program } = inside;
     let mailbox = Mailbox::new();
-    let to_stop = mailbox.clone();
-    warden.on_shutdown(Box::new(move || to_stop.stop()));
+    let controlled = mailbox.clone();
+    warden.on_wish(Box::new(move |wish| match wish {
+        Wish::Stop => controlled.stop(),
+        Wish::Suspend => controlled.suspend(),
+        Wish::Resume => controlled.resume(),
+    }));
     let runtime = match runtime(&program) {
         Ok(runtime) => runtime,
         Err(error) => return Ended::broken(format!("no runtime: {error}")),

@@ -1,9 +1,10 @@
 //! Starting one worker process, and caring for it until its end.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -13,10 +14,12 @@ use std::time::Duration;
 use hatchery_actor::child::{Ended, Presence, ended as wait};
 use hatchery_actor::exit::{Exit, Status};
 use hatchery_actor::fault::Fault;
+use hatchery_actor::heartbeat::Heartbeat;
 use hatchery_actor::output::Output;
 use hatchery_actor::panics;
 use hatchery_actor::settings::Settings;
 use hatchery_wire::LinkSocket;
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -50,6 +53,7 @@ pub(crate) struct Launch {
     pub(crate) settings: Arc<Settings>,
     /// Held until the process has been reaped.
     pub(crate) presence: Option<Presence>,
+    pub(crate) heartbeat: Heartbeat,
 }
 
 /// A worker process that has been started.
@@ -118,7 +122,21 @@ pub(crate) async fn late(ward: &Ward, ended: Ended, what: String) -> Fault {
 }
 
 fn cannot(what: &str, error: &io::Error) -> Fault {
-    Fault::StartFailed(format!("cannot {what}: {error}"))
+    let hint = error.raw_os_error().map(Errno::from_raw_os_error).map_or("", which_limit);
+    Fault::StartFailed(format!("cannot {what}: {error}{hint}"))
+}
+
+/// The system's words name neither the limit nor where it is set.
+fn which_limit(error: Errno) -> &'static str {
+    match error {
+        Errno::MFILE => "; this process has as many open files as its limit allows (`ulimit -n`)",
+        Errno::NFILE => "; the whole system has as many open files as it allows (`fs.file-max`)",
+        Errno::AGAIN => {
+            "; there are as many processes and threads as the limit of this user (`ulimit -u`), of a cgroup \
+             (`pids.max`) or of the system allows"
+        }
+        _ => "",
+    }
 }
 
 /// The fault of a start that ended early.
@@ -207,6 +225,7 @@ fn spawn(
         program.logs.adopt(read, &launch.path, sink);
     }
     let resources = launch.settings.resources.clone();
+    let heartbeat = launch.heartbeat;
     let outputs = Outputs::new(&launch.settings, &launch.path);
     warden.adopt(Adoption {
         ward: ward.clone(),
@@ -216,6 +235,7 @@ fn spawn(
         printer,
         presence,
         resources,
+        heartbeat,
         outputs,
         logs,
     });
@@ -226,6 +246,8 @@ fn spawn(
 fn dress(command: &mut Command, settings: &Settings, all: Option<&BTreeSet<OsString>>) {
     if let Some(names) = settings.env_only.as_ref().or(all) {
         command.env_clear();
+        // A doc test that rustdoc merged with others knows by these variables which one it is.
+        command.envs(std::env::vars_os().filter(|(name, _)| is_of_doc_tests(name)));
         command.envs(names.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
     }
     for (name, value) in &settings.env {
@@ -237,6 +259,10 @@ fn dress(command: &mut Command, settings: &Settings, all: Option<&BTreeSet<OsStr
     if let Some(dir) = &settings.current_dir {
         command.current_dir(dir);
     }
+}
+
+fn is_of_doc_tests(name: &OsStr) -> bool {
+    name.as_bytes().starts_with(b"RUSTDOC_DOCTEST_")
 }
 
 /// What `ps` shows: the program and the place of the worker in its tree.
@@ -282,7 +308,8 @@ pub(crate) fn live<D: Desk + Unpin>(
         .map_err(|error| cannot("use the channel of the worker", &error))?;
     unless_living.forget();
     let (sender, receiver) = watch::channel(None);
-    program.children.lock().unwrap_or_else(PoisonError::into_inner).insert(ward.id, active);
+    let child = (active, ward.clone());
+    program.children.lock().unwrap_or_else(PoisonError::into_inner).insert(ward.id, child);
     let mut end = End { ward: ward.clone(), program, at_end: Some(at_end), sender, exit: None };
     tokio::spawn(async move {
         tokio::select! {

@@ -19,6 +19,7 @@ pub mod program;
 mod spawner;
 mod outputs;
 mod ward;
+mod heartbeat;
 mod pipe;
 mod watched;
 mod warden;

@@ -17,6 +17,31 @@ pub(crate) fn heed_sigchld() {
     }
 }
 
+/// Holds a process of ours as a debugger does, and gives what is seen meanwhile.
+#[cfg(test)]
+pub(crate) fn trace<T>(pid: rustix::process::Pid, look: impl FnOnce() -> T) -> std::io::Result<T> {
+    let pid = pid.as_raw_nonzero().get();
+    let call = |request| {
+        let none = std::ptr::null_mut::<libc::c_void>();
+        // SAFETY: neither of these requests reads or writes memory, be it here or there.
+        match unsafe { libc::ptrace(request, pid, none, none) } {
+            -1 => Err(std::io::Error::last_os_error()),
+            _ => Ok(()),
+        }
+    };
+    call(libc::PTRACE_SEIZE)?;
+    let seen = look();
+    // It can be let go of only where it stands still.
+    call(libc::PTRACE_INTERRUPT)?;
+    let mut status = 0;
+    // SAFETY: the status points to room for one.
+    if unsafe { libc::waitpid(pid, &raw mut status, libc::__WALL) } != pid {
+        return Err(std::io::Error::last_os_error());
+    }
+    call(libc::PTRACE_DETACH)?;
+    Ok(seen)
+}
+
 /// Sets every signal back to its default and blocks none.
 ///
 /// A launcher that ignores signals (`nohup`, many test harnesses) hands that down through every exec; a worker that

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use crate::printer::Stream;
 
-/// A line longer than this is cut in two.
+/// A line longer than this is cut.
 const LONGEST_LINE: usize = 8 * 1024;
 
 /// One end of what a child writes, gathered into lines.
@@ -31,12 +31,18 @@ impl Pipe {
                     return false;
                 }
                 Ok(n) => {
-                    for piece in buffer[..n].split_inclusive(|byte| *byte == b'\n') {
+                    let mut left = &buffer[..n];
+                    while !left.is_empty() {
+                        // No more than the line has room for: what waits to be printed is bounded by its lines.
+                        let room = left.len().min(LONGEST_LINE - self.partial.len());
+                        let end = left[..room].iter().position(|byte| *byte == b'\n');
+                        let (piece, rest) = left.split_at(end.map_or(room, |end| end + 1));
                         self.partial.extend_from_slice(piece);
-                        if self.partial.ends_with(b"\n") || self.partial.len() >= LONGEST_LINE {
+                        if end.is_some() || self.partial.len() == LONGEST_LINE {
                             line(self.stream, &self.partial);
                             self.partial.clear();
                         }
+                        left = rest;
                     }
                 }
                 Err(rustix::io::Errno::INTR) => {}
@@ -54,5 +60,38 @@ impl Pipe {
             line(self.stream, &self.partial);
             self.partial.clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_come_whole_and_long_ones_in_pieces_of_8_kib() {
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let mut pipe = Pipe::new(read, Stream::Err);
+        let writer = std::thread::spawn(move || {
+            let mut text = b"one\n\ntwo\n".to_vec();
+            text.extend([b'x'; 3 * LONGEST_LINE - 1]);
+            text.extend(b"\n");
+            text.extend([b'y'; LONGEST_LINE + 1]);
+            let mut left = &text[..];
+            while !left.is_empty() {
+                let n = rustix::io::write(&write, left).unwrap();
+                left = &left[n..];
+            }
+        });
+        let mut lines = Vec::new();
+        while pipe.drain(1, |_, line| lines.push(line.to_vec())) {
+            let mut fds = [rustix::event::PollFd::new(&pipe.fd, rustix::event::PollFlags::IN)];
+            let _ = rustix::event::poll(&mut fds, None);
+        }
+        writer.join().unwrap();
+        let lengths: Vec<_> = lines.iter().map(Vec::len).collect();
+        let whole = LONGEST_LINE;
+        assert_eq!(lengths, [4, 1, 4, whole, whole, whole, whole, 2]);
+        assert!(lines[5].ends_with(b"x\n") && lines[6].iter().all(|byte| *byte == b'y'));
+        assert_eq!(lines[7], b"y\n");
     }
 }

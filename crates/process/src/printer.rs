@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// Lines that may wait to be printed; what comes beyond is dropped and counted.
+/// Lines that may wait to be printed, 8 KiB each at most; what comes beyond is dropped and counted.
 const BACKLOG: usize = 4096;
 
 /// Where a line came from, and so where it goes.
@@ -81,16 +81,21 @@ impl Printer {
 
 fn print(mode: Mode, jobs: &Receiver<Job>, dropped: &AtomicU64) {
     while let Ok(job) = jobs.recv() {
+        let mut done = None;
         match job {
             // Nobody can be told that stdout or stderr is gone.
             Job::Line(stream, line) => drop(write(mode, stream, &line)),
-            Job::Flush(done) => drop(done.try_send(())),
+            Job::Flush(flushed) => done = Some(flushed),
         }
         let lost = dropped.swap(0, Ordering::Relaxed);
         if lost > 0 {
             let note =
                 format!("[hatchery: {lost} lines of workers' output dropped, the reader is too slow]\n");
             drop(write(mode, Stream::Err, note.as_bytes()));
+        }
+        // Only now: whoever waits for this may end the program, and the loss has to be said before.
+        if let Some(done) = done {
+            let _ = done.try_send(());
         }
     }
 }

@@ -8,6 +8,7 @@ use hatchery_actor::ask::deadline;
 use hatchery_actor::child::{BoxFuture, Ended, ended as wait};
 use hatchery_actor::exit::{Exit, Panic};
 use hatchery_actor::fault::Fault;
+use hatchery_actor::heartbeat::Heartbeat;
 use hatchery_actor::outlet::measure;
 use hatchery_actor::predicates;
 use hatchery_actor::root::{Residence, Resident, check_segment};
@@ -57,6 +58,7 @@ pub struct Builder<R> {
     kill_on_drop: bool,
     start_timeout: Duration,
     settings: Settings,
+    heartbeat: Heartbeat,
 }
 
 impl Process<()> {
@@ -69,12 +71,21 @@ impl Process<()> {
     ///
     /// # Cancel safety
     /// Dropping the future ends what it started.
-    pub async fn spawn<T: Runs>(task: T, args: T::Args) -> Result<Process<T::Output>, ProcessError> {
-        Self::builder(task, args).spawn().await
+    // The compiler says of a closure or a plain function that it is no task: once, and not again for every type that
+    // hangs on it. That takes parameters of their own for these types, and a future whose type has no bounds.
+    pub fn spawn<T, A, R>(task: T, args: A) -> BoxFuture<Result<Process<R>, ProcessError>>
+    where
+        T: Runs<Args = A, Output = R>,
+        R: 'static,
+    {
+        Box::pin(Self::builder(task, args).spawn())
     }
 
     /// Says more about the process before it starts.
-    pub fn builder<T: Runs>(task: T, args: T::Args) -> Builder<T::Output> {
+    pub fn builder<T, A, R>(task: T, args: A) -> Builder<R>
+    where
+        T: Runs<Args = A, Output = R>,
+    {
         Builder {
             entry: task.entry(),
             args: task.encode_args(&args),
@@ -84,6 +95,7 @@ impl Process<()> {
             kill_on_drop: false,
             start_timeout: START_TIMEOUT,
             settings: Settings::default(),
+            heartbeat: Heartbeat::default(),
         }
     }
 }
@@ -114,12 +126,17 @@ impl<R> Builder<R> {
     }
 
     settings!();
+    /// How a process that stands still as a whole is noticed; see [`Heartbeat`].
+    pub fn heartbeat(mut self, heartbeat: Heartbeat) -> Self {
+        self.heartbeat = heartbeat;
+        self
+    }
 
     /// Starts it; see [`Process::spawn`].
     ///
     /// # Errors
-    /// As [`Process::spawn`]; also a name that is taken, and a setting that is impossible or that the new process
-    /// could not set for itself.
+    /// As [`Process::spawn`]; also a name that is taken, a heartbeat that contradicts itself, and a setting that is
+    /// impossible or that the new process could not set for itself.
     pub async fn spawn(self) -> Result<Process<R>, ProcessError> {
         let short = self.entry.name.rsplit("::").next().unwrap_or(self.entry.name).to_owned();
         let shown = self.name.clone().unwrap_or_else(|| short.clone());
@@ -128,6 +145,7 @@ impl<R> Builder<R> {
 
     async fn try_spawn(self, short: String) -> Result<Process<R>, Fault> {
         let program = Program::current()?;
+        self.heartbeat.check()?;
         registry::task(self.entry.name, &self.entry.place.to_string())?;
         self.settings.check(launch::INVITED_BY)?;
         let args = self.args.map_err(|error| Fault::NotSent(error.to_string()))?;
@@ -155,6 +173,7 @@ impl<R> Builder<R> {
             what: What::Task { name: self.entry.name.to_owned(), place: self.entry.place.to_string() },
             settings: Arc::new(self.settings),
             presence: None,
+            heartbeat: self.heartbeat,
         };
         let launched = launch(&program, order).await?;
         let ward = launched.ward.clone();
@@ -259,7 +278,7 @@ impl<R> Process<R> {
     /// The system refuses.
     pub fn terminate(&self) -> Result<(), ProcessError> {
         self.signal(Signal::TERM)?;
-        self.signal(Signal::CONT)
+        self.resume()
     }
 
     /// Sends SIGKILL. Nothing happens if it has ended.
@@ -278,12 +297,13 @@ impl<R> Process<R> {
         self.signal(Signal::INT)
     }
 
-    /// Sends SIGSTOP: it stands still, wherever it is, until [`resume`](Process::resume).
+    /// Sends SIGSTOP: it stands still, wherever it is, until [`resume`](Process::resume). Meanwhile no heartbeat is
+    /// expected of it. (One that somebody else stops is ended when its [`Heartbeat`] runs out of patience.)
     ///
     /// # Errors
     /// The system refuses.
     pub fn pause(&self) -> Result<(), ProcessError> {
-        self.signal(Signal::STOP)
+        self.sent(Signal::STOP, self.shared.ward.pause())
     }
 
     /// Sends SIGCONT: it goes on.
@@ -291,7 +311,12 @@ impl<R> Process<R> {
     /// # Errors
     /// The system refuses.
     pub fn resume(&self) -> Result<(), ProcessError> {
-        self.signal(Signal::CONT)
+        self.sent(Signal::CONT, self.shared.ward.go_on())
+    }
+
+    /// Whether it was paused from here and has not been told to go on.
+    pub fn is_paused(&self) -> bool {
+        self.is_alive() && self.shared.ward.is_paused()
     }
 
     /// The last lines that it has written to standard output so far, 1,000 at most and 256 KiB, if that is captured:
@@ -317,10 +342,11 @@ impl<R> Process<R> {
     }
 
     fn signal(&self, signal: Signal) -> Result<(), ProcessError> {
-        self.shared
-            .ward
-            .signal(signal)
-            .map_err(|error| self.error(Fault::Refused(format!("cannot send {signal:?} to it: {error}"))))
+        self.sent(signal, self.shared.ward.signal(signal))
+    }
+
+    fn sent(&self, signal: Signal, sent: std::io::Result<()>) -> Result<(), ProcessError> {
+        sent.map_err(|error| self.error(Fault::Refused(format!("cannot send {signal:?} to it: {error}"))))
     }
 
     fn error(&self, fault: Fault) -> ProcessError {
@@ -374,6 +400,7 @@ impl Resident for Shared {
     fn close(&self) -> BoxFuture<()> {
         let (ward, ended) = (self.ward.clone(), self.ended.clone());
         Box::pin(async move {
+            ward.note_stop();
             ward.terminate_group();
             if tokio::time::timeout(PATIENCE, wait(ended.clone())).await.is_err() {
                 ward.signal_group(Signal::KILL);

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 
 use crate::collector::Collector;
 use crate::printer::Printer;
+use crate::ward::Ward;
 
 /// Workers of workers of workers …: a program that gets this deep has run away.
 pub(crate) const DEEPEST: u8 = 16;
@@ -37,7 +38,7 @@ pub(crate) struct Program {
     pub(crate) env_only: Option<BTreeSet<OsString>>,
     pub(crate) printer: Arc<Printer>,
     pub(crate) logs: Collector,
-    pub(crate) children: Mutex<BTreeMap<u64, ActiveChild>>,
+    pub(crate) children: Mutex<BTreeMap<u64, (ActiveChild, Arc<Ward>)>>,
 }
 
 impl Program {
@@ -64,6 +65,11 @@ impl Program {
     pub(crate) fn enter(self: &Arc<Program>) {
         self.root.clone().enter();
         CURRENT.with_borrow_mut(|current| *current = Some(self.clone()));
+    }
+
+    /// The worker processes that this run has started from this process and that have not ended, oldest first.
+    pub(crate) fn living(&self) -> Vec<(ActiveChild, Arc<Ward>)> {
+        self.children.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
     /// Makes no run the one of this thread.
@@ -172,10 +178,15 @@ impl ActiveChild {
     }
 }
 
+impl std::fmt::Display for ActiveChild {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} (pid {})", self.path, self.pid)
+    }
+}
+
 /// The worker processes that this run has started from this process and that have not ended, oldest first. Outside
 /// of a program there are none.
 pub fn active_children() -> Vec<ActiveChild> {
     let Ok(program) = Program::current() else { return Vec::new() };
-    let children = program.children.lock().unwrap_or_else(PoisonError::into_inner);
-    children.values().cloned().collect()
+    program.living().into_iter().map(|(child, _)| child).collect()
 }

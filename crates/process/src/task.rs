@@ -6,9 +6,7 @@ use std::ops::Deref;
 use hatchery_actor::actor::Place;
 use hatchery_actor::child::BoxFuture;
 use hatchery_actor::fault::Fault;
-use hatchery_wire::{Body, DecodeError, EncodeError, decode, encode};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use hatchery_wire::{Body, DecodeError, EncodeError};
 
 /// What a registered task is to the process that runs it.
 #[derive(Debug)]
@@ -45,18 +43,14 @@ pub struct TaskOutcome {
 }
 
 impl TaskOutcome {
-    /// Decodes a task's arguments.
-    ///
-    /// # Errors
     /// The outcome of a task whose arguments cannot be decoded.
-    pub fn args<A: DeserializeOwned>(body: &Body) -> Result<A, TaskOutcome> {
-        decode(body)
-            .map_err(|error| TaskOutcome { result: Err(Fault::Undecodable(error.to_string())), failed: true })
+    pub fn undecodable(error: &DecodeError) -> TaskOutcome {
+        TaskOutcome { result: Err(Fault::Undecodable(error.to_string())), failed: true }
     }
 
-    /// The outcome of a task that returned; `failed` says that it returned an `Err`.
-    pub fn value<R: Serialize>(value: &R, failed: bool) -> TaskOutcome {
-        match encode(value) {
+    /// The outcome of a task that returned this, encoded; `failed` says that it was an `Err`.
+    pub fn value(encoded: Result<Body, EncodeError>, failed: bool) -> TaskOutcome {
+        match encoded {
             Ok(body) => TaskOutcome { result: Ok(body), failed },
             Err(error) => TaskOutcome { result: Err(Fault::BadAnswer(error.to_string())), failed: true },
         }
@@ -84,6 +78,13 @@ impl<A, R, F> Task<A, R, F> {
     ) -> Task<A, R, F> {
         Task { entry, call, encode, decode, types: PhantomData }
     }
+
+    /// Stands where `#[task]` refused a function, so that its callers are not refused as well; never runs.
+    #[doc(hidden)]
+    pub const fn refused(call: F) -> Task<A, R, F> {
+        static ENTRY: TaskEntry = TaskEntry::new("", Place::new("", 0, 0), TaskRun::Sync(|_| unreachable!()));
+        Task::new(&ENTRY, call, |_| unreachable!(), |_| unreachable!())
+    }
 }
 
 impl<A, R, F> Deref for Task<A, R, F> {
@@ -109,9 +110,8 @@ impl<A, R, F> std::fmt::Debug for Task<A, R, F> {
 /// What a process can run: a [`Task`].
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot run in another process",
-    label = "not a task",
-    note = "write `#[hatchery::task]` on a named function and give that; a closure or a plain function has no name \
-            that another process could find it by"
+    label = "write `#[hatchery::task]` on a named function, and give that",
+    note = "a closure or a plain function has no name that another process could find it by"
 )]
 pub trait Runs {
     /// What it takes: nothing, its one parameter, or the tuple of them.

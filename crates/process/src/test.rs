@@ -2,26 +2,50 @@
 //!
 //! The test function is an ordinary `#[test]` whose first act is the door. A worker is the same test binary, told to
 //! run exactly this one test; it comes through the harness to the same door and never goes further.
+//!
+//! A test ends as a `main` does. What is still there afterwards was left behind, and fails the test:
+//!
+//! - a worker that was asked to end and did not, for as long as the test's patience: one with `Shutdown::infinity()`,
+//!   or one that the kernel cannot kill
+//! - anything else that did not come to its end in that time
+//!
+//! Helper programs that a worker started are its own business, as they are at the end of a program, and what dies with
+//! its worker (workers of its own) is not waited for.
 
 use std::ffi::OsString;
 use std::future::Future;
-use std::sync::Arc;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use hatchery_actor::panics;
 use hatchery_actor::root::Root;
 
-use crate::collector::{Collector, Logs};
-use crate::door::{Flavor, Invited, Outcome, be_root, be_worker, runtime};
+use crate::collector::Collector;
+use crate::door::{Door, Flavor, Invited, Outcome, be_worker, runtime};
+use crate::inside::PANICKED;
 use crate::os;
 use crate::printer::{Mode, Printer};
 use crate::program::Program;
 
-/// The options of `#[hatchery::test]`, the same as tokio's.
+/// How long the end of a test may go on without anything ending. The default ladder of a stop ends a worker in 7 s.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long the kernel may take to end what was killed.
+const AFTER_KILL: Duration = Duration::from_secs(2);
+
+/// How often the end of a test looks at what is left.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// The options of `#[hatchery::test]`.
 #[must_use]
 #[derive(Clone, Copy, Debug)]
 pub struct TestOptions {
     flavor: Flavor,
     worker_threads: Option<usize>,
+    program: Option<fn() -> Door>,
+    patience: Duration,
+    should_panic: bool,
 }
 
 impl Default for TestOptions {
@@ -33,7 +57,13 @@ impl Default for TestOptions {
 impl TestOptions {
     /// One thread, as in `#[tokio::test]`.
     pub const fn new() -> TestOptions {
-        TestOptions { flavor: Flavor::CurrentThread, worker_threads: None }
+        TestOptions {
+            flavor: Flavor::CurrentThread,
+            worker_threads: None,
+            program: None,
+            patience: PATIENCE,
+            should_panic: false,
+        }
     }
 
     /// Which runtime.
@@ -47,10 +77,31 @@ impl TestOptions {
         self.worker_threads = Some(threads);
         self
     }
+
+    /// What `each_process`, `worker_config` and `hosts` the test and its workers have. The runtime is the test's own.
+    pub const fn program(mut self, program: fn() -> Door) -> TestOptions {
+        self.program = Some(program);
+        self
+    }
+
+    /// How long the end of the test may go on without anything ending; 30 s unless told otherwise.
+    pub const fn patience(mut self, patience: Duration) -> TestOptions {
+        self.patience = patience;
+        self
+    }
+
+    /// Whether the harness wants it to panic: then not to panic is what fails it.
+    pub const fn should_panic(mut self, should_panic: bool) -> TestOptions {
+        self.should_panic = should_panic;
+        self
+    }
 }
 
 /// Runs the body of a test, or the worker that this process turns out to be. `path` is the test's full path in the
 /// program, its crate first.
+///
+/// # Panics
+/// As the body does; also if it returned an error, or left something behind.
 pub fn test<F, Fut>(path: &str, options: TestOptions, body: F)
 where
     F: FnOnce() -> Fut,
@@ -64,30 +115,157 @@ where
             .into_iter()
             .map(OsString::from)
             .collect();
+    let program = || options.program.map(|program| program()).unwrap_or_default();
     if let Some(invited) = Invited::accept() {
-        be_worker(invited, Vec::new(), again, None);
+        // A worker never falls back into the harness. Its panic has been printed, and the parent shows that.
+        let door = panics::catch_call(program).unwrap_or_else(|_| std::process::exit(PANICKED));
+        be_worker(invited, door.each, again, door.worker_env_only);
     }
     panics::note_places();
     os::heed_sigchld();
+    let mut door = program();
+    let config = door.take_config().unwrap_or_else(|why| panic!("{why}"));
+    if let Some(program) = options.program {
+        once(program, std::mem::take(&mut door.each));
+    }
     let program = Arc::new(Program {
         root: Root::new(String::new()),
         depth: 0,
         again,
         capture_stdout: true,
-        config: Default::default(),
-        env_only: None,
+        config,
+        env_only: door.worker_env_only.take(),
         printer: Printer::new(Mode::Captured),
-        logs: Collector::new(Logs::Forward),
+        logs: Collector::new(door.logs),
         children: Default::default(),
     });
     let runtime = match runtime(options.flavor, options.worker_threads, None, &program) {
         Ok(runtime) => runtime,
         Err(error) => panic!("no runtime: {error}"),
     };
-    match be_root(&program, runtime, body, false) {
-        Ok(true) => {}
-        Ok(false) => panic!("the test returned an error"),
+    program.enter();
+    let (outcome, left) = runtime.block_on(async {
+        let outcome = panics::catch(async { body().await }).await;
+        let outcome = outcome.map(|outcome| outcome.succeeded());
+        if let Ok(true) = outcome {
+            linger(&program, name, options.patience).await;
+        }
+        (outcome, close(&program, options.patience).await)
+    });
+    program.logs.flush();
+    program.printer.flush();
+    runtime.shutdown_background();
+    Program::leave();
+
+    let failure = match outcome {
+        Ok(true) => None,
+        // It has been printed.
+        Ok(false) => Some("the test returned an error".to_owned()),
         // The panic itself was printed when it came; `should_panic` looks for its message.
-        Err(panic) => std::panic::resume_unwind(Box::new(panic.message)),
+        Err(panic) => Some(panic.message),
+    };
+    if let Some(left) = &left {
+        eprintln!("{left}");
+        if options.should_panic {
+            return;
+        }
+    }
+    if let Some(failure) = failure.or(left) {
+        // Everything has been said, so no panic hook is to say more.
+        std::panic::resume_unwind(Box::new(failure));
+    }
+}
+
+/// Does what `each_process` asks for, once in this process however many tests name the program.
+fn once(program: fn() -> Door, each: Vec<Box<dyn FnOnce()>>) {
+    static DONE: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+    // Tests of the same program wait for the first. Should it panic there, the next one tries again.
+    let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let program = program as usize;
+    if !done.contains(&program) {
+        each.into_iter().for_each(|f| f());
+        done.push(program);
+    }
+}
+
+/// Waits for processes that are no daemons, as the end of a program does; says so if that takes long.
+async fn linger(program: &Program, name: &str, patience: Duration) {
+    let mut lingering = pin!(program.root.linger());
+    if within(patience, &mut lingering).await.is_none() {
+        let waits: Vec<_> = program.living().into_iter().map(|(child, _)| child.to_string()).collect();
+        let note = format!(
+            "hatchery: the test {name} has returned, and waits for its processes: {}. \
+             End them, or build them with `daemon(true)`\n",
+            waits.join(", ")
+        );
+        // Past the harness's capture: whoever looks at a test that hangs is told here and now.
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), note.as_bytes());
+        lingering.await;
+    }
+}
+
+/// Stops everything in order, as the end of a program does. Gives what did not end by that, and kills it.
+async fn close(program: &Program, patience: Duration) -> Option<String> {
+    let mut left: Vec<String> = Vec::new();
+    let mut closing = pin!(program.root.close());
+    let mut living = program.living().len();
+    let mut since = Instant::now();
+    let closed = loop {
+        if within(LOOK, &mut closing).await.is_some() {
+            break true;
+        }
+        let still = program.living();
+        if still.len() != living {
+            (living, since) = (still.len(), Instant::now());
+        } else if since.elapsed() >= patience {
+            // What has not been asked yet still gets its turn.
+            let named = left.len();
+            for (child, ward) in still.iter().filter(|(_, ward)| ward.is_stopping()) {
+                let shown = child.to_string();
+                if !left.contains(&shown) {
+                    left.push(shown);
+                    ward.condemn("its test left it behind");
+                }
+            }
+            if left.len() == named {
+                break false;
+            }
+            since = Instant::now();
+        }
+    };
+    // A start that was under way is given up, which is no fault of the test's.
+    for (child, ward) in program.living() {
+        ward.condemn("the test is over");
+        let shown = child.to_string();
+        if within(AFTER_KILL, ward.exited()).await.is_none() && !left.contains(&shown) {
+            left.push(shown);
+        }
+    }
+    if !left.is_empty() {
+        return Some(format!(
+            "left behind by the test, and killed: {}. A worker ends when it is asked to, or is made to by its \
+             `Shutdown`; one that needs longer wants more `patience`",
+            left.join(", ")
+        ));
+    }
+    (!closed).then(|| {
+        format!(
+            "left behind by the test: something that did not stop within {patience:?} although it has no process, \
+             such as a local actor with `Shutdown::infinity()`"
+        )
+    })
+}
+
+/// What the future gives, if it does so within that time. The time is the machine's: a test may have paused tokio's.
+async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
+    let begun = Instant::now();
+    let mut future = pin!(future);
+    loop {
+        if let Ok(value) = tokio::time::timeout(limit.min(LOOK), &mut future).await {
+            return Some(value);
+        }
+        if begun.elapsed() >= limit {
+            return None;
+        }
     }
 }

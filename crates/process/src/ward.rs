@@ -2,7 +2,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use hatchery_actor::child::ended;
 use hatchery_actor::error::Error;
@@ -23,12 +24,27 @@ pub(crate) struct Ward {
     reaped: Mutex<bool>,
     /// Why this side ended it, if it did.
     condemned: Mutex<Option<String>>,
+    /// Whether it has been asked to end, in order or by a signal.
+    stopping: AtomicBool,
+    /// Whether it stands still by SIGSTOP because this side wants it to. Held while signalling, so that the word and
+    /// the signal always agree.
+    paused: Mutex<bool>,
+    suspension: Mutex<Suspension>,
     // How far it has come; each is set once, and apart from the others, so that nobody wakes up for nothing.
     hello: watch::Sender<bool>,
     start: watch::Sender<Option<Result<(), Error>>>,
     exit: watch::Sender<Option<Arc<Exit>>>,
     /// Its standard output, where that is captured.
     stdout: Mutex<Kept>,
+    /// The last suspension that it said it heeds.
+    suspended: watch::Sender<u64>,
+}
+
+/// Whether its mailbox shall begin nothing new. Held while telling it, so that the word and the frames always agree.
+#[derive(Default)]
+struct Suspension {
+    asked: u64,
+    on: bool,
 }
 
 impl Ward {
@@ -39,10 +55,14 @@ impl Ward {
             pidfd,
             reaped: Mutex::new(false),
             condemned: Mutex::new(None),
+            stopping: AtomicBool::new(false),
+            paused: Mutex::new(false),
+            suspension: Mutex::default(),
             hello: watch::Sender::new(false),
             start: watch::Sender::new(None),
             exit: watch::Sender::new(None),
             stdout: Mutex::default(),
+            suspended: watch::Sender::new(0),
         })
     }
 
@@ -105,6 +125,16 @@ impl Ward {
         self.condemned.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// It is about to be asked to end.
+    pub(crate) fn note_stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it has been asked to end.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
     /// Sets how its start went, once; false if that was known.
     pub(crate) fn set_started(&self, start: Result<(), Error>) -> bool {
         self.start.send_if_modified(|now| {
@@ -150,21 +180,119 @@ impl Ward {
         }
     }
 
-    /// Sends a signal to its process group, as long as that group is certainly its own.
-    pub(crate) fn signal_group(&self, signal: Signal) {
+    /// Sends a signal to its process group, as long as that group is certainly its own; whether it was.
+    pub(crate) fn signal_group(&self, signal: Signal) -> bool {
         let reaped = self.reaped();
         // Without a pidfd somebody else has reaped it, and its number may be anybody's.
-        if !*reaped && self.pidfd.is_some() && self.is_alive() {
+        let own = !*reaped && self.pidfd.is_some() && self.is_alive();
+        if own {
             // It can end here and stay a zombie: the pid is its own until `reaped` is set.
             let _ = kill_process_group(self.pid, signal);
         }
         drop(reaped);
+        own
     }
 
     /// Sends SIGTERM to its process group, and SIGCONT so that a paused one hears it.
     pub(crate) fn terminate_group(&self) {
         self.signal_group(Signal::TERM);
+        self.go_on_group();
+    }
+
+    fn paused(&self) -> MutexGuard<'_, bool> {
+        self.paused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has it stand still: SIGSTOP to the process alone.
+    pub(crate) fn pause(&self) -> io::Result<()> {
+        let mut paused = self.paused();
+        self.signal(Signal::STOP)?;
+        *paused = true;
+        Ok(())
+    }
+
+    /// The end of [`pause`](Ward::pause).
+    pub(crate) fn go_on(&self) -> io::Result<()> {
+        let mut paused = self.paused();
+        self.signal(Signal::CONT)?;
+        *paused = false;
+        Ok(())
+    }
+
+    /// Has it stand still: SIGSTOP to its group. False if it has ended.
+    pub(crate) fn pause_group(&self) -> bool {
+        let mut paused = self.paused();
+        *paused = self.signal_group(Signal::STOP);
+        *paused
+    }
+
+    /// The end of [`pause_group`](Ward::pause_group).
+    pub(crate) fn go_on_group(&self) {
+        let mut paused = self.paused();
         self.signal_group(Signal::CONT);
+        *paused = false;
+    }
+
+    /// Whether it stands still because this side wants it to.
+    pub(crate) fn is_paused(&self) -> bool {
+        *self.paused()
+    }
+
+    /// The same for the warden, which waits for nobody: while that changes, it counts as paused.
+    pub(crate) fn may_be_paused(&self) -> bool {
+        match self.paused.try_lock() {
+            Ok(paused) => *paused,
+            Err(TryLockError::Poisoned(paused)) => *paused.into_inner(),
+            Err(TryLockError::WouldBlock) => true,
+        }
+    }
+
+    fn suspension(&self) -> MutexGuard<'_, Suspension> {
+        self.suspension.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins a suspension of its mailbox; `tell` passes it on, and says whether it could. Gives the suspension's number.
+    pub(crate) fn suspend(&self, tell: impl FnOnce(u64) -> bool) -> Option<u64> {
+        let mut suspension = self.suspension();
+        suspension.asked += 1;
+        let told = tell(suspension.asked);
+        suspension.on |= told;
+        told.then_some(suspension.asked)
+    }
+
+    /// Ends the suspension of its mailbox, if there is one.
+    pub(crate) fn unsuspend(&self, tell: impl FnOnce() -> bool) -> bool {
+        let mut suspension = self.suspension();
+        suspension.on = suspension.on && !tell();
+        !suspension.on
+    }
+
+    /// Whether its mailbox is suspended, or about to be.
+    pub(crate) fn is_suspended(&self) -> bool {
+        self.suspension().on
+    }
+
+    /// It said that it heeds this suspension.
+    ///
+    /// # Errors
+    /// There never was such a suspension.
+    pub(crate) fn set_suspended(&self, number: u64) -> Result<(), String> {
+        let asked = self.suspension().asked;
+        if !(1..=asked).contains(&number) {
+            return Err(format!("it heeds suspension {number}, of {asked} that were asked for"));
+        }
+        self.suspended.send_if_modified(|heeded| number > std::mem::replace(heeded, number.max(*heeded)));
+        Ok(())
+    }
+
+    /// Resolves when it has said that it heeds this suspension (true) or has ended (false).
+    pub(crate) async fn heeds(&self, number: u64) -> bool {
+        let mut suspended = self.suspended.subscribe();
+        tokio::select! {
+            biased;
+            Ok(_) = suspended.wait_for(|heeded| *heeded >= number) => true,
+            _ = self.exited() => false,
+        }
     }
 
     /// Ends it, for a reason that its exit will tell.

@@ -42,8 +42,12 @@ use crate::watched::{Adoption, Watched};
 const UNLINKED: Duration = Duration::from_secs(1);
 /// How often the link of a child that has ended is read; each read takes about two frames of the largest size.
 const LAST_READS: usize = 64;
+/// Ended children whose pipes something that they started still holds: with one more, the oldest one's are closed.
+const HELD: usize = 128;
 /// Commands that may wait for the warden; it takes them all at every wake.
 const OUTBOX: usize = 65_536;
+/// Answers to the parent that may wait for room in the link, in bytes.
+const UNANSWERED: usize = 64 * 1024;
 
 /// The warden of this process, as other threads see it.
 pub(crate) struct Warden {
@@ -52,8 +56,10 @@ pub(crate) struct Warden {
     next: AtomicU64,
     /// The link to this process's parent, if it is a worker.
     up: Mutex<Option<LinkSocket>>,
-    /// What an orderly stop that the parent asks for does here.
-    shutdown: Mutex<ShutdownHook>,
+    /// What the parent's wishes do here.
+    wishes: Mutex<Wishes>,
+    /// What the heartbeats of all children are counted from.
+    epoch: Instant,
     /// Whether this process has said its last words.
     last: AtomicBool,
 }
@@ -65,8 +71,8 @@ thread_local! {
 
 enum Command {
     Adopt(Box<Watched>),
-    /// Asks a child to stop in order.
-    Shutdown(u64),
+    /// Tells a child something.
+    Tell(u64, Frame),
     /// Tells the children which events their logs shall have.
     FilterChanged,
     /// There is a link to this process's parent now; what to do when it asks for an orderly stop.
@@ -75,15 +81,27 @@ enum Command {
     FlushUp(Option<SyncSender<()>>),
 }
 
-/// The parent may ask for an orderly stop before there is anything that could stop.
-#[derive(Default)]
-struct ShutdownHook {
-    asked: bool,
-    act: Option<OnShutdown>,
+/// What a parent may want of the actor in this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// Stop in order.
+    Stop,
+    /// Begin nothing new.
+    Suspend,
+    /// Go on.
+    Resume,
 }
 
-/// Called when the parent asks for an orderly stop; must not block.
-pub(crate) type OnShutdown = Box<dyn Fn() + Send>;
+/// The parent may want something before there is anything that could do it.
+#[derive(Default)]
+struct Wishes {
+    stop: bool,
+    suspend: bool,
+    act: Option<OnWish>,
+}
+
+/// Called when the parent wants something; must not block.
+pub(crate) type OnWish = Box<dyn Fn(Wish) + Send>;
 
 impl Warden {
     /// The warden of this process, started on first use.
@@ -104,8 +122,10 @@ impl Warden {
         let (go, gone) = std::sync::mpsc::sync_channel::<&'static Warden>(1);
         std::thread::Builder::new().name("hatchery-warden".into()).spawn(move || {
             if let Ok(warden) = gone.recv() {
-                let children = BTreeMap::new();
-                Rounds { warden, poll, bell: mine, children, up_full: false, acks: Vec::new() }.walk();
+                let (children, held, acks) = Default::default();
+                let rounds =
+                    Rounds { warden, poll, bell: mine, children, held, next: None, up_full: false, acks };
+                rounds.walk();
             }
         })?;
         let warden = WARDEN.get_or_init(|| Warden {
@@ -113,7 +133,8 @@ impl Warden {
             bell,
             next: AtomicU64::new(1),
             up: Mutex::default(),
-            shutdown: Mutex::default(),
+            wishes: Mutex::default(),
+            epoch: Instant::now(),
             last: AtomicBool::new(false),
         });
         // The thread waits for exactly this one message.
@@ -141,7 +162,7 @@ impl Warden {
 
     /// Hands a new child over.
     pub(crate) fn adopt(&self, adoption: Adoption) {
-        let child = Watched::new(adoption);
+        let child = Watched::new(adoption, self.epoch);
         let ward = child.ward.clone();
         if !self.post(Command::Adopt(Box::new(child))) {
             ward.condemn("its parent's warden is overloaded");
@@ -149,9 +170,9 @@ impl Warden {
         }
     }
 
-    /// Asks a child to stop in order.
-    pub(crate) fn shutdown(&self, ward: &Ward) {
-        self.post(Command::Shutdown(ward.id));
+    /// Tells a child something; false if there is no room for it.
+    pub(crate) fn tell(&self, ward: &Ward, frame: Frame) -> bool {
+        self.post(Command::Tell(ward.id, frame))
     }
 
     /// Which events are wanted has changed: tells those children that do not know the latest.
@@ -165,18 +186,33 @@ impl Warden {
         self.post(Command::LinkUp);
     }
 
-    /// What to do when the parent asks for an orderly stop; done at once if it has already.
-    pub(crate) fn on_shutdown(&self, act: OnShutdown) {
-        let mut hook = self.shutdown_hook();
-        if hook.asked {
-            act();
+    /// What to do when the parent wants something; done at once for what it wants already.
+    pub(crate) fn on_wish(&self, act: OnWish) {
+        let mut wishes = self.wishes();
+        if wishes.suspend {
+            act(Wish::Suspend);
         }
-        hook.act = Some(act);
+        if wishes.stop {
+            act(Wish::Stop);
+        }
+        wishes.act = Some(act);
     }
 
-    fn shutdown_hook(&self) -> MutexGuard<'_, ShutdownHook> {
+    fn fulfil(&self, wish: Wish) {
+        let mut wishes = self.wishes();
+        match wish {
+            Wish::Stop => wishes.stop = true,
+            Wish::Suspend => wishes.suspend = true,
+            Wish::Resume => wishes.suspend = false,
+        }
+        if let Some(act) = &wishes.act {
+            act(wish);
+        }
+    }
+
+    fn wishes(&self) -> MutexGuard<'_, Wishes> {
         // What runs under this lock only leaves a word with a mailbox.
-        self.shutdown.lock().unwrap_or_else(PoisonError::into_inner)
+        self.wishes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sends a frame to the parent.
@@ -221,7 +257,11 @@ struct Rounds {
     poll: OwnedFd,
     bell: OwnedFd,
     children: BTreeMap<u64, Watched>,
-    /// There once the link up is.
+    /// Those that have ended but whose pipes are still open, oldest first.
+    held: VecDeque<u64>,
+    /// When the children have to be looked at, at the latest: never later than the first of them wants it. So a wake-up
+    /// for something else need not ask them all.
+    next: Option<Instant>,
     /// The link up takes no more for now: the poll tells when it does.
     up_full: bool,
     /// Who waits until everything to the parent is written.
@@ -246,7 +286,7 @@ impl Rounds {
         // On the stack: a thread's first allocation costs it an arena of its own, in every worker that starts.
         let mut room = [const { MaybeUninit::uninit() }; 64];
         loop {
-            let timeout = self.next_deadline();
+            let timeout = self.timeout();
             let events = match epoll::wait(&self.poll, &mut room, timeout.as_ref()) {
                 Ok((events, _)) => events,
                 Err(rustix::io::Errno::INTR) => continue,
@@ -271,19 +311,38 @@ impl Rounds {
         }
     }
 
-    fn next_deadline(&self) -> Option<Timespec> {
-        let at = self.children.values().filter_map(|child| child.unlinked).min()? + UNLINKED;
-        let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
-        Timespec::try_from(left).ok()
+    fn timeout(&self) -> Option<Timespec> {
+        let left = self.next?.saturating_duration_since(Instant::now());
+        Timespec::try_from(left.saturating_add(Duration::from_millis(1))).ok()
     }
 
+    fn look_no_later_than(&mut self, at: Option<Instant>) {
+        self.next = self.next.into_iter().chain(at).min();
+    }
+
+    /// Looks at all children, if that is due.
     fn overdue(&mut self) {
+        if self.next.is_none_or(|next| Instant::now() < next) {
+            return;
+        }
+        // Whatever has arrived by now was in time, however late this thread comes to read it.
+        let owing: Vec<u64> =
+            self.children.iter().filter(|(_, child)| child.owes_a_pong()).map(|(id, _)| *id).collect();
+        for id in owing {
+            self.link_event(id);
+            self.tidy(id);
+        }
         let now = Instant::now();
-        for child in self.children.values_mut() {
+        self.next = None;
+        for (id, child) in &mut self.children {
             if child.unlinked.is_some_and(|since| now >= since + UNLINKED) {
                 child.unlinked = None;
                 child.ward.condemn("it closed its link but lived on");
             }
+            child.beat(now);
+            write_link(&self.poll, *id, child);
+            let unlinked = child.unlinked.map(|since| since + UNLINKED);
+            self.next = self.next.into_iter().chain(unlinked).chain(child.next_beat()).min();
         }
     }
 
@@ -293,9 +352,9 @@ impl Rounds {
         for command in commands {
             match command {
                 Command::Adopt(child) => self.adopt(*child),
-                Command::Shutdown(id) => {
+                Command::Tell(id, frame) => {
                     if let Some(child) = self.children.get_mut(&id) {
-                        child.send(Frame::Shutdown);
+                        child.send(frame);
                     }
                     self.watch_link(id);
                 }
@@ -362,38 +421,45 @@ impl Rounds {
 
     /// Writes what waits for a child's link, and asks to be told when the link takes the rest.
     fn watch_link(&mut self, id: u64) {
-        let Some(child) = self.children.get_mut(&id) else { return };
-        let Some(link) = &mut child.link else { return };
-        let _ = link.flush();
-        watch_room(&self.poll, link, id * 4 + LINK, &mut child.link_full);
+        if let Some(child) = self.children.get_mut(&id) {
+            write_link(&self.poll, id, child);
+        }
     }
 
     fn child_event(&mut self, id: u64, which: u64) {
         let Some(child) = self.children.get_mut(&id) else { return };
         match which {
             PIDFD => self.end(id),
-            LINK => {
-                let open = child.read_link();
-                if !open {
-                    if let Some(link) = child.link.take() {
-                        let _ = epoll::delete(&self.poll, &link);
-                    }
-                    if child.ward.exit().is_none() {
-                        if child.ward.pidfd.is_some() {
-                            child.unlinked = Some(Instant::now());
-                        } else {
-                            // Somebody reaped it before we could look: the link is all there was.
-                            self.end(id);
-                        }
-                    }
-                } else {
-                    self.watch_link(id);
-                }
-            }
+            LINK => self.link_event(id),
             STDERR => child.read_stderr(4),
             _ => child.read_stdout(4),
         }
         self.tidy(id);
+    }
+
+    /// Reads a child's link, and writes what waits for it.
+    fn link_event(&mut self, id: u64) {
+        let Some(child) = self.children.get_mut(&id) else { return };
+        if child.read_link() {
+            // With its hello, its heartbeat begins.
+            let beat = child.next_beat();
+            self.look_no_later_than(beat);
+            self.watch_link(id);
+            return;
+        }
+        if let Some(link) = child.link.take() {
+            let _ = epoll::delete(&self.poll, &link);
+        }
+        if child.ward.exit().is_none() {
+            if child.ward.pidfd.is_some() {
+                let now = Instant::now();
+                child.unlinked = Some(now);
+                self.look_no_later_than(Some(now + UNLINKED));
+            } else {
+                // Somebody reaped it before we could look: the link is all there was.
+                self.end(id);
+            }
+        }
     }
 
     /// The five steps on top of this file.
@@ -449,16 +515,27 @@ impl Rounds {
         child.exit(status);
     }
 
-    /// Forgets a child of which nothing more can come.
+    /// Forgets a child of which nothing more can come, or too many of which something might.
     fn tidy(&mut self, id: u64) {
         let Some(child) = self.children.get(&id) else { return };
-        if child.err.is_none() && child.out.is_none() && child.ward.exit().is_some() {
+        if child.ward.exit().is_none() {
+            return;
+        }
+        if child.err.is_none() && child.out.is_none() {
             self.children.remove(&id);
+            self.held.retain(|held| *held != id);
+        } else if !self.held.contains(&id) {
+            // A helper that it started goes on writing there, perhaps for ever.
+            self.held.push_back(id);
+            if self.held.len() > HELD {
+                let oldest = self.held.pop_front();
+                oldest.and_then(|oldest| self.children.remove(&oldest));
+            }
         }
     }
 
     fn link_up(&mut self) {
-        let mut shutdown = false;
+        let mut wishes = Vec::new();
         let mut filter = None;
         if let Some(link) = &mut *self.warden.up_link() {
             match link.fill() {
@@ -469,7 +546,10 @@ impl Rounds {
                 match link.next_frame() {
                     Ok(None) => break,
                     Ok(Some(frame)) => match Frame::unpack(frame) {
-                        Ok(Frame::Shutdown) => shutdown = true,
+                        Ok(Frame::Shutdown) => wishes.push((Wish::Stop, None)),
+                        Ok(Frame::Suspend(number)) => wishes.push((Wish::Suspend, Some(number))),
+                        Ok(Frame::Resume) => wishes.push((Wish::Resume, None)),
+                        Ok(Frame::Ping(number)) => answer(link, Frame::Pong(number)),
                         Ok(Frame::LogFilter(directives)) => filter = Some(directives),
                         // A parent of this very program says nothing else; this one cannot be trusted.
                         Ok(_) | Err(_) => die(),
@@ -481,11 +561,10 @@ impl Rounds {
         if let Some(directives) = filter {
             self.pass_filter(directives);
         }
-        if shutdown {
-            let mut hook = self.warden.shutdown_hook();
-            hook.asked = true;
-            if let Some(act) = &hook.act {
-                act();
+        for (wish, number) in wishes {
+            self.warden.fulfil(wish);
+            if let (Some(number), Some(link)) = (number, &mut *self.warden.up_link()) {
+                answer(link, Frame::Suspended(number));
             }
         }
         self.flush_up();
@@ -513,6 +592,23 @@ impl Rounds {
             }
         }
     }
+}
+
+/// Queues an answer for the parent. One that asks on and on and takes no answers gets none: what waits is bounded.
+fn answer(link: &mut LinkSocket, frame: Frame) {
+    if link.queued_bytes() < UNANSWERED {
+        if let Ok(frame) = frame.pack() {
+            // A write that fails is followed by the link's end, which is acted upon there.
+            let _ = link.queue(frame);
+        }
+    }
+}
+
+/// Writes what waits for a child's link, and asks to be told when the link takes the rest.
+fn write_link(poll: &OwnedFd, id: u64, child: &mut Watched) {
+    let Some(link) = &mut child.link else { return };
+    let _ = link.flush();
+    watch_room(poll, link, id * 4 + LINK, &mut child.link_full);
 }
 
 /// Has the poll tell when a link that is full takes more, and only then.

@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 
 use hatchery_actor::child::Presence;
 use hatchery_actor::exit::{Exit, Limit, Status};
+use hatchery_actor::heartbeat::Heartbeat;
 use hatchery_actor::settings::Resources;
 use hatchery_wire::{Filled, LinkSocket, WireError};
 use rustix::process::{Resource, Signal, getrlimit};
 
 use crate::filter::Wanted;
 use crate::frames::{Frame, Hello, Identity, LastWords, PROTOCOL};
+use crate::heartbeat::{Beat, Pulse, is_examined};
 use crate::outputs::Outputs;
 use crate::pipe::Pipe;
 use crate::printer::{Printer, Stream};
@@ -32,6 +34,7 @@ pub(crate) struct Adoption {
     /// Which events its log shall have, and which version of that it knows.
     pub(crate) logs: Option<(Arc<Wanted>, u64)>,
     pub(crate) resources: Resources,
+    pub(crate) heartbeat: Heartbeat,
     pub(crate) outputs: Outputs,
 }
 
@@ -53,11 +56,17 @@ pub(crate) struct Watched {
     logs: Option<(Arc<Wanted>, u64)>,
     resources: Resources,
     outputs: Outputs,
+    heartbeat: Heartbeat,
+    /// What the periods of all children are counted from.
+    epoch: Instant,
+    /// There from its hello on, unless it shall have no heartbeat.
+    pulse: Option<Pulse>,
 }
 
 impl Watched {
-    pub(crate) fn new(adoption: Adoption) -> Watched {
-        let Adoption { ward, link, stderr, stdout, printer, presence, resources, outputs, logs } = adoption;
+    pub(crate) fn new(adoption: Adoption, epoch: Instant) -> Watched {
+        let Adoption { ward, link, stderr, stdout, printer, presence, resources, outputs, logs, heartbeat } =
+            adoption;
         Watched {
             ward,
             link: Some(link),
@@ -72,6 +81,9 @@ impl Watched {
             resources,
             outputs,
             link_full: false,
+            heartbeat,
+            epoch,
+            pulse: None,
             logs,
         }
     }
@@ -130,6 +142,7 @@ impl Watched {
             Frame::Hello(hello) if !self.hello => {
                 self.hello = true;
                 check(&hello)?;
+                self.pulse = Pulse::new(self.heartbeat, self.epoch, Instant::now());
                 self.ward.set_greeted();
                 true
             }
@@ -140,10 +153,44 @@ impl Watched {
                 self.words = Some(words);
                 true
             }
+            Frame::Pong(number) if self.pulse.is_some() => {
+                self.pulse.as_mut().map_or(Ok(()), |pulse| pulse.pong(number, Instant::now()))?;
+                true
+            }
+            Frame::Suspended(number) => {
+                self.ward.set_suspended(number)?;
+                true
+            }
             _ => false,
         };
         // By name only: what it holds is the peer's, and may be long.
         if expected { Ok(()) } else { Err(format!("unexpected {name}")) }
+    }
+
+    /// Whether it has not answered a ping.
+    pub(crate) fn owes_a_pong(&self) -> bool {
+        self.link.is_some() && self.pulse.as_ref().is_some_and(Pulse::is_waiting)
+    }
+
+    /// When its heartbeat wants to be looked at.
+    pub(crate) fn next_beat(&self) -> Option<Instant> {
+        // Without a link it can answer nothing, and has been given a deadline of another kind.
+        self.link.as_ref().and(self.pulse.as_ref()).and_then(Pulse::next)
+    }
+
+    /// Does what its heartbeat asks for now.
+    pub(crate) fn beat(&mut self, now: Instant) {
+        let (Some(pulse), true) = (&mut self.pulse, self.link.is_some()) else { return };
+        match pulse.poll(now, self.ward.may_be_paused(), || is_examined(self.ward.pid)) {
+            Beat::Nothing => {}
+            Beat::Ping(number) => self.send(Frame::Ping(number)),
+            // One that has ended has reasons of its own.
+            Beat::Hung if self.ward.is_alive() => {
+                let patience = pulse.patience();
+                self.ward.condemn(format!("no heartbeat for {patience:?}"));
+            }
+            Beat::Hung => {}
+        }
     }
 
     pub(crate) fn read_stderr(&mut self, rounds: usize) {

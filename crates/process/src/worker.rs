@@ -17,7 +17,7 @@ use rustix::process::Signal;
 use tokio::time::Instant;
 
 use crate::channel::{Desk, Outgoing, fault_of};
-use crate::frames::What;
+use crate::frames::{Frame, What};
 use crate::launch::{self, KillOnDrop, Launch, launch, live};
 use crate::program::Program;
 use crate::registry;
@@ -79,6 +79,7 @@ impl<A: Actor> Start for Worker<A> {
                 what: What::Actor { name: A::name().to_owned(), place: A::place().to_string() },
                 settings: order.settings,
                 presence: Some(order.presence),
+                heartbeat: order.heartbeat,
             };
             let launched = launch(&program, launch_order).await?;
             let ward = launched.ward.clone();
@@ -126,9 +127,17 @@ struct WorkerChild {
 
 impl Child for WorkerChild {
     fn stop(&self, rung: Rung) {
+        self.ward.note_stop();
         match (rung, Warden::get()) {
-            (Rung::Graceful, Ok(warden)) => warden.shutdown(&self.ward),
-            (Rung::Kill, _) => self.ward.signal_group(Signal::KILL),
+            (Rung::Graceful, Ok(warden)) => {
+                warden.tell(&self.ward, Frame::Shutdown);
+                if self.ward.is_paused() {
+                    self.ward.go_on_group();
+                }
+            }
+            (Rung::Kill, _) => {
+                self.ward.signal_group(Signal::KILL);
+            }
             _ => self.ward.terminate_group(),
         }
     }
@@ -140,6 +149,43 @@ impl Child for WorkerChild {
     fn exited(&self) -> BoxFuture<Arc<Exit>> {
         Box::pin(wait(self.ended.clone()))
     }
+
+    fn suspend(&self) -> BoxFuture<Result<(), Fault>> {
+        let asked = Warden::get()
+            .ok()
+            .and_then(|warden| self.ward.suspend(|number| warden.tell(&self.ward, Frame::Suspend(number))));
+        let (ward, ended) = (self.ward.clone(), self.ended.clone());
+        Box::pin(async move {
+            let Some(number) = asked else { return Err(overloaded()) };
+            if ward.heeds(number).await { Ok(()) } else { Err(launch::ended(&*wait(ended).await)) }
+        })
+    }
+
+    fn pause(&self) -> Result<(), Fault> {
+        if self.ward.pause_group() {
+            return Ok(());
+        }
+        Err(Fault::Refused(
+            "it has ended, or its parent has lost track of it: it cannot be paused".to_owned(),
+        ))
+    }
+
+    fn resume(&self) -> Result<(), Fault> {
+        let told =
+            Warden::get().is_ok_and(|warden| self.ward.unsuspend(|| warden.tell(&self.ward, Frame::Resume)));
+        if self.ward.is_paused() {
+            self.ward.go_on_group();
+        }
+        if told { Ok(()) } else { Err(overloaded()) }
+    }
+
+    fn is_paused(&self) -> bool {
+        self.ward.is_paused() || self.ward.is_suspended()
+    }
+}
+
+fn overloaded() -> Fault {
+    Fault::Refused("this process's warden is overloaded: try again".to_owned())
 }
 
 /// The way of requests to the worker.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use hatchery_actor::child::{BoxFuture, Order, Shutdown, Start, Started};
 use hatchery_actor::fault::Fault;
 use hatchery_actor::handle::ActorRef;
+use hatchery_actor::heartbeat::Heartbeat;
 use hatchery_actor::outlet::WINDOW;
 use hatchery_actor::root::check_segment;
 use hatchery_actor::settings;
@@ -19,6 +20,7 @@ pub struct ChildSpec<S> {
     start_timeout: Duration,
     window: u32,
     settings: Settings,
+    heartbeat: Heartbeat,
 }
 
 impl<S: Start> ChildSpec<S> {
@@ -30,6 +32,7 @@ impl<S: Start> ChildSpec<S> {
             start_timeout: Duration::from_secs(30),
             window: WINDOW,
             settings: Settings::default(),
+            heartbeat: Heartbeat::default(),
         }
     }
 
@@ -56,6 +59,12 @@ impl<S: Start> ChildSpec<S> {
     }
 
     settings!();
+    /// How it is noticed that it stands still as a whole; every second, with 3 misses, unless told otherwise. See
+    /// [`Heartbeat`].
+    pub fn heartbeat(mut self, heartbeat: Heartbeat) -> Self {
+        self.heartbeat = heartbeat;
+        self
+    }
 
     pub(crate) fn handle(&self, reference: ActorRef) -> S::Handle {
         self.start.handle(reference)
@@ -68,6 +77,7 @@ impl<S: Start> ChildSpec<S> {
             start_timeout: self.start_timeout,
             window: self.window,
             settings: Arc::new(self.settings.clone()),
+            heartbeat: self.heartbeat,
         }
     }
 }
@@ -80,6 +90,7 @@ pub(crate) struct ErasedSpec {
     pub(crate) start_timeout: Duration,
     pub(crate) window: u32,
     pub(crate) settings: Arc<Settings>,
+    pub(crate) heartbeat: Heartbeat,
 }
 
 impl ErasedSpec {
@@ -89,6 +100,7 @@ impl ErasedSpec {
             let window = self.window;
             return Err(Fault::Refused(format!("a window of {window} requests: it has to be 1 to {WINDOW}")));
         }
+        self.heartbeat.check()?;
         check_segment(self.start.name())?;
         self.start.check_settings(&self.settings)?;
         self.start.check()

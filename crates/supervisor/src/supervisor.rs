@@ -219,13 +219,13 @@ impl Supervisor {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         entry.incarnation = incarnation;
         let (presence, mut absence) = Presence::new();
-        let timeout = entry.spec.start_timeout;
         let order = Order {
             seat: entry.seat.clone(),
             incarnation,
-            timeout,
+            timeout: entry.spec.start_timeout,
             presence,
             settings: entry.spec.settings.clone(),
+            heartbeat: entry.spec.heartbeat,
         };
         let start = entry.spec.start.start(order);
         let reports = self.reports.clone();

@@ -33,6 +33,9 @@ mod byte_string;
 // Encoded values.
 mod body;
 
+// What can travel, in words of the compiler's.
+mod travels;
+
 // One message as a value, and its frames as bytes.
 mod envelope;
 
@@ -64,3 +67,6 @@ pub use crate::log::{
     LogField, LogFields, LogHead, LogValue, put_log_record, read_log_record, whole_log_record,
 };
 pub use crate::outbox::Outbox;
+pub use crate::travels::{
+    CannotDecode, CannotEncode, Decodes, Decoding, Encodes, Encoding, Travels, must_travel,
+};
