@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::io::Write;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
+use std::task::{Context as Task, Poll};
 
 use hatchery::prelude::*;
-use hatchery::{Output, TraceContext, logs};
+use hatchery::{Output, Reply, Stream, TraceContext, logs};
 use hatchery_tests::{becomes_true, ends};
 use tracing::field::{Field, Visit};
 use tracing::subscriber::DefaultGuard;
@@ -95,8 +97,38 @@ impl Notes {
     }
 }
 
+/// The header of a trace, and the span above.
+type Trace = Option<(String, Option<u64>)>;
+
 /// Logs what it is told.
-struct Chatty;
+#[derive(Default)]
+struct Chatty {
+    /// Whom to tell of the traces of messages that it sends itself, and what they were.
+    later: Option<(Reply<Vec<Trace>>, BTreeMap<String, Trace>)>,
+    ticks: Option<hatchery::Timer>,
+}
+
+/// The trace at two steps of a stream, and then the trace of a handler that the stream asks.
+struct Traces {
+    steps: u32,
+    ask: Option<Pin<Box<hatchery::Ask<Trace>>>>,
+}
+
+impl Stream for Traces {
+    type Item = Trace;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Task<'_>) -> Poll<Option<Trace>> {
+        self.steps += 1;
+        if self.steps <= 2 {
+            let current = TraceContext::current();
+            return Poll::Ready(Some(current.map(|trace| (trace.to_string(), trace.parent_id()))));
+        }
+        let Some(ask) = &mut self.ask else { return Poll::Ready(None) };
+        let asked = std::task::ready!(ask.as_mut().poll(cx));
+        self.ask = None;
+        Poll::Ready(Some(asked.unwrap()))
+    }
+}
 
 #[derive(Debug)]
 struct Shown {
@@ -116,7 +148,7 @@ impl Debug for Bad {
 #[hatchery::actor]
 impl Chatty {
     fn start() -> Self {
-        Chatty
+        Chatty::default()
     }
 
     fn says(&self, what: String) {
@@ -203,14 +235,46 @@ impl Chatty {
             .count()
     }
 
-    fn trace(&self, cx: &Context) -> Option<(String, Option<u64>)> {
+    fn trace(&self, cx: &Context) -> Trace {
         tracing::info!("in a trace");
         assert_eq!(cx.trace(), TraceContext::current());
         cx.trace().map(|trace| (trace.to_string(), trace.parent_id()))
     }
 
+    fn traces_streamed(&self, cx: &Context) -> impl Stream<Item = Trace> {
+        Traces { steps: 0, ask: Some(Box::pin(cx.me::<ChattyHandle>().trace())) }
+    }
+
+    fn trace_spawned(&self, reply: Reply<Trace>, cx: &Context) {
+        let me = cx.me::<ChattyHandle>();
+        cx.spawn(async move {
+            tokio::task::yield_now().await;
+            tracing::info!("in a task");
+            let _ = reply.send(me.trace().await.unwrap());
+        });
+    }
+
+    /// Tells itself later, once and again and again, and answers when both have come.
+    fn traces_later(&mut self, reply: Reply<Vec<Trace>>, cx: &Context) {
+        let (now, me) = (Duration::from_millis(1), cx.me::<ChattyHandle>());
+        self.later = Some((reply, BTreeMap::new()));
+        cx.after(now, me.notes_trace("after".into()));
+        self.ticks = Some(cx.every(now, move || me.notes_trace("every".into())));
+    }
+
+    fn notes_trace(&mut self, from: String, cx: &Context) {
+        let trace = cx.trace().map(|trace| (trace.to_string(), trace.parent_id()));
+        let Some((_, seen)) = &mut self.later else { return };
+        seen.insert(from, trace);
+        if seen.len() == 2 {
+            let (reply, seen) = self.later.take().unwrap();
+            self.ticks.take().unwrap().cancel();
+            assert!(reply.send(seen.into_values().collect()).is_ok());
+        }
+    }
+
     /// Asks an actor below, a local one.
-    async fn trace_below(&self) -> Result<Option<(String, Option<u64>)>, hatchery::Error> {
+    async fn trace_below(&self) -> Result<Trace, hatchery::Error> {
         let tree = Supervisor::new(Strategy::OneForOne).start().await?;
         let below = tree.start_child(worker::<Chatty>("below", ())).await?;
         let trace = below.trace().await?;
@@ -557,6 +621,55 @@ async fn a_trace_goes_through_all_that_is_asked_in_it() {
         })
     })
     .await;
+    tree.stop().await.unwrap();
+}
+
+#[hatchery::test]
+async fn a_trace_goes_on_in_what_a_handler_leaves_running() {
+    let (notes, _guard) = Notes::take();
+    let (tree, far) = chatty("running").await;
+    let near = tree.start_child(local::<Chatty>("near", ())).await.unwrap();
+    let begun = TraceContext::new();
+    let read = |trace: &Trace| {
+        let (header, parent) = trace.clone().expect("a trace");
+        let trace: TraceContext = header.parse().unwrap();
+        assert_eq!(trace.trace_id(), begun.trace_id());
+        (trace.span_id(), parent)
+    };
+    for chatty in [far, near] {
+        // Made outside, polled inside: that is what counts.
+        let mut stream = chatty.traces_streamed();
+        let mut streamed = vec![];
+        begun
+            .scope(async {
+                while let Some(trace) = stream.next().await {
+                    streamed.push(trace.unwrap());
+                }
+            })
+            .await;
+        let [first, second, asked] = &streamed[..] else { panic!("{streamed:?}") };
+        let (span, parent) = read(first);
+        assert_eq!((first, parent), (second, Some(begun.span_id())));
+        // In the span of the handler that made the stream.
+        assert_eq!(read(asked).1, Some(span));
+
+        let spawned = begun.scope(chatty.trace_spawned()).await.unwrap();
+        let parent = read(&spawned).1.unwrap();
+        assert!(parent != begun.span_id() && parent != span);
+
+        let later = begun.scope(chatty.traces_later()).await.unwrap();
+        let [after, every] = &later[..] else { panic!("{later:?}") };
+        let above = read(after).1.unwrap();
+        assert!(above != begun.span_id() && above != span && above != parent);
+        assert_eq!(*every, None);
+
+        // Without one, none of them makes one up.
+        assert_eq!(chatty.trace_spawned().await.unwrap(), None);
+        assert_eq!(chatty.traces_streamed().next().await.unwrap().unwrap(), None);
+        assert_eq!(chatty.traces_later().await.unwrap(), [None, None]);
+    }
+    let seen = notes.waits_for("in a task").await;
+    assert_eq!(seen.get("trace_id"), format!("{:032x}", begun.trace_id()));
     tree.stop().await.unwrap();
 }
 

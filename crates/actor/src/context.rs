@@ -195,12 +195,12 @@ impl Context {
     /// ```
     #[doc(alias = "spawn_link")]
     pub fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
-        self.own.tasks.spawn(future);
+        self.own.tasks.spawn_in_trace(future);
     }
 
     /// Sends a message after a delay, counted from now: one to the actor itself with [`me`](Context::me), or any other.
-    /// It is told, so its answer is dropped. The timer ends with the actor; if there is no room in the window, it
-    /// waits for it.
+    /// It is told, so its answer is dropped, and belongs to the trace of the handler that calls this. The timer ends with
+    /// the actor; if there is no room in the window, it waits for it.
     ///
     /// A message that cannot be encoded ends the actor as a panic does.
     ///
@@ -240,7 +240,7 @@ impl Context {
     }
 
     /// Sends a message each time such a period is over, the first one a period from now. The messages are told, so their
-    /// answers are dropped. The timer ends with the actor.
+    /// answers are dropped, and belong to no trace. The timer ends with the actor.
     ///
     /// An actor that is behind gets fewer of them rather than many at once: after a late one, the next comes a whole
     /// period later, as with tokio's [`MissedTickBehavior::Delay`](tokio::time::MissedTickBehavior::Delay), and none is

@@ -19,8 +19,10 @@ const LENGTH: usize = 16 + 8 + 1;
 ///
 /// Asks and tells that are first polled inside [`scope`](TraceContext::scope) carry it to their actor. There
 /// [`Context::trace`](crate::context::Context::trace) gives the same trace with a span of the handler's own, whose parent
-/// is the asker's; what the handler asks in turn goes on from there. So a → b → c is one trace. It is bound to the task:
-/// what is spawned from it has none unless it is put into a `scope`, too.
+/// is the asker's; what the handler asks in turn goes on from there. So a → b → c is one trace. It is bound to the task,
+/// and to those of the handler's actor that it begins there: with [`Context::spawn`](crate::context::Context::spawn) or
+/// [`after`](crate::context::Context::after), or as a streamed answer. What is spawned otherwise has none unless it is
+/// put into a `scope`, too.
 ///
 /// The text form is the header `traceparent`:
 ///
