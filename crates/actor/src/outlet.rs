@@ -26,6 +26,7 @@ use crate::fault::Fault;
 use crate::incarnation::{self, Incarnation};
 use crate::slots::Slots;
 use crate::streams::{BadItem, Intake};
+use crate::trace::TraceContext;
 
 /// How many requests one channel may have waiting at one actor, unless its spec says fewer.
 pub const WINDOW: u32 = 64;
@@ -72,6 +73,8 @@ pub struct Request {
     pub deadline: Option<Instant>,
     /// How long that is from now.
     pub left: Option<Duration>,
+    /// The trace it belongs to. In a box, since most have none.
+    pub trace: Option<Box<TraceContext>>,
     /// The encoded message.
     pub body: Body,
 }
@@ -141,8 +144,16 @@ struct Slot {
 }
 
 enum Phase {
-    Queued { ask: bool, deadline: Option<Instant>, body: Body, only: Option<u64> },
-    Sent { incarnation: u64 },
+    Queued {
+        ask: bool,
+        deadline: Option<Instant>,
+        trace: Option<Box<TraceContext>>,
+        body: Body,
+        only: Option<u64>,
+    },
+    Sent {
+        incarnation: u64,
+    },
     Done(Answer),
 }
 
@@ -212,6 +223,8 @@ impl Outlet {
             _ => {}
         }
         let waker = Some(cx.waker().clone());
+        // The trace that the caller is in.
+        let trace = TraceContext::current().map(Box::new);
         let (deadline, left) = (until.map(|until| until.at), until.map(|until| until.left));
         let slot = |phase| Slot { phase, waker, until: deadline, intake: None };
         let State { way, queue, requests, .. } = &mut *state;
@@ -226,7 +239,7 @@ impl Outlet {
                     NO_ANSWER
                 };
                 let (deadline, left) = if ask { (deadline, left) } else { (None, None) };
-                match line.send(Request { id, ask, deadline, left, body }) {
+                match line.send(Request { id, ask, deadline, left, trace, body }) {
                     Ok(()) => *places -= 1,
                     Err(fault) => {
                         let slot = requests.remove(id);
@@ -243,7 +256,7 @@ impl Outlet {
             _ => {
                 let deadline = deadline.filter(|_| ask);
                 let only = pin.map(|pin| pin.number);
-                let id = requests.insert(slot(Phase::Queued { ask, deadline, body, only }));
+                let id = requests.insert(slot(Phase::Queued { ask, deadline, trace, body, only }));
                 queue.push_back(id);
                 id
             }
@@ -356,7 +369,10 @@ impl Outlet {
         let phase = match (&state.way, pin) {
             (_, Some(pin)) if pin.number <= state.last_ended => Phase::Done(Answer::Fault(pin.over())),
             (Way::Closed(fault), _) => Phase::Done(Answer::Fault(fault.clone())),
-            _ => Phase::Queued { ask, deadline, body, only: pin.map(|pin| pin.number) },
+            _ => {
+                let trace = TraceContext::current().map(Box::new);
+                Phase::Queued { ask, deadline, trace, body, only: pin.map(|pin| pin.number) }
+            }
         };
         let queued = matches!(phase, Phase::Queued { .. });
         let id = state.requests.insert(Slot { phase, waker: None, until: None, intake });
@@ -597,11 +613,12 @@ impl State {
                 _ => continue,
             }
             let sent = Phase::Sent { incarnation: *incarnation };
-            let Phase::Queued { ask, deadline, body, .. } = std::mem::replace(&mut slot.phase, sent) else {
+            let Phase::Queued { ask, deadline, trace, body, .. } = std::mem::replace(&mut slot.phase, sent)
+            else {
                 unreachable!("only queued requests are in line")
             };
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            match line.send(Request { id, ask, deadline, left, body }) {
+            match line.send(Request { id, ask, deadline, left, trace, body }) {
                 Ok(()) => {
                     *places -= 1;
                     if !ask {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use hatchery_wire::decode;
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use crate::actor::AnyActor;
 use crate::busy;
@@ -18,6 +19,7 @@ use crate::fault::Fault;
 use crate::mailbox::{Mailbox, Next, Parcel, ReturnPath};
 use crate::outlet::Answer;
 use crate::panics;
+use crate::trace::TraceContext;
 
 /// Makes the actor.
 ///
@@ -209,19 +211,39 @@ impl Turn {
 
 /// Handles one message, unless its caller no longer waits.
 async fn one<A: AnyActor>(actor: &mut A, parcel: &mut Parcel, now: Instant, cx: &mut Context) -> Answer {
-    cx.begin(parcel.deadline);
+    cx.begin(parcel.deadline, parcel.trace.as_deref());
     if parcel.deadline.is_some_and(|deadline| deadline <= now) {
         return Answer::Fault(Fault::Timeout { maybe_executed: false });
     }
     // Given up once it is decoded: large byte strings in it then become the message's own, without a copy.
     let message = decode::<A::Message>(&std::mem::take(&mut parcel.body));
     match message {
-        Ok(message) => actor.handle(message, parcel.ask, cx).await,
+        Ok(message) => match cx.trace() {
+            None => actor.handle(message, parcel.ask, cx).await,
+            Some(trace) => traced(trace, cx.path(), actor.handle(message, parcel.ask, cx)).await,
+        },
         Err(error) => Answer::Fault(Fault::Undecodable(error.to_string())),
     }
 }
 
-/// Places in senders' windows that handled tells, and asks whose answers were put off, give back, gathered so that not each costs a frame.
+/// Handles in a trace: in its scope, and in a span by which a subscriber knows it.
+async fn traced<F: Future>(trace: TraceContext, path: &str, handler: F) -> F::Output {
+    let span = tracing::info_span!(
+        target: SPAN_TARGET,
+        "handle",
+        path,
+        trace_id = %format_args!("{:032x}", trace.trace_id()),
+        span_id = %format_args!("{:016x}", trace.span_id()),
+    );
+    trace.scope(handler.instrument(span)).await
+}
+
+/// The target of the spans in which traced requests are handled.
+#[doc(hidden)]
+pub const SPAN_TARGET: &str = "hatchery::trace";
+
+/// Places in senders' windows that handled tells, and asks whose answers were put off, give back, gathered so that not
+/// each costs a frame.
 #[derive(Default)]
 struct Owed {
     to: Option<Arc<dyn ReturnPath>>,

@@ -11,6 +11,7 @@ use hatchery_actor::exit::Panic;
 use hatchery_actor::fault::Fault;
 use hatchery_actor::mailbox::{Mailbox, Parcel, ReturnPath};
 use hatchery_actor::outlet::{Answer, WINDOW};
+use hatchery_actor::trace::TraceContext;
 use hatchery_actor::{panics, runner};
 use hatchery_wire::{Body, Envelope, Kind, decode, encode};
 use rustix::process::Signal;
@@ -267,7 +268,7 @@ impl Desk for MailDesk {
     }
 
     fn deliver(&mut self, envelope: Envelope) -> Result<(), String> {
-        let Envelope { kind, id, target, deadline, body, .. } = envelope;
+        let Envelope { kind, id, target, deadline, trace, body, .. } = envelope;
         if target != TENANT {
             return Err(format!("a message to target {target}, which does not exist"));
         }
@@ -291,7 +292,8 @@ impl Desk for MailDesk {
         }
         // A deadline too far for the clock is none.
         let deadline = deadline.and_then(|left| self.now.get_or_insert_with(Instant::now).checked_add(left));
-        let parcel = Parcel { id, ask, deadline, body, from: self.back.clone() };
+        let trace = TraceContext::of_wire(&trace).map(Box::new);
+        let parcel = Parcel { id, ask, deadline, trace, body, from: self.back.clone() };
         self.mailbox.push(parcel).unwrap_or_else(Parcel::refuse);
         Ok(())
     }

@@ -23,7 +23,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use hatchery_actor::exit::{Exit, Status};
@@ -32,7 +32,9 @@ use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::process::{Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use rustix::time::Timespec;
 
+use crate::filter;
 use crate::frames::{Frame, LastWords};
+use crate::program::Program;
 use crate::ward::Ward;
 use crate::watched::{Adoption, Watched};
 
@@ -71,6 +73,8 @@ enum Command {
     Adopt(Box<Watched>),
     /// Tells a child something.
     Tell(u64, Frame),
+    /// Tells the children which events their logs shall have.
+    FilterChanged,
     /// There is a link to this process's parent now; what to do when it asks for an orderly stop.
     LinkUp,
     /// The link up did not take everything at once; the sender learns when it has.
@@ -169,6 +173,11 @@ impl Warden {
     /// Tells a child something; false if there is no room for it.
     pub(crate) fn tell(&self, ward: &Ward, frame: Frame) -> bool {
         self.post(Command::Tell(ward.id, frame))
+    }
+
+    /// Which events are wanted has changed: tells those children that do not know the latest.
+    pub(crate) fn filter_changed(&self) {
+        self.post(Command::FilterChanged);
     }
 
     /// Takes over the link to the parent, with whatever is queued in it.
@@ -349,6 +358,7 @@ impl Rounds {
                     }
                     self.watch_link(id);
                 }
+                Command::FilterChanged => self.send_filters(),
                 Command::LinkUp => {
                     let data = epoll::EventData::new_u64(LINK_UP);
                     let added = match &*self.warden.up_link() {
@@ -391,6 +401,21 @@ impl Rounds {
             return;
         }
         self.children.insert(id, child);
+        // It may have changed since the invitation was written.
+        self.send_filter(id);
+    }
+
+    fn send_filters(&mut self) {
+        let ids: Vec<u64> = self.children.keys().copied().collect();
+        for id in ids {
+            self.send_filter(id);
+        }
+    }
+
+    fn send_filter(&mut self, id: u64) {
+        if let Some(child) = self.children.get_mut(&id) {
+            child.send_filter();
+        }
         self.watch_link(id);
     }
 
@@ -511,6 +536,7 @@ impl Rounds {
 
     fn link_up(&mut self) {
         let mut wishes = Vec::new();
+        let mut filter = None;
         if let Some(link) = &mut *self.warden.up_link() {
             match link.fill() {
                 Ok(Filled::Open) => {}
@@ -524,12 +550,16 @@ impl Rounds {
                         Ok(Frame::Suspend(number)) => wishes.push((Wish::Suspend, Some(number))),
                         Ok(Frame::Resume) => wishes.push((Wish::Resume, None)),
                         Ok(Frame::Ping(number)) => answer(link, Frame::Pong(number)),
+                        Ok(Frame::LogFilter(directives)) => filter = Some(directives),
                         // A parent of this very program says nothing else; this one cannot be trusted.
                         Ok(_) | Err(_) => die(),
                     },
                     Err(_) => die(),
                 }
             }
+        }
+        if let Some(directives) = filter {
+            self.pass_filter(directives);
         }
         for (wish, number) in wishes {
             self.warden.fulfil(wish);
@@ -538,6 +568,15 @@ impl Rounds {
             }
         }
         self.flush_up();
+    }
+
+    /// The root wants other events: of this process, and of those below.
+    fn pass_filter(&mut self, directives: Arc<str>) {
+        if let Some(program) = Program::settled() {
+            program.logs.wanted.set(&directives);
+        }
+        filter::change(directives);
+        self.send_filters();
     }
 
     fn flush_up(&mut self) {
