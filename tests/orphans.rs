@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use hatchery_tests::{BOUND, Dice, send};
+use hatchery_tests::{BOUND, Dice, eventually, send};
 use rustix::process::{Signal, WaitOptions, getpid, set_child_subreaper, wait};
 
 /// The last word of a program, or of its worker, tells where the worker was when the program was killed.
@@ -28,8 +28,7 @@ fn a_parent_killed_at_random_moments_of_spawning_leaves_no_worker() {
     while rounds < 100 || hits.iter().any(|hits| *hits < 10) {
         rounds += 1;
         assert!(rounds <= 1000, "after {rounds} rounds: before hello, before ready, after: {hits:?}");
-        let after = Duration::from_micros(2_000 + dice.throw(14_000));
-        let left = one_round("spawns for ever", after);
+        let left = one_round("spawns for ever", dice.throw(4), dice.throw(5_000));
         // Killed before there was a worker, or between two: nobody could have been left.
         if left.workers == 0 {
             continue;
@@ -55,8 +54,7 @@ fn a_parent_killed_at_300_random_moments_leaves_no_worker_at_three_levels_stoppe
     while rounds < 300 || left_alone[5] < 10 || stopped[2] < 10 {
         rounds += 1;
         assert!(rounds <= 2000, "after {rounds} rounds: {left_alone:?} left, {stopped:?} stopped");
-        let after = Duration::from_micros(2_000 + dice.throw(30_000));
-        let left = one_round("digs for ever", after);
+        let left = one_round("digs for ever", dice.throw(6), dice.throw(10_000));
         left_alone[(left.workers as usize).min(5)] += 1;
         if left.certain {
             let said = left.said.iter().rev().take_while(|line| *line != BEFORE_HELLO);
@@ -91,9 +89,10 @@ impl Left {
     }
 }
 
-/// Starts a program, kills it after a while, waits for all that it left.
+/// Starts a program, kills it some microseconds after it has said so many lines, waits for all that it left. (How long
+/// it takes to say them is the machine's affair, so that the moments are spread alike on a slow one.)
 #[expect(clippy::zombie_processes, reason = "it is waited for together with all that it leaves")]
-fn one_round(word: &str, after: Duration) -> Left {
+fn one_round(word: &str, lines: u64, micros: u64) -> Left {
     let mut program = Command::new(env!("CARGO_BIN_EXE_programs"))
         .envs([("PROGRAM", word)])
         .stdin(Stdio::null())
@@ -108,7 +107,8 @@ fn one_round(word: &str, after: Duration) -> Left {
             heard.lock().unwrap().push(line);
         }
     });
-    std::thread::park_timeout(after);
+    eventually("it says that", || said.lock().unwrap().len() as u64 >= lines);
+    std::thread::park_timeout(Duration::from_micros(micros));
     let before = said.lock().unwrap().len();
     send(program.id(), Signal::KILL);
     let begun = Instant::now();

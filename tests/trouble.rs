@@ -493,7 +493,7 @@ async fn digs_for_ever() -> hatchery::Result<()> {
     loop {
         say("start");
         let deep = Process::spawn(digs, 2).await?;
-        deep.wait_timeout(Duration::from_millis(15)).await;
+        deep.wait_timeout(Duration::from_millis(100)).await;
         deep.kill()?;
         deep.wait().await;
     }

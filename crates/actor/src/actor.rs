@@ -1,4 +1,4 @@
-//! What an actor is: the trait that `#[actor]` implements, and how its answers are encoded.
+//! What an actor is: the traits that `#[actor]` implements, and how its answers are encoded.
 
 use std::any::Any;
 use std::fmt::Display;
@@ -15,9 +15,12 @@ use crate::handle::ActorRef;
 use crate::outlet::Answer;
 
 /// State owned by one task, reached by messages. `#[actor]` writes this implementation.
+///
+/// Its futures are `Send`, so it may live in a worker and in this process alike.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is no actor",
-    label = "write `#[hatchery::actor]` on an impl block of it that has a `start`"
+    message = "`{Self}` is no actor, or one that stays on its thread",
+    label = "write `#[hatchery::actor]` on an impl block of it that has a `start`; if that says `not_send`, write \
+             `worker` instead of `local`"
 )]
 pub trait Actor: Sized + Send + 'static {
     /// What `start` takes.
@@ -48,6 +51,66 @@ pub trait Actor: Sized + Send + 'static {
     fn stopped(&mut self, cx: &Context) -> impl Future<Output = ()> + Send {
         let _ = cx;
         async {}
+    }
+}
+
+/// Any actor, whether its futures are [`Send`] or not: what a worker can host. Every [`Actor`] is one; apart from those,
+/// `#[actor(not_send)]` implements it, for state that must stay on its thread.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no actor",
+    label = "write `#[hatchery::actor]` on an impl block of it that has a `start`"
+)]
+pub trait AnyActor: Sized + 'static {
+    /// What `start` takes.
+    type Args: Serialize + DeserializeOwned + Send + Sync + 'static;
+    /// One variant a method.
+    type Message: Serialize + DeserializeOwned + 'static;
+    /// The typed reference with the same methods.
+    type Handle: From<ActorRef> + Clone + Send + Sync + 'static;
+
+    /// The name it is registered under: its path in the program.
+    fn name() -> &'static str;
+
+    /// Where in the source it stands, which tells twins of one name apart.
+    fn place() -> Place;
+
+    /// Makes the state. It is ready when this has finished.
+    fn start(args: Self::Args, cx: &Context) -> impl Future<Output = Result<Self, Error>>;
+
+    /// Handles one message.
+    fn handle(&mut self, message: Self::Message, asked: bool, cx: &Context) -> impl Future<Output = Answer>;
+
+    /// Runs at the end of an orderly stop.
+    fn stopped(&mut self, cx: &Context) -> impl Future<Output = ()> {
+        let _ = cx;
+        async {}
+    }
+}
+
+#[diagnostic::do_not_recommend]
+impl<A: Actor> AnyActor for A {
+    type Args = A::Args;
+    type Message = A::Message;
+    type Handle = A::Handle;
+
+    fn name() -> &'static str {
+        A::name()
+    }
+
+    fn place() -> Place {
+        A::place()
+    }
+
+    fn start(args: A::Args, cx: &Context) -> impl Future<Output = Result<A, Error>> {
+        <A as Actor>::start(args, cx)
+    }
+
+    fn handle(&mut self, message: A::Message, asked: bool, cx: &Context) -> impl Future<Output = Answer> {
+        Actor::handle(self, message, asked, cx)
+    }
+
+    fn stopped(&mut self, cx: &Context) -> impl Future<Output = ()> {
+        Actor::stopped(self, cx)
     }
 }
 
@@ -84,13 +147,13 @@ pub trait IntoStarted<A> {
     fn into_started(self) -> Result<A, Error>;
 }
 
-impl<A: Actor> IntoStarted<A> for A {
+impl<A: AnyActor> IntoStarted<A> for A {
     fn into_started(self) -> Result<A, Error> {
         Ok(self)
     }
 }
 
-impl<A: Actor, E: Display + 'static> IntoStarted<A> for Result<A, E> {
+impl<A: AnyActor, E: Display + 'static> IntoStarted<A> for Result<A, E> {
     fn into_started(self) -> Result<A, Error> {
         self.map_err(|error| match (&error as &dyn Any).downcast_ref::<Error>() {
             Some(ours) => ours.clone(),

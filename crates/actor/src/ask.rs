@@ -3,7 +3,6 @@
 use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -13,8 +12,8 @@ use tokio::time::{Instant, Sleep};
 
 use crate::error::{CallError, Never, SendError};
 use crate::fault::Fault;
+use crate::handle::ActorRef;
 use crate::outlet::{Answer, Left, measure};
-use crate::seat::Seat;
 
 /// How long an ask waits for its answer unless told otherwise.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -22,7 +21,8 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 /// A request that has not been sent yet. `.await` sends it and waits for the answer; [`tell`](Ask::tell) wants none.
 ///
 /// It takes its place in line at its first poll and waits 30 s for the answer unless [`timeout`](Ask::timeout) says
-/// otherwise; time spent in line, or before a vacant seat, counts. It runs at most once.
+/// otherwise; time spent in line, or before a vacant seat, counts. It runs at most once. A method that puts its answer
+/// off with a [`Reply`](crate::reply::Reply) is waited for as long as it takes, unless `timeout` says otherwise.
 ///
 /// # Errors
 /// [`CallError`]: the handler answered with an `Err`, the worker ended (`is_crash`), the deadline passed
@@ -59,33 +59,41 @@ pub struct Tell {
 
 /// What both have in common: one request, from its first poll to its one outcome.
 struct Outgoing {
-    seat: Arc<Seat>,
+    actor: ActorRef,
     method: &'static str,
-    timeout: Duration,
+    /// As long as it takes, if there is none.
+    timeout: Option<Duration>,
     state: State,
 }
 
 enum State {
     New(Result<Body, EncodeError>),
-    Waiting { id: u64, timer: Pin<Box<Sleep>> },
+    Waiting { id: u64, timer: Option<Pin<Box<Sleep>>> },
     Over,
 }
 
 impl<T, E> Ask<T, E> {
     pub(crate) fn new(
-        seat: Arc<Seat>,
+        actor: ActorRef,
         method: &'static str,
         body: Result<Body, EncodeError>,
         decode: fn(&Body) -> Result<T, DecodeError>,
     ) -> Self {
-        let order = Outgoing { seat, method, timeout: DEFAULT_TIMEOUT, state: State::New(body) };
+        let order = Outgoing { actor, method, timeout: Some(DEFAULT_TIMEOUT), state: State::New(body) };
         Ask { order, decode, error: PhantomData }
     }
 
-    /// How long to wait, from the first poll, instead of 30 s. The worker learns it too and does not begin a
+    /// How long to wait, from the first poll, instead of 30 s (or for ever). The worker learns it too and does not begin a
     /// request whose caller no longer waits.
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.order.timeout = timeout;
+        self.order.timeout = Some(timeout);
+        self
+    }
+
+    /// Waits as long as it takes, unless `timeout` says otherwise: for methods that put their answer off.
+    #[doc(hidden)]
+    pub fn without_deadline(mut self) -> Self {
+        self.order.timeout = None;
         self
     }
 
@@ -93,8 +101,17 @@ impl<T, E> Ask<T, E> {
     ///
     /// At most once: it is lost if the worker dies before it comes to it. It waits for room only; the timeout
     /// applies to that.
-    pub fn tell(self) -> Tell {
+    pub fn tell(mut self) -> Tell {
+        self.order.timeout.get_or_insert(DEFAULT_TIMEOUT);
         Tell { order: self.order }
+    }
+}
+
+impl Tell {
+    /// Waits for room as long as it takes.
+    pub(crate) fn without_deadline(mut self) -> Self {
+        self.order.timeout = None;
+        self
     }
 }
 
@@ -104,7 +121,7 @@ impl<T, E: DeserializeOwned> Future for Ask<T, E> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let Ask { order, decode: decode_value, .. } = self.get_mut();
         let Poll::Ready(answer) = order.poll(true, cx) else { return Poll::Pending };
-        let whom = order.seat.path();
+        let whom = order.actor.seat().path();
         let fault = match answer {
             Answer::Value(body) => match decode_value(&body) {
                 Ok(value) => return Poll::Ready(Ok(value)),
@@ -115,7 +132,7 @@ impl<T, E: DeserializeOwned> Future for Ask<T, E> {
                 Err(error) => Fault::BadAnswer(error.to_string()),
             },
             Answer::Fault(fault) => fault,
-            Answer::None => Fault::BadAnswer("the worker sent none".to_owned()),
+            Answer::None | Answer::End => Fault::BadAnswer("the worker sent none".to_owned()),
         };
         Poll::Ready(Err(CallError::of_fault(whom, order.method, fault)))
     }
@@ -127,7 +144,7 @@ impl Future for Tell {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let order = &mut self.get_mut().order;
         order.poll(false, cx).map(|answer| match answer {
-            Answer::Fault(fault) => Err(SendError::new(order.seat.path(), order.method, fault)),
+            Answer::Fault(fault) => Err(SendError::new(order.actor.seat().path(), order.method, fault)),
             _ => Ok(()),
         })
     }
@@ -136,6 +153,10 @@ impl Future for Tell {
 impl Outgoing {
     fn poll(&mut self, ask: bool, cx: &mut Context<'_>) -> Poll<Answer> {
         if let State::New(body) = &mut self.state {
+            if ask && self.actor.seat().would_wait_for_itself() {
+                self.state = State::Over;
+                return Poll::Ready(Answer::Fault(Fault::Refused(ASKS_ITSELF.to_owned())));
+            }
             let encoded = std::mem::replace(body, Ok(Body::default()));
             let encoded = encoded.map_err(|error| Fault::NotSent(error.to_string()));
             let body = match encoded.and_then(|body| measure(&body).map(|()| body)) {
@@ -145,33 +166,43 @@ impl Outgoing {
                     return Poll::Ready(Answer::Fault(fault));
                 }
             };
-            let deadline = deadline(self.timeout);
+            let deadline = self.timeout.map(deadline);
             // The timer first: without a runtime it panics, and then nothing must be in line.
-            let timer = Box::pin(tokio::time::sleep_until(deadline));
+            let timer = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
             // The deadline of a tell is for its place in line; once it is sent nobody waits for it.
-            let id = self.seat.submit(ask, ask.then_some(deadline), body);
+            let id = self.actor.seat().submit(ask, deadline.filter(|_| ask), body, self.actor.pin());
             self.state = State::Waiting { id, timer };
         }
         let State::Waiting { id, timer } = &mut self.state else {
             panic!("polled after it was ready");
         };
         // The answer first: one that is there when the deadline passes counts.
-        if let Poll::Ready(answer) = self.seat.poll(*id, cx) {
+        if let Poll::Ready(answer) = self.actor.seat().poll(*id, cx) {
             self.state = State::Over;
             return Poll::Ready(answer);
         }
-        if timer.as_mut().poll(cx).is_ready() {
-            let answer = match self.seat.cancel(*id) {
-                // It came between the two looks, and counts: a tell that was sent must not be called unsent.
-                Left::Over(answer) => answer,
-                left => Answer::Fault(Fault::Timeout { maybe_executed: left == Left::Sent }),
-            };
-            self.state = State::Over;
-            return Poll::Ready(answer);
+        let is_late = timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready());
+        let is_stuck = !ask && self.actor.seat().would_wait_for_itself();
+        if !is_late && !is_stuck {
+            return Poll::Pending;
         }
-        Poll::Pending
+        let answer = match self.actor.seat().cancel(*id) {
+            // It came between the two looks, and counts: a tell that was sent must not be called unsent.
+            Left::Over(answer) => answer,
+            _ if is_stuck => Answer::Fault(Fault::Refused(TELLS_ITSELF_TOO_MUCH.to_owned())),
+            left => Answer::Fault(Fault::Timeout { maybe_executed: left == Left::Sent }),
+        };
+        self.state = State::Over;
+        Poll::Ready(answer)
     }
 }
+
+pub(crate) const ASKS_ITSELF: &str = "an actor that asks itself and waits in its own handler would wait for ever: send it with \
+                           `.tell()`, or ask from a task (`cx.spawn(..)`)";
+
+const TELLS_ITSELF_TOO_MUCH: &str = "64 messages of the actor to itself are under way, and none of them begins before \
+                                     this handler returns: keep what is to be done in the actor's state, or tell it \
+                                     from a task (`cx.spawn(..)`)";
 
 /// The end of a time that begins now. One beyond what the clock can hold is as good as for ever.
 pub fn deadline(timeout: Duration) -> Instant {
@@ -185,19 +216,19 @@ const FAR: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 impl Drop for Outgoing {
     fn drop(&mut self) {
         if let State::Waiting { id, .. } = &self.state {
-            self.seat.cancel(*id);
+            self.actor.seat().cancel(*id);
         }
     }
 }
 
 impl<T, E> std::fmt::Debug for Ask<T, E> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Ask({} of {})", self.order.method, self.order.seat.path())
+        write!(f, "Ask({} of {})", self.order.method, self.order.actor.seat().path())
     }
 }
 
 impl std::fmt::Debug for Tell {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Tell({} of {})", self.order.method, self.order.seat.path())
+        write!(f, "Tell({} of {})", self.order.method, self.order.actor.seat().path())
     }
 }

@@ -10,19 +10,23 @@ use crate::ask::Ask;
 use crate::child::{self, Rung};
 use crate::error::Error;
 use crate::fault::Fault;
+use crate::incarnation::Incarnation;
+use crate::items::Items;
+use crate::monitor::Monitor;
 use crate::seat::{Occupancy, Occupant, Seat};
 
-/// An untyped reference to whoever sits in a seat.
+/// An untyped reference to whoever sits in a seat, or to one incarnation alone.
 #[derive(Clone, Debug)]
 pub struct ActorRef {
     seat: Arc<Seat>,
+    pin: Option<Incarnation>,
 }
 
 impl ActorRef {
     /// A reference to the actor of this seat.
     #[doc(hidden)]
     pub fn new(seat: Arc<Seat>) -> ActorRef {
-        ActorRef { seat }
+        ActorRef { seat, pin: None }
     }
 
     /// A request to it. The message is encoded here and now.
@@ -39,7 +43,34 @@ impl ActorRef {
         message: &M,
         decode: fn(&Body) -> Result<T, DecodeError>,
     ) -> Ask<T, E> {
-        Ask::new(self.seat.clone(), method, encode(message), decode)
+        Ask::new(self.clone(), method, encode(message), decode)
+    }
+
+    /// A request that is answered with a stream.
+    #[doc(hidden)]
+    pub fn items<M: Serialize, T, E>(
+        &self,
+        method: &'static str,
+        message: &M,
+        decode: fn(&Body) -> Result<T, DecodeError>,
+    ) -> Items<T, E> {
+        Items::new(self.clone(), method, encode(message), decode)
+    }
+
+    /// The one incarnation that requests may go to, if there is but one.
+    pub(crate) fn pin(&self) -> Option<&Incarnation> {
+        self.pin.as_ref()
+    }
+
+    /// Who sits there now, of those it is about.
+    fn occupant(&self) -> Option<Occupant> {
+        match self.seat.occupancy() {
+            Occupancy::Occupied(occupant) => {
+                let meant = self.pin.as_ref().is_none_or(|pin| pin.number == occupant.incarnation);
+                meant.then_some(occupant)
+            }
+            _ => None,
+        }
     }
 
     /// The seat it names.
@@ -61,23 +92,68 @@ pub trait AnyHandle {
 
     /// The process that the actor lives in now; `None` between two incarnations.
     fn pid(&self) -> Option<u32> {
-        match self.actor_ref().seat.occupancy() {
-            Occupancy::Occupied(occupant) => occupant.child.pid(),
-            _ => None,
-        }
+        self.actor_ref().occupant()?.child.pid()
     }
 
     /// Whether an incarnation sits there now. One that has just died may still count until its death is noticed.
     fn is_alive(&self) -> bool {
-        matches!(self.actor_ref().seat.occupancy(), Occupancy::Occupied(_))
+        self.actor_ref().occupant().is_some()
     }
 
     /// Which incarnation sits there now, counted from 1; `None` between two.
     fn incarnation(&self) -> Option<u64> {
-        match self.actor_ref().seat.occupancy() {
-            Occupancy::Occupied(occupant) => Some(occupant.incarnation),
-            _ => None,
-        }
+        Some(self.actor_ref().occupant()?.incarnation)
+    }
+
+    /// A handle of the incarnation that sits there now, and of no later one; `None` if nobody sits there.
+    ///
+    /// Its requests never reach another incarnation and never wait at a vacant seat: once that incarnation has ended
+    /// they fail at once with its exit (`is_crash`; what was not sent has `maybe_executed` false). Its `pid`,
+    /// `is_alive`, `incarnation`, `stop`, `kill` and `monitor` are about that incarnation only, too.
+    ///
+    /// For requests that must meet the same state, such as the steps of a login:
+    ///
+    /// ```
+    /// # use hatchery::prelude::*;
+    /// # struct Shell { user: Option<String> }
+    /// # #[hatchery::actor]
+    /// # impl Shell {
+    /// #     fn start() -> Self { Shell { user: None } }
+    /// #     fn login(&mut self, user: String) { self.user = Some(user) }
+    /// #     fn run(&mut self, what: String) -> bool { self.user.is_some() && what == "make" }
+    /// # }
+    /// # #[hatchery::main]
+    /// # async fn main() -> hatchery::Result<()> {
+    /// #     let tree = Supervisor::new(Strategy::OneForOne).start().await?;
+    /// let shell = tree.start_child(worker::<Shell>("shell", ())).await?;
+    /// let session = shell.pinned().ok_or(hatchery::Error::msg("nobody sits there"))?;
+    /// session.login("ada".to_owned()).await?;
+    /// session.run("make".to_owned()).await?;
+    ///
+    /// let monitor = session.monitor();
+    /// shell.kill();
+    /// println!("{}", monitor.await);           // /…/shell (incarnation 1): killed by SIGKILL (signal 9)
+    /// let error = session.run("make".to_owned()).await.unwrap_err();
+    /// assert!(error.is_crash() && !error.maybe_executed());
+    /// #     tree.stop().await
+    /// # }
+    /// ```
+    fn pinned(&self) -> Option<Self>
+    where
+        Self: Sized + From<ActorRef>,
+    {
+        let actor = self.actor_ref();
+        let pin = actor.occupant()?.pin;
+        Some(Self::from(ActorRef { seat: actor.seat.clone(), pin: Some(pin) }))
+    }
+
+    /// Tells of the end of the incarnation that sits there now, or of the next one if nobody does: a future, and by
+    /// [`Monitor::downs`] a stream of all ends, exactly one for each incarnation that sat there. If the seat is closed,
+    /// it says so at once. It works from here on, polled or not.
+    #[doc(alias = "sentinel")]
+    fn monitor(&self) -> Monitor {
+        let actor = self.actor_ref();
+        actor.seat.monitor(actor.pin())
     }
 
     /// Stops the present incarnation in order: it finishes its message and answers the rest `is_stopping()`. If that
@@ -91,12 +167,12 @@ pub trait AnyHandle {
     /// # Cancel safety
     /// Dropped early, the request to stop stands, but the harder ways are not tried.
     fn stop(&self) -> impl Future<Output = Result<(), Error>> + Send {
-        let seat = &self.actor_ref().seat;
-        let (occupancy, shutdown) = (seat.occupancy(), seat.shutdown());
+        let actor = self.actor_ref();
+        let (occupant, shutdown) = (actor.occupant(), actor.seat.shutdown());
         async move {
-            match occupancy {
-                Occupancy::Occupied(occupant) => child::stop(&*occupant.child, shutdown).await.map(drop),
-                _ => Ok(()),
+            match occupant {
+                Some(occupant) => child::stop(&*occupant.child, shutdown).await.map(drop),
+                None => Ok(()),
             }
         }
     }
@@ -154,7 +230,7 @@ pub trait AnyHandle {
     ///
     /// A local actor is ended where it next awaits.
     fn kill(&self) {
-        if let Occupancy::Occupied(occupant) = self.actor_ref().seat.occupancy() {
+        if let Some(occupant) = self.actor_ref().occupant() {
             occupant.child.stop(Rung::Kill);
         }
     }

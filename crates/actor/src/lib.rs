@@ -2,7 +2,8 @@
 //! another. Nothing here knows of processes; `hatchery-process` puts actors into them, `hatchery-supervisor` restarts
 //! them, and both meet in what this crate owns.
 //!
-//! The modules in reading order, each using only those before it (and `seat` and `child`, which name each other):
+//! The modules in reading order, each using only those before it (and `seat` and `child`, which name each other,
+//! as `mailbox` and `flow`, `ask` and `handle` do):
 
 #![forbid(unsafe_code)]
 
@@ -11,15 +12,27 @@ pub mod fault;
 pub mod error;
 pub mod panics;
 pub mod heartbeat;
+mod busy;
+mod incarnation;
+pub mod streams;
 pub mod outlet;
+pub mod monitor;
 pub mod seat;
 pub mod settings;
 pub mod child;
 pub mod mailbox;
+pub mod ask;
+pub mod items;
+pub mod handle;
+mod near;
+mod tasks;
+pub mod timer;
+pub mod watch;
+mod me;
 pub mod context;
+pub mod reply;
+pub mod flow;
 pub mod actor;
 pub mod runner;
-pub mod ask;
-pub mod handle;
 pub mod local;
 pub mod root;

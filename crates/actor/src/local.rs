@@ -1,7 +1,6 @@
 //! An actor in this process: a task of its own, behind the same seat and the same window as one in a worker.
 
-use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use hatchery_wire::{Body, EncodeError, decode, encode};
 use tokio::sync::{oneshot, watch};
@@ -10,11 +9,12 @@ use tokio::task::AbortHandle;
 use crate::actor::Actor;
 use crate::child::{BoxFuture, Child, Ended, Order, Presence, Rung, Start, Started, ended};
 use crate::context::Context;
+use crate::error::Error;
 use crate::exit::{Exit, Status};
 use crate::fault::Fault;
 use crate::handle::ActorRef;
-use crate::mailbox::{Mailbox, Parcel, ReturnPath};
-use crate::outlet::{Answer, Line, Request};
+use crate::mailbox::Mailbox;
+use crate::near::NearLine;
 use crate::panics;
 use crate::runner;
 use crate::seat::Seat;
@@ -22,14 +22,50 @@ use crate::seat::Seat;
 /// What [`Start`]s an actor in this process.
 pub struct Local<A> {
     name: String,
-    args: Result<Body, EncodeError>,
-    actor: PhantomData<fn() -> A>,
+    origin: Origin<A>,
+}
+
+/// What each incarnation begins from.
+enum Origin<A> {
+    /// The arguments of its `start`.
+    Args(Result<Body, EncodeError>),
+    /// A closure that makes it. One incarnation starts after another, so nobody waits for the lock.
+    Closure(Arc<Mutex<dyn FnMut() -> A + Send>>),
+}
+
+impl<A> Clone for Origin<A> {
+    fn clone(&self) -> Self {
+        match self {
+            Origin::Args(args) => Origin::Args(args.clone()),
+            Origin::Closure(make) => Origin::Closure(make.clone()),
+        }
+    }
 }
 
 impl<A: Actor> Local<A> {
     /// An actor of this name; its arguments are kept encoded, for restarts.
     pub fn new(name: impl Into<String>, args: &A::Args) -> Local<A> {
-        Local { name: name.into(), args: encode(args), actor: PhantomData }
+        Local { name: name.into(), origin: Origin::Args(encode(args)) }
+    }
+
+    /// An actor of this name that a closure makes, anew for each incarnation.
+    pub fn with(name: impl Into<String>, make: impl FnMut() -> A + Send + 'static) -> Local<A> {
+        Local { name: name.into(), origin: Origin::Closure(Arc::new(Mutex::new(make))) }
+    }
+}
+
+impl<A: Actor> Origin<A> {
+    async fn actor(self, cx: &Context) -> Result<A, Error> {
+        let args = match self {
+            Origin::Args(args) => args?,
+            Origin::Closure(make) => {
+                // One that panicked before is called again: what it left behind is its own.
+                let mut make = make.lock().unwrap_or_else(PoisonError::into_inner);
+                return Ok(make());
+            }
+        };
+        let undecodable = |error| Error::from(error).context("the arguments could not be decoded");
+        A::start(decode::<A::Args>(&args).map_err(undecodable)?, cx).await
     }
 }
 
@@ -45,7 +81,10 @@ impl<A: Actor> Start for Local<A> {
     }
 
     fn check(&self) -> Result<(), Fault> {
-        self.args.as_ref().map(drop).map_err(|error| Fault::NotSent(error.to_string()))
+        match &self.origin {
+            Origin::Args(Err(error)) => Err(Fault::NotSent(error.to_string())),
+            _ => Ok(()),
+        }
     }
 
     fn handle(&self, reference: ActorRef) -> A::Handle {
@@ -53,23 +92,31 @@ impl<A: Actor> Start for Local<A> {
     }
 
     fn start(&self, order: Order) -> BoxFuture<Result<Started, Fault>> {
-        let args = self.args.clone();
+        let origin = self.origin.clone();
         Box::pin(async move {
-            let args = args.map_err(|error| Fault::NotSent(error.to_string()))?;
-            let args = decode::<A::Args>(&args).map_err(|error| Fault::Undecodable(error.to_string()))?;
             let mailbox = Mailbox::new();
             let (exit, exited) = watch::channel(None);
             let (ready, is_ready) = oneshot::channel();
-            let end = End {
+            let mut end = End {
                 seat: order.seat.clone(),
                 incarnation: order.incarnation,
                 exit,
                 how: None,
                 _presence: order.presence,
             };
-            let task = tokio::spawn(live::<A>(args, mailbox.clone(), ready, end));
-            let child = Arc::new(LocalChild { mailbox: mailbox.clone(), task: task.abort_handle(), exited });
-            let unless_ready = AbortOnDrop(Some(task.abort_handle()));
+            panics::note_places();
+            let cx = Context::new::<A::Handle>(order.seat.path(), order.incarnation, mailbox.clone());
+            let tasks = cx.tasks().clone();
+            let task = tokio::spawn(live::<A>(origin, mailbox.clone(), cx, ready));
+            let abort = task.abort_handle();
+            tokio::spawn(async move {
+                end.how = task.await.ok().flatten();
+                // A kill waits for nothing, but it is over only when nothing of the incarnation runs any more.
+                tasks.gone().await;
+                drop(end);
+            });
+            let child = Arc::new(LocalChild { mailbox: mailbox.clone(), task: abort.clone(), exited });
+            let unless_ready = AbortOnDrop(Some(abort.clone()));
             let failed = match tokio::time::timeout(order.timeout, is_ready).await {
                 Ok(Ok(Ok(()))) => None,
                 Ok(Ok(Err(fault))) => Some(fault),
@@ -78,7 +125,7 @@ impl<A: Actor> Start for Local<A> {
                     Some(Fault::Ended { exit: Box::new((*exit).clone()), maybe_executed: false })
                 }
                 Err(_) => {
-                    task.abort();
+                    abort.abort();
                     let exit = Box::new((*child.exited().await).clone());
                     Some(Fault::Late { what: format!("not ready within {:?}", order.timeout), exit })
                 }
@@ -89,40 +136,35 @@ impl<A: Actor> Start for Local<A> {
                 return Err(fault);
             }
             unless_ready.forget();
-            let line = Arc::new(LocalLine::new(mailbox, order.seat, order.incarnation));
+            let line = Arc::new(NearLine::new(mailbox, order.seat, order.incarnation));
             Ok(Started { child, line })
         })
     }
 }
 
-/// The whole life of a local actor, `end` being dropped last on every way out, an abort included.
+/// The whole life of a local actor, and how it ended unless it was cut off.
 async fn live<A: Actor>(
-    args: A::Args,
+    origin: Origin<A>,
     mailbox: Arc<Mailbox>,
+    cx: Context,
     ready: oneshot::Sender<Result<(), Fault>>,
-    mut end: End,
-) {
-    panics::note_places();
-    let cx = Context::new(end.seat.path(), end.incarnation, mailbox.clone());
-    let actor = match panics::catch(A::start(args, &cx)).await {
+) -> Option<Exit> {
+    let actor = match runner::starting(origin.actor(&cx), &cx).await {
         Ok(Ok(actor)) => actor,
         Ok(Err(error)) => {
-            end.how = Some(Exit::new(Status::Code(1)).with_failed(true));
             let _ = ready.send(Err(Fault::StartFailed(error.to_string())));
-            return;
+            return Some(Exit::new(Status::Code(1)).with_failed(true));
         }
-        Err(panic) => {
-            end.how = Some(Exit::new(Status::Code(101)).with_panic(Some(panic)));
-            return;
-        }
+        Err(panic) => return Some(Exit::new(Status::Code(101)).with_panic(Some(panic))),
     };
     if ready.send(Ok(())).is_err() {
-        return;
+        runner::cut_off(&cx);
+        return None;
     }
-    end.how = Some(match runner::run(actor, &mailbox, cx).await {
+    Some(match runner::run(actor, &mailbox, cx).await {
         Ok(()) => Exit::orderly(),
         Err(panic) => Exit::new(Status::Code(101)).with_panic(Some(panic)),
-    });
+    })
 }
 
 /// Reports the end of a local actor, first to its seat, then to whoever waits for it.
@@ -136,7 +178,7 @@ struct End {
 
 impl Drop for End {
     fn drop(&mut self) {
-        let aborted = || Exit::new(Status::Unknown).with_reason(Some("its task was aborted".to_owned()));
+        let aborted = || Exit::new(Status::Unknown).with_reason(Some(runner::ABORTED.to_owned()));
         let exit = self.how.take().unwrap_or_else(aborted);
         self.seat.ended(self.incarnation, &exit);
         self.exit.send_replace(Some(Arc::new(exit)));
@@ -184,49 +226,6 @@ impl Child for LocalChild {
 
     fn is_paused(&self) -> bool {
         self.mailbox.is_suspended()
-    }
-}
-
-/// The way of requests into a mailbox of this process.
-struct LocalLine {
-    mailbox: Arc<Mailbox>,
-    back: Arc<dyn ReturnPath>,
-}
-
-impl LocalLine {
-    fn new(mailbox: Arc<Mailbox>, seat: Arc<Seat>, incarnation: u64) -> LocalLine {
-        LocalLine { mailbox, back: Arc::new(LocalReturn { seat, incarnation }) }
-    }
-}
-
-impl Line for LocalLine {
-    fn send(&self, request: Request) -> Result<(), Fault> {
-        let Request { id, ask, deadline, body } = request;
-        // No `refuse` here: this runs under the outlet's lock, which an answer would take again.
-        let parcel = Parcel { id, ask, deadline, body, from: self.back.clone() };
-        self.mailbox.push(parcel).map_err(|_| Fault::Stopping)
-    }
-
-    fn withdraw(&self, id: u64) {
-        self.mailbox.withdraw(id, &self.back);
-    }
-}
-
-/// The way of the answers back to the seat.
-struct LocalReturn {
-    seat: Arc<Seat>,
-    incarnation: u64,
-}
-
-impl ReturnPath for LocalReturn {
-    fn answer(&self, id: u64, answer: Answer) {
-        let kept = self.seat.answered(self.incarnation, id, answer, true);
-        debug_assert!(kept.is_ok(), "a local actor answers each request once");
-    }
-
-    fn release(&self, places: u32) {
-        let kept = self.seat.released(self.incarnation, places);
-        debug_assert!(kept.is_ok(), "a local actor releases each place once");
     }
 }
 

@@ -3,7 +3,8 @@
 //! It is bounded by what its senders' windows add up to: a channel counts its own places and a peer that takes more
 //! is refused by that channel, so nothing here needs to wait.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -11,13 +12,26 @@ use hatchery_wire::Body;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::busy;
 use crate::fault::Fault;
+use crate::flow::{self, Flow, Flows, Order};
 use crate::outlet::Answer;
+use crate::streams::TooMuchCredit;
+
+/// How many answers an actor may have put off at once: more than wait for any lock, and some megabytes at most. Their
+/// places have been given back, so it is not the window that bounds them.
+const PUT_OFF: usize = 65_536;
 
 /// Where the answer to a request goes, and the places in its sender's window.
 pub trait ReturnPath: Send + Sync + 'static {
     /// Answers a request; this gives its place back, too.
     fn answer(&self, id: u64, answer: Answer);
+
+    /// Answers a request whose place was given back when its handler returned.
+    fn reply(&self, id: u64, answer: Answer);
+
+    /// The next item of a request that is answered with a stream. [`Answer::End`] as its reply, or a fault, ends it.
+    fn item(&self, id: u64, item: Body);
 
     /// Gives back the places of requests that want no answer.
     fn release(&self, places: u32);
@@ -55,6 +69,13 @@ pub struct Mailbox {
 struct State {
     queue: VecDeque<Parcel>,
     running: Option<Running>,
+    /// Requests whose answers have been put off, and that nobody has answered yet.
+    put_off: HashMap<Name, PutOff>,
+    /// Those of them whose right to answer was lost in a panic that may yet turn out to be the actor's own.
+    lost: Vec<Ticket>,
+    flows: Flows,
+    /// How many threads are about to hand over an answer that was put off.
+    speaking: usize,
     /// How many have been taken out.
     taken: u64,
     stopping: bool,
@@ -72,6 +93,26 @@ struct Running {
     caller_left: bool,
     /// Cancelled when the caller leaves; made when somebody first wants to know.
     left: Option<CancellationToken>,
+    is_put_off: bool,
+}
+
+/// What a request is called: by whom, and its sender's number for it. The sender is known by its address, which nobody
+/// else gets while the request holds on to it.
+pub(crate) type Name = (usize, u64);
+
+/// A request whose answer has been put off.
+struct PutOff {
+    /// The how manyth it is.
+    number: u64,
+    from: Arc<dyn ReturnPath>,
+    left: CancellationToken,
+}
+
+/// The right to answer a request later, once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ticket {
+    name: Name,
+    number: u64,
 }
 
 impl Mailbox {
@@ -103,9 +144,27 @@ impl Mailbox {
         Ok(())
     }
 
-    /// A caller has left. If its request has not begun it never will; if it runs, the handler can see it.
+    /// Tells this actor apart from others of this process.
+    pub(crate) fn id(&self) -> busy::Id {
+        std::ptr::from_ref(self).addr()
+    }
+
+    /// A caller has left. If its request has not begun it never will; if it runs, the handler can see it; if its answer
+    /// has been put off, whoever is to give it can.
     pub fn withdraw(&self, id: u64, from: &Arc<dyn ReturnPath>) {
         let mut state = self.lock();
+        if let Some(flow) = state.flows.find(id, from) {
+            drop(state);
+            flow.give(Order::Withdrawn);
+            return;
+        }
+        let put_off = state.put_off.remove(&name(id, from));
+        if let Some(PutOff { left, .. }) = &put_off {
+            let left = left.clone();
+            drop(state);
+            left.cancel();
+            state = self.lock();
+        }
         if let Some(running) = &mut state.running {
             if running.id == id && Arc::ptr_eq(&running.from, from) {
                 running.caller_left = true;
@@ -162,6 +221,13 @@ impl Mailbox {
     /// What to do next; `idle` asks to be told once when there is nothing.
     pub(crate) fn poll_next(&self, idle: bool, cx: &mut Context<'_>) -> Poll<Next> {
         let mut state = self.lock();
+        while !state.lost.is_empty() {
+            // The actor is alive, so the panics were others'.
+            let lost = std::mem::take(&mut state.lost);
+            drop(state);
+            lost.into_iter().for_each(|ticket| self.unanswered(ticket));
+            state = self.lock();
+        }
         if state.stopping {
             return Poll::Ready(Next::Stop);
         }
@@ -169,7 +235,8 @@ impl Mailbox {
         if let Some(parcel) = next {
             state.taken += 1;
             let (number, from) = (state.taken, parcel.from.clone());
-            state.running = Some(Running { number, id: parcel.id, from, caller_left: false, left: None });
+            let (id, left) = (parcel.id, None);
+            state.running = Some(Running { number, id, from, caller_left: false, left, is_put_off: false });
             return Poll::Ready(Next::Parcel(parcel));
         }
         if idle {
@@ -181,10 +248,159 @@ impl Mailbox {
         Poll::Pending
     }
 
-    /// The request that was running is over.
-    pub(crate) fn finished(&self) {
+    /// The handler of the running request has returned; whether its answer has been put off.
+    pub(crate) fn finished(&self) -> bool {
         let running = self.lock().running.take();
-        drop(running);
+        running.is_some_and(|running| running.is_put_off)
+    }
+
+    /// The request that runs, counted from 1, is going to be answered with a stream.
+    ///
+    /// # Errors
+    /// It must not begin: nobody waits for it, or there are too many.
+    pub(crate) fn open_stream(&self, number: u64) -> Result<Arc<Flow>, Fault> {
+        let mut state = self.lock();
+        let State { running, flows, .. } = &mut *state;
+        let running = running.as_mut().filter(|running| running.number == number);
+        // Looked at and opened under one lock: a withdrawal finds the one or the other.
+        let Some(running) = running.filter(|running| !running.caller_left) else {
+            return Err(Fault::Withdrawn);
+        };
+        let Some(flow) = flows.open(running.id, running.from.clone()) else {
+            let open = flow::OPEN;
+            return Err(Fault::Refused(format!("the actor has {open} streams open, as many as it may")));
+        };
+        running.is_put_off = true;
+        Ok(flow)
+    }
+
+    /// The consumer of a stream has taken so many items.
+    ///
+    /// # Errors
+    /// They are more than it was sent.
+    pub fn credit(&self, id: u64, from: &Arc<dyn ReturnPath>, items: usize) -> Result<(), TooMuchCredit> {
+        let flow = self.lock().flows.find(id, from);
+        // Not found: its end and this have crossed.
+        flow.map_or(Ok(()), |flow| flow.credit(items))
+    }
+
+    pub(crate) fn stream_ended(&self, flow: &Flow) {
+        let waker = self.lock().flows.ended(flow);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// The actor stops in order: its streams end, each with a last word.
+    pub(crate) fn stop_streams(&self) {
+        let flows = self.lock().flows.all();
+        flows.iter().for_each(|flow| flow.give(Order::Stopped));
+    }
+
+    /// Resolves when no stream is left.
+    pub(crate) fn poll_no_streams(&self, cx: &Context<'_>) -> Poll<()> {
+        let (none, old) = self.lock().flows.poll_none(cx);
+        drop(old);
+        none
+    }
+
+    /// Puts off the answer to the running request, counted from 1. With the right to answer comes a token that is
+    /// cancelled when the caller leaves, or when the actor is gone.
+    ///
+    /// # Errors
+    /// There are too many; or the sender uses a number twice; or the request is over.
+    pub(crate) fn put_off(&self, number: u64) -> Result<(Ticket, CancellationToken), Fault> {
+        let mut state = self.lock();
+        let State { running, put_off, .. } = &mut *state;
+        let refused = |why: String| Err(Fault::Refused(why));
+        let Some(running) = running.as_mut().filter(|running| running.number == number) else {
+            return refused("an answer can only be put off by the handler of its request".to_owned());
+        };
+        if put_off.len() >= PUT_OFF {
+            return refused(format!(
+                "{PUT_OFF} answers of this actor are still to come, and it takes on no more before it has given some"
+            ));
+        }
+        let name = name(running.id, &running.from);
+        if running.is_put_off || put_off.contains_key(&name) {
+            return refused("a request has one answer".to_owned());
+        }
+        running.is_put_off = true;
+        let left = running.left.get_or_insert_default().clone();
+        let gone = running.caller_left;
+        if !gone {
+            put_off.insert(name, PutOff { number, from: running.from.clone(), left: left.clone() });
+        }
+        drop(state);
+        if gone {
+            left.cancel();
+        }
+        Ok((Ticket { name, number }, left))
+    }
+
+    /// Answers a request whose answer was put off; whether it still could be, for then its caller has not left as far
+    /// as this process knows.
+    pub(crate) fn reply(&self, ticket: Ticket, answer: Answer) -> bool {
+        let mut state = self.lock();
+        let Some(put_off) = state.redeem(ticket) else { return false };
+        state.speaking += 1;
+        drop(state);
+        put_off.from.reply(ticket.name.1, answer);
+        let mut state = self.lock();
+        state.speaking -= 1;
+        let waker = if state.speaking == 0 { state.waker.take() } else { None };
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        true
+    }
+
+    /// Nobody will give the answer that was put off.
+    pub(crate) fn unanswered(&self, ticket: Ticket) {
+        let why = if self.lock().closed { STOPPED } else { DROPPED };
+        self.reply(ticket, unanswered(why));
+    }
+
+    /// The same, amid a panic. If it is the actor's own, its end is the answer.
+    pub(crate) fn lost(&self, ticket: Ticket) {
+        let mut state = self.lock();
+        state.lost.push(ticket);
+        let waker = state.waker.take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// The actor has stopped in order: answers that are still to come never will. Resolves when everything has been
+    /// said, by whatever thread: an orderly exit stands for that.
+    pub(crate) async fn abandon(&self) {
+        for (name, put_off) in self.forget() {
+            put_off.from.reply(name.1, unanswered(STOPPED));
+            put_off.left.cancel();
+        }
+        poll_fn(|cx| {
+            let mut state = self.lock();
+            if state.speaking == 0 {
+                return Poll::Ready(());
+            }
+            let old = state.waker.replace(cx.waker().clone());
+            drop(state);
+            drop(old);
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// The actor has crashed, or was cut off: what it still owes ends with its incarnation, in whatever way the rest of
+    /// it is dropped.
+    pub(crate) fn crashed(&self) {
+        self.forget().into_values().for_each(|put_off| put_off.left.cancel());
+    }
+
+    fn forget(&self) -> HashMap<Name, PutOff> {
+        std::mem::take(&mut self.lock().put_off)
     }
 
     /// Is cancelled when the caller of this request, counted from 1, leaves; `None` if it is not the one that runs.
@@ -210,6 +426,26 @@ impl Mailbox {
     }
 }
 
+impl State {
+    /// The request that this ticket is for, once; none if its caller has left.
+    fn redeem(&mut self, ticket: Ticket) -> Option<PutOff> {
+        // A sender that uses a number again has a new request of that name.
+        self.put_off.get(&ticket.name).filter(|put_off| put_off.number == ticket.number)?;
+        self.put_off.remove(&ticket.name)
+    }
+}
+
+pub(crate) fn name(id: u64, from: &Arc<dyn ReturnPath>) -> Name {
+    (Arc::as_ptr(from).cast::<()>().addr(), id)
+}
+
+const DROPPED: &str = "its `Reply` was dropped unanswered";
+const STOPPED: &str = "the actor stopped while its `Reply` was open";
+
+fn unanswered(why: &str) -> Answer {
+    Answer::Fault(Fault::BadAnswer(why.to_owned()))
+}
+
 impl Parcel {
     /// Answers it `Stopping`, and gives its place back.
     pub fn refuse(self) {
@@ -223,6 +459,8 @@ impl Parcel {
 
 #[cfg(test)]
 mod tests {
+    use std::future::Future;
+
     use hatchery_wire::encode;
 
     use super::*;
@@ -231,12 +469,21 @@ mod tests {
     #[derive(Default)]
     struct Back {
         answers: Mutex<Vec<(u64, Answer)>>,
+        late: Mutex<Vec<(u64, Answer)>>,
         places: Mutex<u32>,
     }
 
     impl ReturnPath for Back {
         fn answer(&self, id: u64, answer: Answer) {
             self.answers.lock().unwrap().push((id, answer));
+        }
+
+        fn reply(&self, id: u64, answer: Answer) {
+            self.late.lock().unwrap().push((id, answer));
+        }
+
+        fn item(&self, id: u64, _: Body) {
+            panic!("{id} is no stream");
         }
 
         fn release(&self, places: u32) {
@@ -370,6 +617,117 @@ mod tests {
         assert_eq!(next_id(&mailbox), Some(2));
         assert!(mailbox.caller_left(1).is_none(), "that one is over");
         assert!(!mailbox.caller_left(2).unwrap().is_cancelled());
+    }
+
+    fn deferred(mailbox: &Mailbox, id: u64, back: &Arc<Back>) -> Result<(Ticket, CancellationToken), Fault> {
+        assert!(mailbox.push(parcel(id, true, back)).is_ok());
+        assert_eq!(next_id(mailbox), Some(id));
+        let number = mailbox.lock().taken;
+        let deferred = mailbox.put_off(number);
+        assert_eq!(mailbox.finished(), deferred.is_ok());
+        deferred
+    }
+
+    #[test]
+    fn a_put_off_answer_is_given_once_and_only_while_its_caller_waits() {
+        let (mailbox, back) = (Mailbox::new(), Arc::new(Back::default()));
+        let from: Arc<dyn ReturnPath> = back.clone();
+        let (first, _) = deferred(&mailbox, 1, &back).unwrap();
+        let (second, left) = deferred(&mailbox, 2, &back).unwrap();
+        assert!(mailbox.reply(first, Answer::None) && !mailbox.reply(first, Answer::None));
+        mailbox.withdraw(2, &from);
+        assert!(left.is_cancelled() && !mailbox.reply(second, Answer::None));
+        mailbox.unanswered(second);
+        assert_eq!(*back.late.lock().unwrap(), [(1, Answer::None)]);
+        assert!(mailbox.lock().put_off.is_empty());
+    }
+
+    #[test]
+    fn a_withdrawal_while_the_handler_runs_reaches_the_answer_that_it_put_off() {
+        let (mailbox, back) = (Mailbox::new(), Arc::new(Back::default()));
+        let from: Arc<dyn ReturnPath> = back.clone();
+        for withdrawn_first in [false, true] {
+            assert!(mailbox.push(parcel(1, true, &back)).is_ok());
+            assert_eq!(next_id(&mailbox), Some(1));
+            let number = mailbox.lock().taken;
+            if withdrawn_first {
+                mailbox.withdraw(1, &from);
+            }
+            let (ticket, left) = mailbox.put_off(number).unwrap();
+            assert!(mailbox.put_off(number).is_err(), "a request has one answer");
+            mailbox.withdraw(1, &from);
+            assert!(left.is_cancelled() && mailbox.caller_left(number).unwrap().is_cancelled());
+            assert!(mailbox.finished() && !mailbox.reply(ticket, Answer::None));
+        }
+    }
+
+    #[test]
+    fn a_sender_that_uses_a_number_twice_is_refused_and_the_first_stays() {
+        let (mailbox, one, two) = (Mailbox::new(), Arc::new(Back::default()), Arc::new(Back::default()));
+        let (first, _) = deferred(&mailbox, 7, &one).unwrap();
+        assert!(deferred(&mailbox, 7, &one).is_err());
+        let (others, _) = deferred(&mailbox, 7, &two).unwrap();
+        assert!(mailbox.reply(others, Answer::None) && mailbox.reply(first, Answer::None));
+        // A ticket is for its own request, not for a later one of that number.
+        assert!(deferred(&mailbox, 7, &one).is_ok() && !mailbox.reply(first, Answer::None));
+    }
+
+    #[test]
+    fn an_actor_can_not_owe_without_end() {
+        let (mailbox, back) = (Mailbox::new(), Arc::new(Back::default()));
+        let first = deferred(&mailbox, 0, &back).unwrap().0;
+        for id in 1..PUT_OFF as u64 {
+            deferred(&mailbox, id, &back).unwrap();
+        }
+        let refused = deferred(&mailbox, u64::MAX, &back).unwrap_err();
+        assert!(refused.to_string().contains("65536 answers") && !refused.maybe_executed(), "{refused}");
+        mailbox.unanswered(first);
+        deferred(&mailbox, u64::MAX, &back).unwrap();
+        let abandoned = std::pin::pin!(mailbox.abandon()).poll(&mut Context::from_waker(Waker::noop()));
+        assert!(abandoned.is_ready());
+        assert_eq!(back.late.lock().unwrap().len(), PUT_OFF + 1);
+        assert!(mailbox.lock().put_off.is_empty());
+    }
+
+    /// Looks, while it is handed an answer, whether the actor believes that everything has been said.
+    struct Looking {
+        mailbox: Arc<Mailbox>,
+        looked: Mutex<Vec<bool>>,
+    }
+
+    impl Looking {
+        fn all_is_said(&self) -> bool {
+            std::pin::pin!(self.mailbox.abandon()).poll(&mut Context::from_waker(Waker::noop())).is_ready()
+        }
+    }
+
+    impl ReturnPath for Looking {
+        fn answer(&self, _: u64, _: Answer) {}
+
+        fn reply(&self, _: u64, _: Answer) {
+            let said = self.all_is_said();
+            self.looked.lock().unwrap().push(said);
+        }
+
+        fn item(&self, id: u64, _: Body) {
+            panic!("{id} is no stream");
+        }
+
+        fn release(&self, _: u32) {}
+    }
+
+    #[test]
+    fn an_actor_leaves_only_when_what_is_being_said_has_been_said() {
+        let mailbox = Mailbox::new();
+        let back = Arc::new(Looking { mailbox: mailbox.clone(), looked: Mutex::default() });
+        let (id, ask, deadline) = (1, true, None);
+        let one = Parcel { id, ask, deadline, body: encode(&id).unwrap(), from: back.clone() };
+        assert!(mailbox.push(one).is_ok());
+        assert_eq!(next_id(&mailbox), Some(1));
+        let (ticket, _) = mailbox.put_off(1).unwrap();
+        assert!(mailbox.finished() && mailbox.reply(ticket, Answer::None));
+        assert_eq!(*back.looked.lock().unwrap(), [false]);
+        assert!(back.all_is_said());
     }
 
     #[test]

@@ -9,7 +9,8 @@
 //!     └──────────▶ gone ◀──────────┘
 //! ```
 //!
-//! A tell is done as soon as it has its place. Queued requests outlive an incarnation; sent ones end with it.
+//! A tell is done as soon as it has its place. Queued requests outlive an incarnation, unless they were meant for that
+//! one alone; sent ones end with it. A request for a stream stays sent while its items arrive.
 //! Each entry is owned by a living future, so the queue is bounded by what callers themselves hold.
 
 use std::collections::{HashMap, VecDeque};
@@ -22,6 +23,8 @@ use tokio::time::Instant;
 
 use crate::exit::Exit;
 use crate::fault::Fault;
+use crate::incarnation::{self, Incarnation};
+use crate::streams::{BadItem, Intake};
 
 /// How many requests one channel may have waiting at one actor, unless its spec says fewer.
 pub const WINDOW: u32 = 64;
@@ -36,6 +39,9 @@ pub trait Line: Send + Sync + 'static {
 
     /// The caller of this request has left.
     fn withdraw(&self, id: u64);
+
+    /// So many items of a streamed answer have been taken.
+    fn credit(&self, id: u64, items: usize);
 }
 
 /// Whether a message of this size can travel.
@@ -77,6 +83,8 @@ pub enum Answer {
     Fault(Fault),
     /// No answer was wanted: the tell has been handed over, or handled.
     None,
+    /// The stream has ended.
+    End,
 }
 
 /// See the picture on top of this file.
@@ -98,6 +106,8 @@ struct State {
     next_id: u64,
     queue: VecDeque<u64>,
     requests: HashMap<u64, Slot, BuildHasherDefault<OwnIds>>,
+    /// Streams of the present incarnation whose callers have left and that have not ended yet.
+    left: HashMap<u64, Box<Intake>, BuildHasherDefault<OwnIds>>,
 }
 
 #[derive(Default)]
@@ -115,10 +125,12 @@ enum Way {
 struct Slot {
     phase: Phase,
     waker: Option<Waker>,
+    /// What has arrived, if the answer is a stream.
+    intake: Option<Box<Intake>>,
 }
 
 enum Phase {
-    Queued { ask: bool, deadline: Option<Instant>, body: Body },
+    Queued { ask: bool, deadline: Option<Instant>, body: Body, only: Option<u64> },
     Sent { incarnation: u64 },
     Done(Answer),
 }
@@ -131,6 +143,14 @@ pub(crate) enum Left {
     /// It was on its way: it may run, or have run.
     Sent,
     /// It was over already, with this outcome.
+    Over(Answer),
+}
+
+/// What comes next of a stream.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Taken {
+    Item(Body),
+    /// Nothing: it is over with this.
     Over(Answer),
 }
 
@@ -151,18 +171,46 @@ impl Outlet {
     }
 
     /// Puts a request in line and gives its id.
-    pub(crate) fn submit(&self, ask: bool, deadline: Option<Instant>, body: Body) -> u64 {
+    pub(crate) fn submit(
+        &self,
+        ask: bool,
+        deadline: Option<Instant>,
+        body: Body,
+        pin: Option<&Incarnation>,
+    ) -> u64 {
+        self.submit_slot(ask, deadline, body, pin, None)
+    }
+
+    /// The same for a request that is answered with a stream.
+    pub(crate) fn submit_stream(
+        &self,
+        deadline: Option<Instant>,
+        body: Body,
+        pin: Option<&Incarnation>,
+    ) -> u64 {
+        self.submit_slot(true, deadline, body, pin, Some(Box::default()))
+    }
+
+    fn submit_slot(
+        &self,
+        ask: bool,
+        deadline: Option<Instant>,
+        body: Body,
+        pin: Option<&Incarnation>,
+        intake: Option<Box<Intake>>,
+    ) -> u64 {
         let mut state = self.lock();
         let id = state.next_id;
         state.next_id += 1;
-        let phase = match &state.way {
-            Way::Closed(fault) => Phase::Done(Answer::Fault(fault.clone())),
+        let phase = match (&state.way, pin) {
+            (_, Some(pin)) if pin.number <= state.last_ended => Phase::Done(Answer::Fault(pin.over())),
+            (Way::Closed(fault), _) => Phase::Done(Answer::Fault(fault.clone())),
             _ => {
                 state.queue.push_back(id);
-                Phase::Queued { ask, deadline, body }
+                Phase::Queued { ask, deadline, body, only: pin.map(|pin| pin.number) }
             }
         };
-        state.requests.insert(id, Slot { phase, waker: None });
+        state.requests.insert(id, Slot { phase, waker: None, intake });
         let wakers = state.pump();
         drop(state);
         wake(wakers);
@@ -171,40 +219,37 @@ impl Outlet {
 
     /// The outcome of a request, once. Afterwards its id is forgotten.
     pub(crate) fn poll(&self, id: u64, cx: &mut Context<'_>) -> Poll<Answer> {
+        State::poll(self.lock(), id, cx)
+    }
+
+    /// The next item of a stream, oldest first, and its end after the last one. Then its id is forgotten.
+    pub(crate) fn poll_item(&self, id: u64, cx: &mut Context<'_>) -> Poll<Taken> {
         let mut state = self.lock();
-        let Some(slot) = state.requests.get_mut(&id) else {
-            // Only a future that is polled after it was ready gets here.
-            return Poll::Ready(Answer::Fault(Fault::Withdrawn));
+        let slot = state.requests.get_mut(&id);
+        let Some((item, back)) = slot.and_then(|slot| slot.intake.as_mut()).and_then(|intake| intake.take())
+        else {
+            return State::poll(state, id, cx).map(Taken::Over);
         };
-        if !matches!(slot.phase, Phase::Done(_)) {
-            let old = match &slot.waker {
-                Some(waker) if waker.will_wake(cx.waker()) => None,
-                _ => slot.waker.replace(cx.waker().clone()),
-            };
-            drop(state);
-            // Only now: the last waker of a task may drop the task, and with it requests of this very outlet.
-            drop(old);
-            return Poll::Pending;
+        let line = (back > 0).then(|| state.line_of(id)).flatten();
+        drop(state);
+        if let Some(line) = line {
+            line.credit(id, back);
         }
-        match state.requests.remove(&id).map(|slot| slot.phase) {
-            Some(Phase::Done(answer)) => Poll::Ready(answer),
-            _ => unreachable!("the phase was looked at under the same lock"),
-        }
+        Poll::Ready(Taken::Item(item))
     }
 
     /// The caller leaves.
     pub(crate) fn cancel(&self, id: u64) -> Left {
         let mut state = self.lock();
-        let Some(Slot { phase, waker }) = state.requests.remove(&id) else {
+        let line = state.line_of(id);
+        let Some(Slot { phase, waker, intake }) = state.requests.remove(&id) else {
             // Its outcome was taken before; nobody asks twice.
             return Left::Over(Answer::Fault(Fault::Withdrawn));
         };
-        let line = match (&phase, &state.way) {
-            (Phase::Sent { incarnation }, Way::Open { incarnation: now, line, .. }) if now == incarnation => {
-                Some(line.clone())
-            }
-            _ => None,
-        };
+        if let (Some(intake), true) = (intake, line.is_some()) {
+            // Items may be under way. The producer says when it has ended.
+            state.left.insert(id, intake.forgotten());
+        }
         state.tidy();
         drop(state);
         // Only now, as in `poll`.
@@ -227,6 +272,7 @@ impl Outlet {
             return false;
         }
         let old = std::mem::replace(&mut state.way, Way::Open { incarnation, places: self.window, line });
+        state.left.clear();
         let wakers = state.pump();
         drop(state);
         drop(old);
@@ -253,6 +299,8 @@ impl Outlet {
                 slot.phase = Phase::Done(answer);
                 first = slot.waker.take();
             }
+        } else if !state.left.is_empty() {
+            state.left.remove(&id);
         }
         let wakers = state.pump();
         drop(state);
@@ -260,6 +308,32 @@ impl Outlet {
             waker.wake();
         }
         wake(wakers);
+        Ok(())
+    }
+
+    /// An item of a stream arrived.
+    pub(crate) fn item(&self, incarnation: u64, id: u64, item: Body) -> Result<(), BadItem> {
+        let mut state = self.lock();
+        let State { requests, left, way, .. } = &mut *state;
+        let sent_to =
+            |slot: &&mut Slot| matches!(slot.phase, Phase::Sent { incarnation: to } if to == incarnation);
+        let waker = match (requests.get_mut(&id).filter(sent_to), left.get_mut(&id)) {
+            (Some(Slot { intake: Some(intake), waker, .. }), _) => {
+                intake.arrives(item)?;
+                waker.take()
+            }
+            (None, Some(intake)) => {
+                intake.arrives_for_nobody(item.len())?;
+                None
+            }
+            _ if matches!(way, Way::Open { incarnation: now, .. } if *now == incarnation) => {
+                return Err(BadItem::NoStream);
+            }
+            // Late words of an earlier incarnation change nothing.
+            _ => None,
+        };
+        drop(state);
+        wake(waker.into_iter().collect());
         Ok(())
     }
 
@@ -281,18 +355,25 @@ impl Outlet {
             Way::Open { incarnation: now, .. } if *now == incarnation => Some(std::mem::take(&mut state.way)),
             _ => None,
         };
+        if old.is_some() {
+            state.left.clear();
+        }
         let mut wakers = Vec::new();
         for slot in state.requests.values_mut() {
-            if matches!(slot.phase, Phase::Sent { incarnation: to } if to == incarnation) {
-                let fault = if exit.is_orderly() {
-                    // It came too late to be taken up, and all that was taken up has been answered.
+            let has_begun = slot.intake.as_ref().is_some_and(|intake| intake.has_begun());
+            let fault = match slot.phase {
+                Phase::Queued { only: Some(only), .. } if only == incarnation => incarnation::over(exit),
+                // It came too late to be taken up, and all that was taken up has been answered.
+                Phase::Sent { incarnation: to } if to == incarnation && exit.is_orderly() && !has_begun => {
                     Fault::Stopping
-                } else {
+                }
+                Phase::Sent { incarnation: to } if to == incarnation => {
                     Fault::Ended { exit: Box::new(exit.clone()), maybe_executed: true }
-                };
-                slot.phase = Phase::Done(Answer::Fault(fault));
-                wakers.extend(slot.waker.take());
-            }
+                }
+                _ => continue,
+            };
+            slot.phase = Phase::Done(Answer::Fault(fault));
+            wakers.extend(slot.waker.take());
         }
         drop(state);
         drop(old);
@@ -318,6 +399,38 @@ impl Outlet {
 }
 
 impl State {
+    /// See [`Outlet::poll`]. The lock is given back here, since a waker that is dropped may take it again.
+    fn poll(mut state: MutexGuard<'_, State>, id: u64, cx: &mut Context<'_>) -> Poll<Answer> {
+        let Some(slot) = state.requests.get_mut(&id) else {
+            // Only a future that is polled after it was ready gets here.
+            return Poll::Ready(Answer::Fault(Fault::Withdrawn));
+        };
+        if !matches!(slot.phase, Phase::Done(_)) {
+            let old = match &slot.waker {
+                Some(waker) if waker.will_wake(cx.waker()) => None,
+                _ => slot.waker.replace(cx.waker().clone()),
+            };
+            drop(state);
+            // Only now: the last waker of a task may drop the task, and with it requests of this very outlet.
+            drop(old);
+            return Poll::Pending;
+        }
+        match state.requests.remove(&id).map(|slot| slot.phase) {
+            Some(Phase::Done(answer)) => Poll::Ready(answer),
+            _ => unreachable!("the phase was looked at under the same lock"),
+        }
+    }
+
+    /// The way to where this request was sent, while that incarnation can be reached.
+    fn line_of(&self, id: u64) -> Option<Arc<dyn Line>> {
+        match (&self.requests.get(&id)?.phase, &self.way) {
+            (Phase::Sent { incarnation }, Way::Open { incarnation: now, line, .. }) if now == incarnation => {
+                Some(line.clone())
+            }
+            _ => None,
+        }
+    }
+
     /// Moves what is in line into the window, oldest first. Gives the wakers of those that are done by it.
     fn pump(&mut self) -> Vec<Waker> {
         let mut wakers = Vec::new();
@@ -326,8 +439,13 @@ impl State {
             let Some(id) = self.queue.pop_front() else { break };
             // Gone from the table: its caller left while it was in line.
             let Some(slot) = self.requests.get_mut(&id) else { continue };
+            match slot.phase {
+                Phase::Queued { only, .. } if only.is_none_or(|only| only == *incarnation) => {}
+                // Meant for another incarnation alone: it is told when that one ends, or has been told already.
+                _ => continue,
+            }
             let sent = Phase::Sent { incarnation: *incarnation };
-            let Phase::Queued { ask, deadline, body } = std::mem::replace(&mut slot.phase, sent) else {
+            let Phase::Queued { ask, deadline, body, .. } = std::mem::replace(&mut slot.phase, sent) else {
                 unreachable!("only queued requests are in line")
             };
             match line.send(Request { id, ask, deadline, body }) {
@@ -408,6 +526,7 @@ mod tests {
     pub(super) struct Notes {
         pub(super) sent: Mutex<Vec<u64>>,
         pub(super) withdrawn: Mutex<Vec<u64>>,
+        pub(super) credit: Mutex<Vec<(u64, usize)>>,
     }
 
     impl Line for Notes {
@@ -421,6 +540,10 @@ mod tests {
 
         fn withdraw(&self, id: u64) {
             self.withdrawn.lock().unwrap().push(id);
+        }
+
+        fn credit(&self, id: u64, items: usize) {
+            self.credit.lock().unwrap().push((id, items));
         }
     }
 
@@ -452,11 +575,11 @@ mod tests {
 
     impl Outlet {
         fn ask(&self) -> u64 {
-            self.submit(true, None, body(false))
+            self.submit(true, None, body(false), None)
         }
 
         fn tell(&self) -> u64 {
-            self.submit(false, None, body(false))
+            self.submit(false, None, body(false), None)
         }
 
         pub(super) fn now(&self, id: u64) -> Option<Answer> {
@@ -633,7 +756,7 @@ mod tests {
     #[test]
     fn a_request_that_its_line_refuses_is_told_why_and_takes_no_place() {
         let outlet = Outlet::default();
-        let (first, refused) = (outlet.ask(), outlet.submit(true, None, body(true)));
+        let (first, refused) = (outlet.ask(), outlet.submit(true, None, body(true), None));
         let rest: Vec<u64> = (0..64).map(|_| outlet.ask()).collect();
         let line = outlet.sit(1);
         assert_eq!(outlet.now(refused), Some(Answer::Fault(too_large())));
@@ -662,6 +785,40 @@ mod tests {
         }
         assert_eq!(outlet.lock().requests.len(), 1);
         assert_eq!(outlet.sit(1).sent(), [stays]);
+    }
+
+    #[test]
+    fn a_request_for_one_incarnation_ends_with_it_wherever_it_is() {
+        let outlet = Outlet::default();
+        let first = Incarnation::new(1);
+        let early = outlet.submit(true, None, body(false), Some(&first));
+        let line = outlet.sit(1);
+        assert_eq!(line.sent(), [early]);
+        for _ in 1..WINDOW {
+            outlet.ask();
+        }
+        let (in_line, free) = (outlet.submit(true, None, body(false), Some(&first)), outlet.ask());
+        first.exit.set(exit()).unwrap();
+        outlet.ended(1, &exit());
+        let over = Answer::Fault(Fault::Ended { exit: Box::new(exit()), maybe_executed: false });
+        assert_eq!(outlet.now(early), Some(ended()));
+        assert_eq!(outlet.now(in_line), Some(over.clone()));
+        let line = outlet.sit(2);
+        assert_eq!(line.sent(), [free]);
+        let late = outlet.submit(true, None, body(false), Some(&first));
+        assert_eq!((outlet.now(late), line.sent()), (Some(over), vec![free]));
+    }
+
+    #[test]
+    fn a_request_for_one_incarnation_is_never_sent_to_another_whose_end_is_late() {
+        let outlet = Outlet::default();
+        let first = Incarnation::new(1);
+        let id = outlet.submit(true, None, body(false), Some(&first));
+        let line = outlet.sit(2);
+        assert_eq!((outlet.now(id), line.sent()), (None, vec![]));
+        outlet.ended(1, &exit());
+        assert!(matches!(outlet.now(id), Some(Answer::Fault(Fault::Ended { .. }))));
+        assert!(outlet.lock().requests.is_empty());
     }
 
     struct Count(Mutex<u32>);
@@ -856,7 +1013,7 @@ mod tests {
                 match op {
                     Op::Submit { ask, refused, times } => {
                         for _ in 0..times {
-                            let id = outlet.submit(ask, None, body(refused));
+                            let id = outlet.submit(ask, None, body(refused), None);
                             let fate =
                                 if model.closed { Fate::Over(Answer::Fault(closed())) } else { Fate::InLine };
                             model.all.push(Known { id, ask, refused, fate });

@@ -1,31 +1,118 @@
 //! The loop of an actor: take the next message, handle it, answer.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use hatchery_wire::decode;
 
-use crate::actor::Actor;
+use crate::actor::AnyActor;
+use crate::busy;
 use crate::context::Context;
-use crate::exit::Panic;
+use crate::error::Error;
+use crate::exit::{Exit, Panic, Status};
 use crate::fault::Fault;
 use crate::mailbox::{Mailbox, Next, Parcel, ReturnPath};
 use crate::outlet::Answer;
 use crate::panics;
 
+/// Makes the actor.
+///
+/// # Errors
+/// The panic of its `start`, or of a task that was spawned there. Then, and after an error, nothing of it is left.
+pub async fn start<A: AnyActor>(args: A::Args, cx: &Context) -> Result<Result<A, Error>, Panic> {
+    starting(A::start(args, cx), cx).await
+}
+
+/// The same in another way than by its `start`.
+pub(crate) async fn starting<A>(
+    start: impl Future<Output = Result<A, Error>>,
+    cx: &Context,
+) -> Result<Result<A, Error>, Panic> {
+    let starting = panics::catch(busy::handling(cx.mailbox().id(), start));
+    let started = unless_crashed(cx, starting).await;
+    if !matches!(started, Ok(Ok(_))) {
+        cx.end(&Exit::new(Status::Code(1)).with_failed(true));
+        cx.tasks().gone().await;
+    }
+    started
+}
+
 /// Runs an actor until it is told to stop.
 ///
 /// # Errors
-/// The panic of a handler, or of the drop of the state. The state is gone with it, and requests that were waiting end
-/// with the incarnation.
-pub async fn run<A: Actor>(mut actor: A, mailbox: &Arc<Mailbox>, cx: Context) -> Result<(), Panic> {
-    let served = serve(&mut actor, mailbox, cx).await;
-    let dropped = panics::catch_call(|| drop(actor));
-    served.and(dropped)
+/// The panic of a handler, of a task of the actor, or of the drop of the state. The state is gone with it, and requests
+/// that were waiting end with the incarnation.
+pub async fn run<A: AnyActor>(mut actor: A, mailbox: &Arc<Mailbox>, cx: Context) -> Result<(), Panic> {
+    // Dropped before the state is, as the one in `unless_crashed` is before the handler.
+    let mut cut = Cut(Some(cx.clone()));
+    let served = unless_crashed(&cx, serve(&mut actor, mailbox, cx.clone())).await;
+    cx.tasks().end();
+    cx.tasks().gone().await;
+    let ended = served.and(panics::catch_call(|| drop(actor)));
+    match &ended {
+        Ok(()) => {
+            mailbox.abandon().await;
+            cx.end(&Exit::orderly());
+        }
+        Err(panic) => {
+            mailbox.crashed();
+            cx.end(&Exit::new(Status::Code(101)).with_panic(Some(panic.clone())));
+        }
+    }
+    cut.0 = None;
+    ended
 }
 
-async fn serve<A: Actor>(actor: &mut A, mailbox: &Arc<Mailbox>, mut cx: Context) -> Result<(), Panic> {
+/// A part of an actor's life, cut short by the panic of one of its tasks.
+async fn unless_crashed<T>(cx: &Context, part: impl Future<Output = Result<T, Panic>>) -> Result<T, Panic> {
+    let mut crash = cx.tasks().watch();
+    // In this order: should the actor be cut off here, what the part drops must not be taken for decisions of its own.
+    let mut part = Part { cut: Cut(Some(cx.clone())), part: Box::pin(part) };
+    let outcome = poll_fn(|task| {
+        if let Poll::Ready(Ok(panic)) = Pin::new(&mut crash).poll(task) {
+            return Poll::Ready(Err(panic));
+        }
+        part.part.as_mut().poll(task)
+    })
+    .await;
+    if outcome.is_err() {
+        // Before anything is dropped, and with it whatever answers it still owed.
+        cx.mailbox().crashed();
+    }
+    part.cut.0 = None;
+    let dropped = panics::catch_call(|| drop(part));
+    outcome.and_then(|value| dropped.map(|()| value))
+}
+
+struct Part<F> {
+    cut: Cut,
+    part: Pin<Box<F>>,
+}
+
+/// Ends what belongs to an actor that is dropped in the middle.
+struct Cut(Option<Context>);
+
+impl Drop for Cut {
+    fn drop(&mut self) {
+        if let Some(cx) = self.0.take() {
+            cut_off(&cx);
+        }
+    }
+}
+
+/// The actor ends, and is asked no more.
+pub(crate) fn cut_off(cx: &Context) {
+    cx.mailbox().crashed();
+    cx.end(&Exit::new(Status::Unknown).with_reason(Some(ABORTED.to_owned())));
+}
+
+/// The reason of an exit of a local actor that was killed.
+pub(crate) const ABORTED: &str = "its task was aborted";
+
+async fn serve<A: AnyActor>(actor: &mut A, mailbox: &Arc<Mailbox>, mut cx: Context) -> Result<(), Panic> {
     let mut owed = Owed::default();
     let mut turn = Turn::new();
     loop {
@@ -49,11 +136,12 @@ async fn serve<A: Actor>(actor: &mut A, mailbox: &Arc<Mailbox>, mut cx: Context)
         match next {
             Next::Parcel(parcel) => {
                 turn.handling();
-                let outcome = panics::catch(one(actor, &parcel, &mut cx)).await;
-                mailbox.finished();
+                let handling = busy::handling(mailbox.id(), one(actor, &parcel, &mut cx));
+                let outcome = panics::catch(handling).await;
+                let is_put_off = mailbox.finished();
                 let answer = outcome?;
                 turn.handled();
-                if parcel.ask {
+                if parcel.ask && !is_put_off {
                     parcel.from.answer(parcel.id, answer);
                 } else {
                     owed.add(parcel.from);
@@ -65,6 +153,11 @@ async fn serve<A: Actor>(actor: &mut A, mailbox: &Arc<Mailbox>, mut cx: Context)
     }
     owed.settle();
     mailbox.close();
+    // They have a last word to say, which the other tasks have not.
+    mailbox.stop_streams();
+    poll_fn(|task| mailbox.poll_no_streams(task)).await;
+    cx.tasks().end();
+    cx.tasks().gone().await;
     cx.rest();
     panics::catch(actor.stopped(&cx)).await
 }
@@ -112,7 +205,7 @@ impl Turn {
 }
 
 /// Handles one message, unless its caller no longer waits.
-async fn one<A: Actor>(actor: &mut A, parcel: &Parcel, cx: &mut Context) -> Answer {
+async fn one<A: AnyActor>(actor: &mut A, parcel: &Parcel, cx: &mut Context) -> Answer {
     cx.begin(parcel.deadline);
     if parcel.deadline.is_some_and(|deadline| deadline <= tokio::time::Instant::now()) {
         return Answer::Fault(Fault::Timeout { maybe_executed: false });
@@ -123,7 +216,7 @@ async fn one<A: Actor>(actor: &mut A, parcel: &Parcel, cx: &mut Context) -> Answ
     }
 }
 
-/// Places in senders' windows that handled tells give back, gathered so that not each costs a frame.
+/// Places in senders' windows that handled tells, and asks whose answers were put off, give back, gathered so that not each costs a frame.
 #[derive(Default)]
 struct Owed {
     to: Option<Arc<dyn ReturnPath>>,

@@ -1,17 +1,21 @@
 //! The place of a child in the tree, in which incarnations sit one after another.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use hatchery_wire::Body;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::busy::{self, is_busy};
 use crate::child::{Child, Shutdown};
 use crate::exit::Exit;
 use crate::fault::Fault;
-use crate::outlet::{Answer, Left, Line, Outlet, TooManyReleases, WINDOW};
+use crate::incarnation::Incarnation;
+use crate::monitor::{Monitor, Monitors, Told};
+use crate::outlet::{Answer, Left, Line, Outlet, Taken, TooManyReleases, WINDOW};
+use crate::streams::BadItem;
 
 /// A child's place: its path, who sits there now, and the requests before it.
 ///
@@ -23,6 +27,20 @@ pub struct Seat {
     shutdown: Shutdown,
     outlet: Outlet,
     occupancy: watch::Sender<Occupancy>,
+    ends: Mutex<Ends>,
+    /// The actor that sits here, if only it itself knows this seat.
+    own: Option<busy::Id>,
+}
+
+/// What a seat knows of the ends in it. Who sits there changes under this lock only, so a monitor is about exactly
+/// those that sit there, or sit down, after it was made.
+#[derive(Default)]
+struct Ends {
+    sitting: Option<Incarnation>,
+    /// The latest end, perhaps of one that never sat down, or does so only now.
+    last: Option<(u64, Arc<Exit>)>,
+    closed: Option<String>,
+    monitors: Monitors,
 }
 
 /// Who sits in a seat.
@@ -43,6 +61,7 @@ pub struct Occupant {
     pub incarnation: u64,
     /// What can be stopped.
     pub child: Arc<dyn Child>,
+    pub(crate) pin: Incarnation,
 }
 
 impl Seat {
@@ -53,13 +72,35 @@ impl Seat {
 
     /// The same, with how many requests may be under way to it and how it is stopped.
     pub fn with(path: String, actor: &'static str, window: u32, shutdown: Shutdown) -> Arc<Seat> {
+        Seat::of(path, actor, window, shutdown, None)
+    }
+
+    /// A vacant seat that only one incarnation itself knows, with a window of its own.
+    pub(crate) fn own(path: String, actor: &'static str, id: busy::Id) -> Arc<Seat> {
+        Seat::of(path, actor, WINDOW, Shutdown::default(), Some(id))
+    }
+
+    fn of(
+        path: String,
+        actor: &'static str,
+        window: u32,
+        shutdown: Shutdown,
+        own: Option<busy::Id>,
+    ) -> Arc<Seat> {
         Arc::new(Seat {
             path,
             actor,
             shutdown,
             outlet: Outlet::new(window),
             occupancy: watch::Sender::new(Occupancy::Vacant),
+            ends: Mutex::default(),
+            own,
         })
+    }
+
+    /// Whether this thread is in a handler of the very actor that sits here.
+    pub(crate) fn would_wait_for_itself(&self) -> bool {
+        self.own.is_some_and(is_busy)
     }
 
     /// Where it is in the tree, e.g. `/shop/web`.
@@ -77,39 +118,95 @@ impl Seat {
         self.actor
     }
 
-    /// An incarnation is ready: requests in line go to it now. One that has already ended does not sit down.
+    /// An incarnation is ready: requests in line go to it now. One that has already ended gets up at once.
     pub fn occupy(&self, incarnation: u64, child: Arc<dyn Child>, line: Arc<dyn Line>) {
+        let mut ends = self.ends();
+        if ends.closed.is_some() {
+            return;
+        }
+        let pin = Incarnation::new(incarnation);
+        let over = ends.last.clone().filter(|(last, _)| *last >= incarnation);
+        if let Some((_, exit)) = &over {
+            // Before anybody can be pinned to it.
+            let _ = pin.exit.set((**exit).clone());
+        }
+        ends.sitting = Some(pin.clone());
         // First the watch, then the line: `ended` may come in between and must find the watch to clear.
-        self.occupancy.send_modify(|now| {
-            if !matches!(now, Occupancy::Closed(_)) {
-                *now = Occupancy::Occupied(Occupant { incarnation, child });
-            }
-        });
-        if !self.outlet.open(incarnation, line) {
-            self.stand_up(incarnation);
+        self.occupancy.send_replace(Occupancy::Occupied(Occupant { incarnation, child, pin }));
+        drop(ends);
+        match over {
+            Some((_, exit)) => self.stand_up(incarnation, &exit),
+            None => drop(self.outlet.open(incarnation, line)),
         }
     }
 
     /// An incarnation has ended, and everything it said before has been delivered through this seat.
     pub fn ended(&self, incarnation: u64, exit: &Exit) {
+        let shared = Arc::new(exit.clone());
+        {
+            let mut ends = self.ends();
+            if ends.last.as_ref().is_none_or(|(last, _)| *last < incarnation) {
+                ends.last = Some((incarnation, shared.clone()));
+            }
+            if let Some(pin) = ends.sitting.as_ref().filter(|pin| pin.number == incarnation) {
+                // Before the outlet tells those who are pinned to it; the first one who says so is believed.
+                let _ = pin.exit.set(exit.clone());
+            }
+        }
         self.outlet.ended(incarnation, exit);
-        self.stand_up(incarnation);
+        self.stand_up(incarnation, &shared);
     }
 
-    fn stand_up(&self, incarnation: u64) {
-        self.occupancy.send_if_modified(|now| match now {
-            Occupancy::Occupied(occupant) if occupant.incarnation == incarnation => {
+    fn stand_up(&self, incarnation: u64, exit: &Arc<Exit>) {
+        let mut ends = self.ends();
+        if ends.sitting.as_ref().is_none_or(|pin| pin.number != incarnation) {
+            return;
+        }
+        ends.sitting = None;
+        self.occupancy.send_if_modified(|now| {
+            let sat = matches!(now, Occupancy::Occupied(_));
+            if sat {
                 *now = Occupancy::Vacant;
-                true
             }
-            _ => false,
+            sat
         });
+        let mut told = vec![ends.monitors.ended(&self.path, incarnation, exit)];
+        if let Some(why) = ends.closed.clone() {
+            told.push(ends.monitors.closed(&why));
+        }
+        drop(ends);
+        told.into_iter().for_each(Told::wake);
+    }
+
+    fn ends(&self) -> MutexGuard<'_, Ends> {
+        // No foreign code runs under this lock.
+        self.ends.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells of the ends from here on, or of that one incarnation's.
+    pub(crate) fn monitor(&self, pin: Option<&Incarnation>) -> Monitor {
+        let mut ends = self.ends();
+        let sits = ends.sitting.as_ref().map(|sitting| sitting.number);
+        match pin {
+            Some(pin) if sits != Some(pin.number) => Monitor::of_past(&self.path, pin),
+            Some(_) => ends.monitors.add(&self.path, true),
+            None => match ends.closed.clone().filter(|_| sits.is_none()) {
+                Some(why) => Monitor::of_closed(&self.path, &why),
+                None => ends.monitors.add(&self.path, false),
+            },
+        }
     }
 
     /// Nobody will sit here again. Requests in line, and all later ones, are told why.
     pub fn close(&self, why: &str) {
         self.outlet.close(Fault::Closed { why: why.to_owned() });
+        let mut ends = self.ends();
+        ends.closed = Some(why.to_owned());
         self.occupancy.send_replace(Occupancy::Closed(why.to_owned()));
+        // While somebody still sits there, his end comes first.
+        let told = ends.sitting.is_none().then(|| ends.monitors.closed(why));
+        drop(ends);
+        told.into_iter().for_each(Told::wake);
     }
 
     /// Who sits here now.
@@ -139,8 +236,35 @@ impl Seat {
         self.outlet.released(incarnation, places)
     }
 
-    pub(crate) fn submit(&self, ask: bool, deadline: Option<Instant>, body: Body) -> u64 {
-        self.outlet.submit(ask, deadline, body)
+    /// An item of a streamed answer of this incarnation.
+    ///
+    /// # Errors
+    /// The peer does not keep to the protocol.
+    pub fn item(&self, incarnation: u64, id: u64, item: Body) -> Result<(), BadItem> {
+        self.outlet.item(incarnation, id, item)
+    }
+
+    pub(crate) fn submit(
+        &self,
+        ask: bool,
+        deadline: Option<Instant>,
+        body: Body,
+        pin: Option<&Incarnation>,
+    ) -> u64 {
+        self.outlet.submit(ask, deadline, body, pin)
+    }
+
+    pub(crate) fn submit_stream(
+        &self,
+        deadline: Option<Instant>,
+        body: Body,
+        pin: Option<&Incarnation>,
+    ) -> u64 {
+        self.outlet.submit_stream(deadline, body, pin)
+    }
+
+    pub(crate) fn poll_item(&self, id: u64, cx: &mut Context<'_>) -> Poll<Taken> {
+        self.outlet.poll_item(id, cx)
     }
 
     pub(crate) fn poll(&self, id: u64, cx: &mut Context<'_>) -> Poll<Answer> {
@@ -163,6 +287,7 @@ mod tests {
     use super::*;
     use crate::child::{BoxFuture, Rung};
     use crate::exit::Status;
+    use crate::monitor::Down;
     use crate::outlet::Request;
 
     struct Fake;
@@ -185,6 +310,8 @@ mod tests {
         }
 
         fn withdraw(&self, _: u64) {}
+
+        fn credit(&self, _: u64, _: usize) {}
     }
 
     fn sits(seat: &Seat) -> Option<u64> {
@@ -227,5 +354,61 @@ mod tests {
         seat.occupy(1, Arc::new(Fake), Arc::new(Fake));
         seat.ended(1, &exit());
         assert!(matches!(seat.occupancy(), Occupancy::Closed(why) if why == "it was stopped"));
+    }
+
+    fn told(monitor: &mut Monitor) -> Option<Down> {
+        match std::future::Future::poll(
+            std::pin::Pin::new(monitor),
+            &mut Context::from_waker(std::task::Waker::noop()),
+        ) {
+            Poll::Ready(down) => Some(down),
+            Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn a_monitor_is_about_who_sits_there_or_comes_next() {
+        let seat = Seat::new("/a".to_owned(), "A");
+        let mut early = seat.monitor(None);
+        // One that never sat there is nobody's business.
+        seat.ended(1, &exit());
+        assert!(told(&mut early).is_none());
+        seat.occupy(2, Arc::new(Fake), Arc::new(Fake));
+        let mut sitting = seat.monitor(None);
+        seat.ended(2, &exit());
+        seat.ended(2, &exit());
+        let mut later = seat.monitor(None);
+        for monitor in [&mut early, &mut sitting] {
+            assert_eq!(told(monitor).unwrap().incarnation(), Some(2));
+            assert!(told(monitor).is_none());
+        }
+        assert!(told(&mut later).is_none());
+        seat.close("it was stopped");
+        for monitor in [&mut early, &mut sitting, &mut later, &mut seat.monitor(None)] {
+            let down = told(monitor).unwrap();
+            assert!(down.is_closed() && down.to_string() == "/a is gone: it was stopped", "{down}");
+        }
+    }
+
+    #[test]
+    fn one_that_ended_before_it_could_sit_down_is_told_of_as_well() {
+        let seat = Seat::new("/a".to_owned(), "A");
+        let mut monitor = seat.monitor(None);
+        seat.ended(1, &exit());
+        seat.occupy(1, Arc::new(Fake), Arc::new(Fake));
+        assert_eq!(told(&mut monitor).unwrap().exit(), Some(&exit()));
+        assert!(told(&mut monitor).is_none());
+    }
+
+    #[test]
+    fn the_end_of_who_still_sits_in_a_closed_seat_comes_before_the_closing() {
+        let seat = Seat::new("/a".to_owned(), "A");
+        seat.occupy(1, Arc::new(Fake), Arc::new(Fake));
+        let mut monitor = seat.monitor(None);
+        seat.close("it was stopped");
+        assert!(told(&mut monitor).is_none());
+        seat.ended(1, &exit());
+        assert_eq!(told(&mut monitor).unwrap().incarnation(), Some(1));
+        assert!(told(&mut monitor).unwrap().is_closed());
     }
 }

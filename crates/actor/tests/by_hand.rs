@@ -1,30 +1,38 @@
 //! Everything that `#[actor]` writes can be written by hand, and what a user may rely on then: the conversations of
 //! one actor in this process with its callers, in virtual time.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
-use std::task::{Context as Task, Waker};
+use std::task::{Context as Task, Poll, Waker};
 use std::time::Duration;
 
-use hatchery_actor::actor::{Actor, Place};
+use futures_core::Stream;
+use hatchery_actor::actor::{self, Actor, Place};
 use hatchery_actor::ask::Ask;
 use hatchery_actor::child::{Child, Order, Presence, Rung, Start, Started};
 use hatchery_actor::context::Context;
 use hatchery_actor::error::{CallError, Error};
 use hatchery_actor::exit::{Exit, Status};
 use hatchery_actor::fault::Fault;
+use hatchery_actor::flow;
 use hatchery_actor::handle::{ActorRef, AnyHandle};
 use hatchery_actor::heartbeat::Heartbeat;
+use hatchery_actor::items::Items;
 use hatchery_actor::local::Local;
 use hatchery_actor::mailbox::{Mailbox, Parcel, ReturnPath};
 use hatchery_actor::outlet::Answer;
+use hatchery_actor::reply::Reply;
 use hatchery_actor::runner;
 use hatchery_actor::seat::{Occupancy, Seat};
+use hatchery_actor::timer::Timer;
 use hatchery_wire::{DecodeError, encode};
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 
 // ---------------------------------------------------------------- what `#[actor] impl Probe { .. }` would write
 
@@ -32,6 +40,7 @@ use tokio::time::{Instant, sleep};
 struct Probe {
     log: Log,
     total: u64,
+    replies: Vec<Reply<u64>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -46,6 +55,25 @@ enum Message {
     Unspeakable,
     Leave,
     Again,
+    /// To so many, one each so many milliseconds, and then nothing, not even an end.
+    Count(u64, u64, bool),
+    Later(Vec<u8>),
+    LaterChecked(bool),
+    LaterUnspeakable,
+    LaterBoom,
+    GiveAway,
+    AnswerNext(u64),
+    DropNext,
+    Cut(String, u64),
+    TellItself(u64),
+    AskItself,
+    AskItselfFromTask,
+    MistakeItself,
+    Spawn(String),
+    SpawnBoom,
+    After(u64),
+    Every(u64),
+    Cancel,
 }
 
 #[derive(Clone)]
@@ -107,6 +135,86 @@ impl ProbeHandle {
         self.actor.ask("leave", &Message::Leave)
     }
 
+    /// Its answer is put off: see `answer_next`, `drop_next`.
+    fn later(&self) -> Ask<u64> {
+        self.actor.ask("later", &Message::Later(Vec::new())).without_deadline()
+    }
+
+    fn later_checked(&self, well: bool) -> Ask<u64, String> {
+        self.actor.ask("later_checked", &Message::LaterChecked(well)).without_deadline()
+    }
+
+    fn later_unspeakable(&self) -> Ask<()> {
+        self.actor.ask("later_unspeakable", &Message::LaterUnspeakable).without_deadline()
+    }
+
+    fn later_boom(&self) -> Ask<()> {
+        self.actor.ask("later_boom", &Message::LaterBoom).without_deadline()
+    }
+
+    /// What it owes is for others to answer from now on.
+    fn give_away(&self) -> Ask<()> {
+        self.actor.ask("give_away", &Message::GiveAway)
+    }
+
+    /// Whether its caller was still there.
+    fn answer_next(&self, n: u64) -> Ask<bool> {
+        self.actor.ask("answer_next", &Message::AnswerNext(n))
+    }
+
+    fn drop_next(&self) -> Ask<()> {
+        self.actor.ask("drop_next", &Message::DropNext)
+    }
+
+    /// Works for so long, unless its caller leaves.
+    fn cut(&self, name: &str, millis: u64) -> Ask<()> {
+        self.actor.ask("cut", &Message::Cut(name.to_owned(), millis))
+    }
+
+    /// How many messages it could send itself, and why not more.
+    fn tell_itself(&self, n: u64) -> Ask<(u64, Option<String>)> {
+        self.actor.ask("tell_itself", &Message::TellItself(n))
+    }
+
+    fn ask_itself(&self) -> Ask<(), Error> {
+        self.actor.ask("ask_itself", &Message::AskItself)
+    }
+
+    fn ask_itself_from_a_task(&self) -> Ask<()> {
+        self.actor.ask("ask_itself_from_a_task", &Message::AskItselfFromTask)
+    }
+
+    fn mistake_itself(&self) -> Ask<()> {
+        self.actor.ask("mistake_itself", &Message::MistakeItself)
+    }
+
+    fn spawn(&self, name: &str) -> Ask<()> {
+        self.actor.ask("spawn", &Message::Spawn(name.to_owned()))
+    }
+
+    fn spawn_boom(&self) -> Ask<()> {
+        self.actor.ask("spawn_boom", &Message::SpawnBoom)
+    }
+
+    /// Adds 1 after so long.
+    fn after(&self, millis: u64) -> Ask<()> {
+        self.actor.ask("after", &Message::After(millis))
+    }
+
+    /// Naps for 35 ms again and again.
+    fn every(&self, millis: u64) -> Ask<()> {
+        self.actor.ask("every", &Message::Every(millis))
+    }
+
+    /// Cancels all timers.
+    fn cancel(&self) -> Ask<()> {
+        self.actor.ask("cancel", &Message::Cancel)
+    }
+
+    fn count(&self, to: u64, millis: u64, stalls: bool) -> Items<u64> {
+        self.actor.items("count", &Message::Count(to, millis, stalls), hatchery_wire::decode)
+    }
+
     /// A message that the actor does not know.
     fn gibberish(&self) -> Ask<()> {
         self.actor.ask("gibberish", &"gibberish")
@@ -130,10 +238,28 @@ impl Actor for Probe {
         let log = Log::find(args.log);
         log.say(format!("start {}", cx.incarnation()));
         match args.start.as_str() {
-            "well" => Ok(Probe { log, total: 0 }),
+            "well" => Ok(Probe { log, total: 0, replies: Vec::new() }),
+            "asking itself" => {
+                let me: ProbeHandle = cx.me();
+                me.add(1).tell().await?;
+                me.add(1).await?;
+                unreachable!("it would have waited for its own start")
+            }
+            "telling itself" => {
+                cx.me::<ProbeHandle>().add(1).tell().await?;
+                Ok(Probe { log, total: 0, replies: Vec::new() })
+            }
+            "spawning, badly" => {
+                cx.spawn(background(log, "early".to_owned()));
+                Err(Error::msg("no model"))
+            }
+            "spawning a panic" => {
+                cx.spawn(async { panic!("no such luck") });
+                std::future::pending().await
+            }
             "slowly" => {
                 sleep(Duration::from_secs(3600)).await;
-                Ok(Probe { log, total: 0 })
+                Ok(Probe { log, total: 0, replies: Vec::new() })
             }
             "badly" => Err(Error::msg("no model")),
             other => panic!("{other}"),
@@ -180,6 +306,14 @@ impl Actor for Probe {
             }
             Message::Boom(why) => panic!("{why}"),
             Message::Where => Answer::value(asked, &(cx.path(), cx.incarnation())),
+            Message::Count(to, millis, stalls) => {
+                let (pause, log) = (Duration::from_millis(millis), self.log.clone());
+                let numbers = Numbers { next: 0, to, stalls, pause, timer: Box::pin(sleep(pause)), log };
+                flow::begin(cx, asked, numbers, |number| match number {
+                    13 => encode(&Unspeakable),
+                    number => encode(number),
+                })
+            }
             Message::Unspeakable => {
                 self.log.say("unspeakable");
                 Answer::value(asked, &Unspeakable)
@@ -201,6 +335,110 @@ impl Actor for Probe {
                 assert!(mailbox.push(again).is_ok());
                 Answer::None
             }
+            Message::Later(_) => match Reply::new(cx, asked, Answer::value) {
+                Ok(reply) => {
+                    self.replies.push(reply);
+                    Answer::None
+                }
+                Err(refused) => refused,
+            },
+            Message::LaterChecked(well) => match Reply::<Result<u64, String>>::new(cx, asked, Answer::result)
+            {
+                Ok(reply) => {
+                    cx.spawn(async move {
+                        sleep(millis(5)).await;
+                        assert_eq!(reply.send(if well { Ok(7) } else { Err("unwell".to_owned()) }), Ok(()));
+                    });
+                    Answer::None
+                }
+                Err(refused) => refused,
+            },
+            Message::LaterUnspeakable => match Reply::new(cx, asked, Answer::value) {
+                Ok(reply) => {
+                    assert!(reply.send(Unspeakable).is_ok(), "its caller is told something else instead");
+                    Answer::None
+                }
+                Err(refused) => refused,
+            },
+            Message::LaterBoom => match Reply::<()>::new(cx, asked, Answer::value) {
+                Ok(_held) => {
+                    sleep(millis(1)).await;
+                    panic!("no such luck")
+                }
+                Err(refused) => refused,
+            },
+            Message::GiveAway => {
+                self.log.given.lock().unwrap().append(&mut self.replies);
+                Answer::value(asked, &())
+            }
+            Message::AnswerNext(n) => Answer::value(asked, &self.replies.remove(0).send(n).is_ok()),
+            Message::DropNext => {
+                drop(self.replies.remove(0));
+                Answer::value(asked, &())
+            }
+            Message::Cut(name, n) => {
+                let log = self.log.clone();
+                let working = async {
+                    let _dropped = Says { log: log.clone(), line: format!("{name} is dropped") };
+                    self.log.say(format!("{name} begins"));
+                    sleep(millis(n)).await;
+                    self.log.say(format!("{name} ends"));
+                };
+                match cx.while_awaited(working).await {
+                    Ok(()) => Answer::value(asked, &()),
+                    Err(left) => left,
+                }
+            }
+            Message::TellItself(n) => {
+                let me: ProbeHandle = cx.me();
+                let mut told = (0, None);
+                while told.0 < n && told.1.is_none() {
+                    match me.add(1).tell().await {
+                        Ok(()) => told.0 += 1,
+                        Err(error) => told.1 = Some(error.to_string()),
+                    }
+                }
+                Answer::value(asked, &told)
+            }
+            Message::AskItself => {
+                let asked_itself = cx.me::<ProbeHandle>().add(1).await;
+                Answer::result::<(), Error>(asked, &asked_itself.map(drop).map_err(Error::from))
+            }
+            Message::AskItselfFromTask => {
+                let (me, log) = (cx.me::<ProbeHandle>(), self.log.clone());
+                cx.spawn(async move {
+                    let total = me.add(1).await;
+                    log.say(format!("the task got {total:?}"));
+                });
+                Answer::value(asked, &())
+            }
+            Message::MistakeItself => {
+                let _: Box<Mistaken> = cx.me();
+                Answer::None
+            }
+            Message::Spawn(name) => {
+                cx.spawn(background(self.log.clone(), name));
+                Answer::value(asked, &())
+            }
+            Message::SpawnBoom => {
+                cx.spawn(async { panic!("no such luck") });
+                Answer::value(asked, &())
+            }
+            Message::After(n) => {
+                let timer = cx.after(millis(n), cx.me::<ProbeHandle>().add(1));
+                self.log.timers.lock().unwrap().push(timer);
+                Answer::value(asked, &())
+            }
+            Message::Every(n) => {
+                let me: ProbeHandle = cx.me();
+                let timer = cx.every(millis(n), move || me.nap("tick", 35));
+                self.log.timers.lock().unwrap().push(timer);
+                Answer::value(asked, &())
+            }
+            Message::Cancel => {
+                self.log.timers.lock().unwrap().iter().for_each(Timer::cancel);
+                Answer::value(asked, &())
+            }
         }
     }
 
@@ -210,12 +448,108 @@ impl Actor for Probe {
     }
 }
 
+/// What a task of the actor does until it is ended.
+async fn background(log: Log, name: String) {
+    let _dropped = Says { log: log.clone(), line: format!("{name} is dropped") };
+    log.say(format!("{name} begins"));
+    std::future::pending().await
+}
+
+/// Says something when it is dropped.
+struct Says {
+    log: Log,
+    line: String,
+}
+
+impl Drop for Says {
+    fn drop(&mut self) {
+        self.log.say(self.line.clone());
+    }
+}
+
+/// The handle of some other actor.
+struct Mistaken;
+
+impl From<ActorRef> for Box<Mistaken> {
+    fn from(_: ActorRef) -> Self {
+        Box::new(Mistaken)
+    }
+}
+
+// ---------------------------------------------------------------- what `#[actor(not_send)]` would write
+
+/// An actor that stays on its thread.
+struct Stay {
+    total: Rc<Cell<u64>>,
+}
+
+impl actor::AnyActor for Stay {
+    type Args = u64;
+    type Message = u64;
+    type Handle = ProbeHandle;
+
+    fn name() -> &'static str {
+        "by_hand::Stay"
+    }
+
+    fn place() -> Place {
+        Place::new(file!(), 2, 1)
+    }
+
+    async fn start(total: u64, _: &Context) -> Result<Stay, Error> {
+        Ok(Stay { total: Rc::new(Cell::new(total)) })
+    }
+
+    async fn handle(&mut self, n: u64, asked: bool, cx: &Context) -> Answer {
+        let total = self.total.clone();
+        sleep(millis(1)).await;
+        total.set(total.get() + n);
+        cx.stop();
+        Answer::value(asked, &total.get())
+    }
+}
+
 // ---------------------------------------------------------------- the stage
 
 #[derive(Serialize, Deserialize)]
 struct Setup {
     log: u64,
     start: String,
+}
+
+/// A stream that says when it is dropped.
+struct Numbers {
+    next: u64,
+    to: u64,
+    stalls: bool,
+    pause: Duration,
+    timer: Pin<Box<Sleep>>,
+    log: Log,
+}
+
+impl Stream for Numbers {
+    type Item = u64;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Task<'_>) -> Poll<Option<u64>> {
+        if self.next == self.to {
+            return if self.stalls { Poll::Pending } else { Poll::Ready(None) };
+        }
+        if !self.pause.is_zero() {
+            if self.timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            let next = Instant::now() + self.pause;
+            self.timer.as_mut().reset(next);
+        }
+        self.next += 1;
+        Poll::Ready(Some(self.next - 1))
+    }
+}
+
+impl Drop for Numbers {
+    fn drop(&mut self) {
+        self.log.say(format!("dropped at {}", self.next));
+    }
 }
 
 struct Unspeakable;
@@ -233,6 +567,8 @@ struct Log {
     sent: Arc<AtomicU64>,
     handled: Arc<AtomicU64>,
     mailbox: Arc<Mutex<Option<Arc<Mailbox>>>>,
+    given: Arc<Mutex<Vec<Reply<u64>>>>,
+    timers: Arc<Mutex<Vec<Timer>>>,
 }
 
 static LOGS: LazyLock<Mutex<HashMap<u64, Log>>> = LazyLock::new(Mutex::default);
@@ -340,6 +676,7 @@ fn millis(n: u64) -> Duration {
 #[derive(Default)]
 struct Returns {
     answers: Mutex<Vec<(u64, Answer)>>,
+    late: Mutex<Vec<(u64, Answer)>>,
     places: AtomicU64,
 }
 
@@ -354,8 +691,16 @@ impl ReturnPath for Returns {
         self.answers.lock().unwrap().push((id, answer));
     }
 
+    fn reply(&self, id: u64, answer: Answer) {
+        self.late.lock().unwrap().push((id, answer));
+    }
+
     fn release(&self, places: u32) {
         self.places.fetch_add(u64::from(places), Ordering::SeqCst);
+    }
+
+    fn item(&self, id: u64, _: hatchery_wire::Body) {
+        panic!("{id} is no stream");
     }
 }
 
@@ -550,7 +895,7 @@ async fn a_timeout_beyond_the_clock_waits_as_long_as_it_takes() {
 async fn a_request_whose_deadline_passes_by_the_workers_clock_never_starts() {
     let (number, log) = Log::new();
     let (mailbox, returns) = (Mailbox::new(), Returns::new());
-    let cx = Context::new("/test/probe", 1, mailbox.clone());
+    let cx = Context::new::<ProbeHandle>("/test/probe", 1, mailbox.clone());
     let probe = Probe::start(Setup { log: number, start: "well".to_owned() }, &cx).await.unwrap();
     for (id, after, name) in [(1, 100, "first"), (2, 49, "second"), (3, 51, "third")] {
         let body = encode(&Message::Nap(name.to_owned(), 50)).unwrap();
@@ -675,7 +1020,7 @@ async fn ten_thousand_tells_to_a_slow_handler_never_have_more_than_64_in_its_mai
 async fn handled_tells_give_back_their_places_also_when_there_are_only_a_few() {
     let (number, _log) = Log::new();
     let (mailbox, returns) = (Mailbox::new(), Returns::new());
-    let cx = Context::new("/test/probe", 1, mailbox.clone());
+    let cx = Context::new::<ProbeHandle>("/test/probe", 1, mailbox.clone());
     let probe = Probe::start(Setup { log: number, start: "well".to_owned() }, &cx).await.unwrap();
     let running = tokio::spawn({
         let mailbox = mailbox.clone();
@@ -700,7 +1045,7 @@ async fn a_mailbox_that_never_runs_empty_does_not_keep_others_from_running() {
     let (number, log) = Log::new();
     let mailbox = Mailbox::new();
     *log.mailbox.lock().unwrap() = Some(mailbox.clone());
-    let cx = Context::new("/test/probe", 1, mailbox.clone());
+    let cx = Context::new::<ProbeHandle>("/test/probe", 1, mailbox.clone());
     let probe = Probe::start(Setup { log: number, start: "well".to_owned() }, &cx).await.unwrap();
     let body = encode(&Message::Again).unwrap();
     let first = Parcel { id: 0, ask: false, deadline: None, body, from: Returns::new() };
@@ -714,6 +1059,433 @@ async fn a_mailbox_that_never_runs_empty_does_not_keep_others_from_running() {
     }
     mailbox.stop();
     running.await.unwrap().unwrap();
+}
+
+// ---------------------------------------------------------------- answers that are put off
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_put_off_arrives_whenever_it_is_given() {
+    let stage = Stage::occupied().await;
+    let later = tokio::spawn(stage.probe.later());
+    sleep(Duration::from_secs(24 * 3600)).await;
+    assert!(!later.is_finished(), "it waits without a deadline");
+    assert!(stage.probe.answer_next(7).await.unwrap());
+    assert_eq!(later.await.unwrap().unwrap(), 7);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_put_off_result_is_split_and_a_put_off_answer_that_can_not_be_encoded_is_an_error() {
+    let stage = Stage::occupied().await;
+    assert_eq!(stage.probe.later_checked(true).await.unwrap(), 7);
+    let error = stage.probe.later_checked(false).await.unwrap_err();
+    assert_eq!(error.handler_error().map(String::as_str), Some("unwell"));
+    let error = stage.probe.later_unspeakable().await.unwrap_err();
+    assert!(error.maybe_executed() && error.to_string().contains("words fail me"), "{error}");
+    assert_eq!(stage.probe.incarnation(), Some(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_place_of_a_put_off_request_comes_back_when_its_handler_returns() {
+    let stage = Stage::occupied().await;
+    let waiting: Vec<_> = (0..1000).map(|_| tokio::spawn(stage.probe.later())).collect();
+    settle().await;
+    for n in 0..1000 {
+        assert!(stage.probe.answer_next(n).await.unwrap());
+    }
+    for (n, waiting) in waiting.into_iter().enumerate() {
+        assert_eq!(waiting.await.unwrap().unwrap(), n as u64);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reply_knows_that_its_caller_has_left_and_gives_the_value_back() {
+    let stage = Stage::occupied().await;
+    let dropped = tokio::spawn(stage.probe.later());
+    let kept = tokio::spawn(stage.probe.later());
+    settle().await;
+    stage.probe.give_away().await.unwrap();
+    let [first, second]: [Reply<u64>; 2] =
+        std::mem::take(&mut *stage.log.given.lock().unwrap()).try_into().unwrap();
+    assert!(!first.is_closed() && !second.is_closed());
+    {
+        // Dropped half-way, it does no harm.
+        let _closed = in_line(first.closed());
+    }
+    dropped.abort();
+    first.closed().await;
+    assert!(first.is_closed() && !second.is_closed());
+    assert_eq!(first.send(1), Err(1));
+    assert_eq!(second.send(2), Ok(()));
+    assert_eq!(kept.await.unwrap().unwrap(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reply_is_closed_when_the_deadline_passes_by_the_workers_clock() {
+    let (number, log) = Log::new();
+    let (mailbox, returns) = (Mailbox::new(), Returns::new());
+    let cx = Context::new::<ProbeHandle>("/test/probe", 1, mailbox.clone());
+    let probe = Probe::start(Setup { log: number, start: "well".to_owned() }, &cx).await.unwrap();
+    let running = tokio::spawn({
+        let mailbox = mailbox.clone();
+        async move { runner::run(probe, &mailbox, cx).await }
+    });
+    let begun = Instant::now();
+    for id in 0..2 {
+        let body = encode(&Message::Later(Vec::new())).unwrap();
+        let deadline = Some(begun + millis(50));
+        assert!(mailbox.push(Parcel { id, ask: true, deadline, body, from: returns.clone() }).is_ok());
+    }
+    let body = encode(&Message::GiveAway).unwrap();
+    let give_away = Parcel { id: 2, ask: false, deadline: None, body, from: returns.clone() };
+    assert!(mailbox.push(give_away).is_ok());
+    settle().await;
+    assert_eq!(returns.places.load(Ordering::SeqCst), 3);
+    let [one, other]: [Reply<u64>; 2] = std::mem::take(&mut *log.given.lock().unwrap()).try_into().unwrap();
+    one.closed().await;
+    assert_eq!(begun.elapsed(), millis(50));
+    assert_eq!(one.send(1), Err(1));
+    drop(other);
+    // Whoever still waits hears of the deadline, not of what became of the reply.
+    let late = Answer::Fault(Fault::Timeout { maybe_executed: true });
+    assert_eq!(*returns.late.lock().unwrap(), [(0, late.clone()), (1, late)]);
+    mailbox.stop();
+    running.await.unwrap().unwrap();
+    assert_eq!(returns.late.lock().unwrap().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_the_put_off_answer_of_a_tell() {
+    let stage = Stage::occupied().await;
+    stage.probe.later().tell().await.unwrap();
+    stage.probe.give_away().await.unwrap();
+    let reply = stage.log.given.lock().unwrap().pop().unwrap();
+    assert!(!reply.is_closed());
+    assert!(tokio::time::timeout(millis(100), reply.closed()).await.is_err());
+    assert_eq!(reply.send(1), Err(1));
+    // It waits for room like any other, 30 s.
+    let vacant = Stage::vacant("well");
+    assert!(vacant.probe.later().tell().await.unwrap_err().is_timeout());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reply_dropped_unanswered_is_an_error_that_says_so() {
+    let stage = Stage::occupied().await;
+    let later = tokio::spawn(stage.probe.later());
+    settle().await;
+    stage.probe.drop_next().await.unwrap();
+    let error = later.await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("its `Reply` was dropped unanswered"), "{error}");
+    assert!(error.maybe_executed() && !error.is_crash() && !error.is_stopping());
+    assert_eq!(stage.probe.incarnation(), Some(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reply_lost_in_a_panic_that_is_not_the_actors_is_an_error_that_says_so() {
+    let stage = Stage::occupied().await;
+    let later = tokio::spawn(stage.probe.later());
+    settle().await;
+    stage.probe.give_away().await.unwrap();
+    let reply = stage.log.given.lock().unwrap().pop().unwrap();
+    let elsewhere = tokio::spawn(async move {
+        let _held = reply;
+        panic!("not the actor's")
+    });
+    assert!(elsewhere.await.map(|never: ()| never).unwrap_err().is_panic());
+    let error = later.await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("its `Reply` was dropped unanswered"), "{error}");
+    assert_eq!(stage.probe.incarnation(), Some(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn replies_still_open_when_the_actor_stops_are_errors_that_say_so() {
+    let stage = Stage::occupied().await;
+    let given = tokio::spawn(stage.probe.later());
+    settle().await;
+    stage.probe.give_away().await.unwrap();
+    let kept = tokio::spawn(stage.probe.later());
+    settle().await;
+    stage.probe.stop().await.unwrap();
+    for asked in [given, kept] {
+        let error = asked.await.unwrap().unwrap_err();
+        assert!(error.to_string().contains("the actor stopped while its `Reply` was open"), "{error}");
+        assert!(error.maybe_executed() && !error.is_crash() && !error.is_stopping());
+    }
+    let reply = stage.log.given.lock().unwrap().pop().unwrap();
+    reply.closed().await;
+    assert_eq!(reply.send(1), Err(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_callers_of_an_actor_that_dies_with_open_replies_get_the_crash() {
+    for how in ["a panic", "the handler that has the reply", "a kill", "a task"] {
+        let stage = Stage::occupied().await;
+        let given = tokio::spawn(stage.probe.later());
+        settle().await;
+        stage.probe.give_away().await.unwrap();
+        let kept = tokio::spawn(stage.probe.later());
+        settle().await;
+        match how {
+            "a panic" => assert_boom(&stage.probe.boom("no such luck").await.unwrap_err()),
+            "a kill" => stage.probe.kill(),
+            "a task" => stage.probe.spawn_boom().await.unwrap(),
+            _ => assert_boom(&stage.probe.later_boom().await.unwrap_err()),
+        }
+        for asked in [given, kept] {
+            let error = asked.await.unwrap().unwrap_err();
+            assert!(error.is_crash() && error.maybe_executed(), "{how}: {error}");
+        }
+        let reply = stage.log.given.lock().unwrap().pop().unwrap();
+        reply.closed().await;
+        assert_eq!(reply.send(1), Err(1));
+    }
+}
+
+// ---------------------------------------------------------------- handlers that end with their caller
+
+#[tokio::test(start_paused = true)]
+async fn a_cut_handler_is_dropped_when_its_caller_leaves() {
+    let stage = Stage::occupied().await;
+    stage.probe.cut("patient", 50).await.unwrap();
+    assert_eq!(stage.log.take(), ["patient begins", "patient ends", "patient is dropped"]);
+
+    let dropped = tokio::spawn(stage.probe.cut("dropped", 1000));
+    sleep(millis(500)).await;
+    assert_eq!(stage.log.take(), ["dropped begins"]);
+    dropped.abort();
+    assert_eq!(stage.probe.add(1).await.unwrap(), 1);
+    assert_eq!(stage.log.take(), ["dropped is dropped"]);
+
+    let begun = Instant::now();
+    let late = stage.probe.cut("late", 1000).timeout(millis(10)).await.unwrap_err();
+    assert!(late.is_timeout() && late.maybe_executed(), "{late}");
+    assert_eq!(stage.probe.add(1).await.unwrap(), 2);
+    assert_eq!((begun.elapsed(), stage.log.take().len()), (millis(10), 2));
+
+    // A tell has nobody who could leave.
+    stage.probe.cut("told", 50).timeout(millis(10)).tell().await.unwrap();
+    assert_eq!(stage.probe.add(1).await.unwrap(), 3);
+    assert_eq!(stage.log.take(), ["told begins", "told ends", "told is dropped"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cut_handler_is_dropped_when_the_deadline_passes_by_the_workers_clock() {
+    let (number, log) = Log::new();
+    let (mailbox, returns) = (Mailbox::new(), Returns::new());
+    let cx = Context::new::<ProbeHandle>("/test/probe", 1, mailbox.clone());
+    let probe = Probe::start(Setup { log: number, start: "well".to_owned() }, &cx).await.unwrap();
+    let body = encode(&Message::Cut("late".to_owned(), 1000)).unwrap();
+    let deadline = Some(Instant::now() + millis(50));
+    assert!(mailbox.push(Parcel { id: 1, ask: true, deadline, body, from: returns.clone() }).is_ok());
+    let running = tokio::spawn({
+        let mailbox = mailbox.clone();
+        async move { runner::run(probe, &mailbox, cx).await }
+    });
+    sleep(millis(60)).await;
+    assert_eq!(log.take(), ["start 1", "late begins", "late is dropped"]);
+    let late = Answer::Fault(Fault::Timeout { maybe_executed: true });
+    assert_eq!(*returns.answers.lock().unwrap(), [(1, late)], "it gives back its place");
+    mailbox.stop();
+    running.await.unwrap().unwrap();
+}
+
+// ---------------------------------------------------------------- actors that stay on their thread
+
+#[tokio::test(start_paused = true)]
+async fn an_actor_whose_futures_are_not_send_runs_on_its_thread() {
+    let (mailbox, returns) = (Mailbox::new(), Returns::new());
+    let cx = Context::new::<ProbeHandle>("/test/stay", 1, mailbox.clone());
+    let stay = runner::start::<Stay>(40, &cx).await.unwrap().unwrap();
+    let body = encode(&2_u64).unwrap();
+    assert!(mailbox.push(Parcel { id: 1, ask: true, deadline: None, body, from: returns.clone() }).is_ok());
+    runner::run(stay, &mailbox, cx).await.unwrap();
+    assert_eq!(*returns.answers.lock().unwrap(), [(1, Answer::Value(encode(&42_u64).unwrap()))]);
+}
+
+// ---------------------------------------------------------------- an actor and itself
+
+#[tokio::test(start_paused = true)]
+async fn an_actor_can_tell_itself_as_much_as_its_window_holds() {
+    let stage = Stage::occupied().await;
+    assert_eq!(stage.probe.tell_itself(64).await.unwrap(), (64, None));
+    assert_eq!(stage.probe.add(0).await.unwrap(), 64);
+    // One more would have to wait for the handler that sends it.
+    let begun = Instant::now();
+    let (told, refused) = stage.probe.tell_itself(100).await.unwrap();
+    assert!(
+        told == 64 && refused.as_ref().unwrap().contains("64 messages of the actor to itself"),
+        "{refused:?}"
+    );
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+    assert_eq!(stage.probe.add(0).await.unwrap(), 128);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_actor_that_would_wait_for_itself_is_told_so_at_once() {
+    let stage = Stage::occupied().await;
+    let begun = Instant::now();
+    let error = stage.probe.ask_itself().await.unwrap_err();
+    let error = error.handler_error().unwrap();
+    assert!(error.to_string().contains("asks itself") && !error.maybe_executed(), "{error}");
+    let mut starting = Stage::vacant("asking itself");
+    let fault = starting.fails().await;
+    assert!(matches!(&fault, Fault::StartFailed(why) if why.contains("asks itself")), "{fault}");
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+    // A task of it may wait.
+    stage.probe.ask_itself_from_a_task().await.unwrap();
+    settle().await;
+    assert_eq!(stage.log.take(), ["the task got Ok(1)"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_actor_tells_itself_in_its_start_comes_first() {
+    let mut stage = Stage::vacant("telling itself");
+    stage.next().await;
+    assert_eq!(stage.probe.add(0).await.unwrap(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_actor_that_mistakes_its_handle_crashes_and_learns_which_it_is() {
+    let stage = Stage::occupied().await;
+    let error = stage.probe.mistake_itself().await.unwrap_err();
+    let panic = error.exit().and_then(Exit::panic).unwrap();
+    assert!(panic.message.contains("is a by_hand::ProbeHandle, not a "), "{panic}");
+    assert!(panic.place.as_ref().unwrap().contains("by_hand.rs"), "{panic}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handle_to_oneself_is_to_one_incarnation_only() {
+    let mut stage = Stage::vacant("well");
+    let own = |log: &Log| Arc::ptr_eq(&log.lines, &stage.log.lines);
+    let number = LOGS.lock().unwrap().iter().find(|(_, log)| own(log)).map(|(number, _)| *number).unwrap();
+    let start = "well".to_owned();
+    let mailbox = Mailbox::new();
+    let cx = Context::new::<ProbeHandle>("/test/probe", 1, mailbox.clone());
+    let me: ProbeHandle = cx.me();
+    let probe = runner::start::<Probe>(Setup { log: number, start }, &cx).await.unwrap().unwrap();
+    let kept = cx.clone();
+    let running = tokio::spawn(async move { runner::run(probe, &mailbox, cx).await });
+    assert_eq!(me.add(1).await.unwrap(), 1);
+    assert_eq!((me.incarnation(), me.pid(), me.path()), (Some(1), Some(std::process::id()), "/test/probe"));
+    let open = tokio::spawn(me.later());
+    settle().await;
+    me.kill();
+    assert!(open.await.unwrap().unwrap_err().is_crash());
+    assert_eq!(running.await.unwrap().unwrap_err().message, "killed through its own handle");
+    for me in [me, kept.me()] {
+        assert!(me.add(1).await.unwrap_err().is_closed() && !me.is_alive());
+    }
+    // What is spawned after the end is dropped.
+    kept.spawn(background(stage.log.clone(), "late".to_owned()));
+    settle().await;
+    assert_eq!(stage.log.take(), ["start 1"]);
+    stage.next().await;
+}
+
+// ---------------------------------------------------------------- tasks of an actor
+
+#[tokio::test(start_paused = true)]
+async fn a_task_ends_with_its_actor_and_before_stopped_runs() {
+    let stage = Stage::occupied().await;
+    stage.probe.spawn("task").await.unwrap();
+    settle().await;
+    stage.probe.stop().await.unwrap();
+    assert_eq!(stage.log.take(), ["task begins", "task is dropped", "stopped"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_is_gone_when_a_crash_or_a_kill_of_its_actor_is_known() {
+    for how in ["a panic", "a kill"] {
+        let stage = Stage::occupied().await;
+        let child = stage.child();
+        stage.probe.spawn("task").await.unwrap();
+        settle().await;
+        match how {
+            "a kill" => stage.probe.kill(),
+            _ => assert_boom(&stage.probe.boom("no such luck").await.unwrap_err()),
+        }
+        child.exited().await;
+        assert_eq!(stage.log.take(), ["task begins", "task is dropped"], "{how}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_of_a_task_is_a_crash_of_its_actor_even_in_the_middle_of_a_handler() {
+    let stage = Stage::occupied().await;
+    let child = stage.child();
+    let (spawned, running) = tokio::join!(stage.probe.spawn_boom(), stage.probe.nap("nap", 1000));
+    spawned.unwrap();
+    assert_boom(&running.unwrap_err());
+    let exit = child.exited().await;
+    assert_eq!((exit.code(), exit.panic().unwrap().message.as_str()), (Some(101), "no such luck"));
+    assert!(!stage.probe.is_alive());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_tasks_of_a_start_that_fails_end_with_it() {
+    let mut stage = Stage::vacant("spawning, badly");
+    assert_eq!(stage.fails().await, Fault::StartFailed("no model".to_owned()));
+    assert!(!stage.log.take().iter().any(|line| line.contains("begins")), "it was ended before it began");
+    let mut stage = Stage::vacant("spawning a panic");
+    let Fault::Ended { exit, .. } = stage.fails().await else { panic!("it ended") };
+    assert_eq!(exit.panic().map(|panic| panic.message.as_str()), Some("no such luck"));
+}
+
+// ---------------------------------------------------------------- timers
+
+#[tokio::test(start_paused = true)]
+async fn a_message_sent_after_a_delay_arrives_then_unless_it_is_cancelled() {
+    let stage = Stage::occupied().await;
+    stage.probe.after(50).await.unwrap();
+    sleep(millis(49)).await;
+    assert_eq!(stage.probe.add(0).await.unwrap(), 0);
+    sleep(millis(2)).await;
+    assert_eq!(stage.probe.add(0).await.unwrap(), 1);
+    stage.probe.after(50).await.unwrap();
+    sleep(millis(49)).await;
+    stage.probe.cancel().await.unwrap();
+    sleep(millis(100)).await;
+    assert_eq!(stage.probe.add(0).await.unwrap(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_sent_again_and_again_never_runs_ahead_of_its_actor() {
+    let stage = Stage::occupied().await;
+    stage.probe.every(10).await.unwrap();
+    sleep(millis(9)).await;
+    assert_eq!(stage.log.take(), [""; 0], "the first comes after a period");
+    // Each takes longer than the period: more and more wait, up to the window, and then no more are sent.
+    sleep(Duration::from_secs(20)).await;
+    let begun = stage.log.take().len();
+    assert!((20_000 / 35 - 1..=20_000 / 35 + 1).contains(&begun), "{begun}");
+    stage.probe.cancel().await.unwrap();
+    // What had been sent by then still arrives.
+    sleep(Duration::from_secs(10)).await;
+    let behind = stage.log.take().len();
+    assert!((64..=129).contains(&behind), "{behind}");
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(stage.log.take(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn timers_end_with_their_actor() {
+    let mut stage = Stage::occupied().await;
+    stage.probe.every(10).await.unwrap();
+    stage.probe.after(10).await.unwrap();
+    stage.probe.stop().await.unwrap();
+    assert_eq!(stage.log.take(), ["stopped"]);
+    stage.next().await;
+    sleep(millis(100)).await;
+    assert_eq!(stage.probe.add(0).await.unwrap(), 0);
+    assert_eq!(stage.log.take(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_period_of_zero_is_a_panic_that_says_so() {
+    let stage = Stage::occupied().await;
+    let error = stage.probe.every(0).await.unwrap_err();
+    let panic = error.exit().and_then(Exit::panic).unwrap();
+    assert!(panic.message.contains("the period of `every` is zero"), "{panic}");
+    assert!(panic.place.as_ref().unwrap().contains("by_hand.rs"), "{panic}");
 }
 
 // ---------------------------------------------------------------- starting and stopping
@@ -798,4 +1570,97 @@ async fn dropping_a_start_ends_what_it_began() {
     start.abort();
     settle().await;
     assert_eq!(Arc::strong_count(&stage.log.lines), 2);
+}
+
+// ---------------------------------------------------------------- streamed answers
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_written_by_hand_gives_its_items_in_order_and_ends_once() {
+    let stage = Stage::occupied().await;
+    let mut items = stage.probe.count(13, 0, false);
+    for n in 0..13 {
+        assert_eq!(items.next().await.unwrap().unwrap(), n);
+    }
+    for _ in 0..3 {
+        assert!(items.next().await.is_none());
+    }
+    assert_eq!(stage.log.take(), ["dropped at 13"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_wait_for_an_item_has_the_whole_deadline() {
+    let stage = Stage::occupied().await;
+    let begun = Instant::now();
+    let mut items = stage.probe.count(5, 20_000, true);
+    for n in 0..5 {
+        assert_eq!(items.next().await.unwrap().unwrap(), n);
+    }
+    assert_eq!(begun.elapsed().as_secs(), 100);
+    // Time that the consumer spends elsewhere is no wait.
+    sleep(Duration::from_secs(3600)).await;
+    let begun = Instant::now();
+    let error = items.next().await.unwrap().unwrap_err();
+    assert!(error.is_timeout() && error.maybe_executed(), "{error}");
+    assert_eq!(begun.elapsed().as_secs(), 30);
+    assert!(items.next().await.is_none());
+    settle().await;
+    assert_eq!(stage.log.take(), ["dropped at 5"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_goes_on_while_a_handler_runs_and_next_may_be_given_up() {
+    let stage = Stage::occupied().await;
+    let mut items = stage.probe.count(10, 100, false);
+    drop(in_line(items.next()));
+    let napping = in_line(stage.probe.nap("nap", 3_600_000));
+    let mut all = Vec::new();
+    loop {
+        // Most of these are dropped while they wait, and lose nothing.
+        match tokio::time::timeout(millis(30), items.next()).await {
+            Ok(Some(item)) => all.push(item.unwrap()),
+            Ok(None) => break,
+            Err(_) => {}
+        }
+    }
+    assert_eq!(all, (0..10).collect::<Vec<_>>());
+    drop(napping);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_withdrawn_before_it_begins_never_does() {
+    let stage = Stage::occupied().await;
+    let napping = in_line(stage.probe.nap("nap", 100));
+    let mut items = stage.probe.count(10, 0, false);
+    drop(in_line(items.next()));
+    drop(items);
+    napping.await.unwrap();
+    assert_eq!(stage.probe.add(1).await.unwrap(), 1);
+    assert_eq!(stage.log.take(), ["nap"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn items_that_can_not_be_encoded_or_decoded_end_the_stream_with_an_error() {
+    let stage = Stage::occupied().await;
+    let mut items = stage.probe.count(20, 0, false);
+    for n in 0..13 {
+        assert_eq!(items.next().await.unwrap().unwrap(), n);
+    }
+    let error = items.next().await.unwrap().unwrap_err();
+    assert!(error.maybe_executed() && error.to_string().contains("words fail me"), "{error}");
+    assert!(items.next().await.is_none());
+
+    let mut items: Items<String> =
+        stage.probe.actor.items("count", &Message::Count(5, 0, true), hatchery_wire::decode);
+    let error = items.next().await.unwrap().unwrap_err();
+    assert!(matches!(error.fault(), Some(Fault::BadAnswer(_))), "{error}");
+    assert!(items.next().await.is_none());
+    settle().await;
+    assert_eq!(stage.log.take(), ["dropped at 14", "dropped at 5"]);
+    let mut items: Items<u64> = stage.probe.actor.items("count", &Unspeakable, hatchery_wire::decode);
+    assert!(!items.next().await.unwrap().unwrap_err().maybe_executed());
+    assert!(items.next().await.is_none());
+    let mut items: Items<u64> = stage.probe.actor.items("add", &Message::Add(1), hatchery_wire::decode);
+    let error = items.next().await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("no stream"), "{error}");
+    assert_eq!(stage.probe.incarnation(), Some(1));
 }

@@ -1,6 +1,6 @@
 //! What a supervisor can be given: an actor in a process of its own, or in this one.
 
-use hatchery_actor::actor::Actor;
+use hatchery_actor::actor::{Actor, AnyActor};
 use hatchery_actor::local::Local;
 use hatchery_process::worker::Worker;
 use hatchery_supervisor::spec::ChildSpec;
@@ -33,7 +33,7 @@ use hatchery_supervisor::spec::ChildSpec;
 ///     tree.stop().await
 /// }
 /// ```
-pub fn worker<A: Actor>(name: impl Into<String>, args: A::Args) -> ChildSpec<Worker<A>> {
+pub fn worker<A: AnyActor>(name: impl Into<String>, args: A::Args) -> ChildSpec<Worker<A>> {
     ChildSpec::new(Worker::new(name, &args))
 }
 
@@ -41,6 +41,60 @@ pub fn worker<A: Actor>(name: impl Into<String>, args: A::Args) -> ChildSpec<Wor
 ///
 /// Messages and arguments are encoded here as well, so moving an actor between [`worker`] and `local` changes one word.
 /// A panic ends this actor alone; an abort takes this process with it, and a handler that blocks holds up its thread.
+///
+/// The actor's futures must be `Send`, so one that is `#[hatchery::actor(not_send)]` cannot be had here:
+///
+/// ```compile_fail,E0277
+/// use std::rc::Rc;
+///
+/// use hatchery::prelude::*;
+///
+/// struct Shared(Rc<u64>);
+///
+/// #[hatchery::actor(not_send)]
+/// impl Shared {
+///     fn start(n: u64) -> Self { Shared(Rc::new(n)) }
+///     fn get(&self) -> u64 { *self.0 }
+/// }
+///
+/// let spec = local::<Shared>("shared", 1); // in a `worker` it can
+/// ```
 pub fn local<A: Actor>(name: impl Into<String>, args: A::Args) -> ChildSpec<Local<A>> {
     ChildSpec::new(Local::new(name, &args))
+}
+
+/// An actor in this process that a closure makes, for state that cannot be serialised: a connection, a channel, an
+/// `Arc`. The closure is called for the first incarnation and again at each restart, where the actor lives: a panic in
+/// it is a failed start. The actor's `start` is not called; if there is no other way to make it, let `start` take a
+/// [`Never`](crate::Never), of which there is no value.
+///
+/// ```no_run
+/// use std::sync::Arc;
+/// use std::sync::atomic::{AtomicU64, Ordering};
+/// use hatchery::prelude::*;
+///
+/// struct Gauge { shared: Arc<AtomicU64> }
+///
+/// #[hatchery::actor]
+/// impl Gauge {
+///     fn start(never: hatchery::Never) -> Self { match never {} }
+///     fn raise(&mut self, by: u64) -> u64 { self.shared.fetch_add(by, Ordering::Relaxed) + by }
+/// }
+///
+/// #[hatchery::main]
+/// async fn main() -> hatchery::Result<()> {
+///     let shared = Arc::new(AtomicU64::new(0));
+///     let tree = Supervisor::new(Strategy::OneForOne).start().await?;
+///     let seen = shared.clone();
+///     let gauge = tree.start_child(local_with("gauge", move || Gauge { shared: shared.clone() })).await?;
+///     gauge.raise(2).await?;
+///     assert_eq!(seen.load(Ordering::Relaxed), 2);
+///     tree.stop().await
+/// }
+/// ```
+pub fn local_with<A: Actor>(
+    name: impl Into<String>,
+    make: impl FnMut() -> A + Send + 'static,
+) -> ChildSpec<Local<A>> {
+    ChildSpec::new(Local::with(name, make))
 }

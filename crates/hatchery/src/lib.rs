@@ -7,7 +7,8 @@
 //! |---|---|
 //! | the door every program comes through | [`main`], [`program()`], [`test`] |
 //! | a function in a process of its own | [`task`], [`Process`] |
-//! | an actor, in a worker process or here | [`actor`], [`worker()`], [`local()`], [`Ask`], [`AnyHandle`], [`Context`] |
+//! | an actor, in a worker process or here | [`actor`], [`worker()`], [`local()`], [`local_with()`], [`Ask`], [`Items`], [`AnyHandle`], [`Context`], [`Reply`] |
+//! | who has ended, and how | [`Monitor`], [`Down`] |
 //! | keeping them alive | [`Supervisor`], [`Tree`] |
 //! | what went wrong | [`Error`], [`CallError`], [`ProcessError`], [`Exit`] |
 
@@ -20,7 +21,7 @@ pub use hatchery_process::process::{Builder as ProcessBuilder, Process, ProcessE
 pub use hatchery_process::program::{ActiveChild, Current, active_children, config, current, parent};
 pub use hatchery_process::task::{Runs, Task};
 
-pub use hatchery_actor::actor::Actor;
+pub use hatchery_actor::actor::{Actor, AnyActor};
 pub use hatchery_actor::ask::{Ask, Tell};
 pub use hatchery_actor::child::{Shutdown, Start};
 pub use hatchery_actor::context::Context;
@@ -28,12 +29,21 @@ pub use hatchery_actor::error::{CallError, Error, Never, Result, SendError};
 pub use hatchery_actor::exit::{Exit, Limit, Panic, Status};
 pub use hatchery_actor::handle::{ActorRef, AnyHandle};
 pub use hatchery_actor::heartbeat::Heartbeat;
+pub use hatchery_actor::items::Items;
+pub use hatchery_actor::monitor::{Down, Downs, Monitor};
+pub use hatchery_actor::reply::Reply;
+pub use hatchery_actor::timer::Timer;
+pub use hatchery_actor::watch::Watch;
 pub use hatchery_supervisor::spec::ChildSpec;
 pub use hatchery_supervisor::tree::{Count, StartError, Strategy, Supervisor, Tree};
 
+/// What an actor's method returns to answer with many items, one after the other: `-> impl Stream<Item = T>`. It is the
+/// trait of the crate `futures-core`, the same one everywhere.
+pub use futures_core::Stream;
+
 mod children;
 
-pub use crate::children::{local, worker};
+pub use crate::children::{local, local_with, worker};
 
 /// Hosts actors by hand, as generic ones need: `hatchery::hosts!(Cache<u64>);`, an item beside any function.
 ///
@@ -76,17 +86,19 @@ pub mod prelude {
     pub use std::time::Duration;
 
     pub use crate::{
-        AnyHandle, Context, Heartbeat, Process, Shutdown, Strategy, Supervisor, Tree, local, worker,
+        AnyHandle, Context, Heartbeat, Process, Reply, Shutdown, Strategy, Supervisor, Tree, local,
+        local_with, worker,
     };
 }
 
 /// What the macros write; no part of the interface.
 #[doc(hidden)]
 pub mod __private {
-    pub use hatchery_actor::actor::{Actor, IntoStarted as Started, Place, ResultParts};
+    pub use hatchery_actor::actor::{Actor, AnyActor, IntoStarted as Started, Place, ResultParts};
     pub use hatchery_actor::child::BoxFuture;
     pub use hatchery_actor::context::Context;
     pub use hatchery_actor::error::Error;
+    pub use hatchery_actor::flow::begin as begin_stream;
     pub use hatchery_actor::handle::{ActorRef, AnyHandle};
     pub use hatchery_actor::outlet::Answer;
     pub use hatchery_process::byte_strings::{ByteSlice, ByteVec, decode_bytes};

@@ -9,9 +9,10 @@ use syn::{
     TraitBoundModifier, Type, TypeParamBound, Visibility,
 };
 
+use crate::stream::{Streamed, let_outlive, streamed};
 use crate::travel::{
-    Refusals, as_one, bound_name, is_bytes, is_context, is_result, last_name, peeled, refuse_options,
-    result_of, result_parts, shown_at, told_beside, written,
+    Refusals, answered_by, as_one, bound_name, is_bytes, is_context, is_result, last_name, peeled, result_of,
+    result_parts, shown_at, told_beside, written,
 };
 
 pub(crate) fn expand(options: TokenStream, item: TokenStream) -> TokenStream {
@@ -34,6 +35,8 @@ struct Actor {
     start: Option<Function>,
     stopped: Option<Function>,
     messages: Vec<Message>,
+    /// Whether its futures are `Send`, as they are unless it says `not_send`.
+    is_send: bool,
 }
 
 /// What the dispatch must know of a function to call it.
@@ -48,6 +51,7 @@ struct Function {
 /// A parameter is filled in where the actor lives, or travels there.
 enum Parameter {
     Context,
+    Reply,
     Field { name: Ident, ty: Box<Type> },
 }
 
@@ -58,13 +62,20 @@ struct Message {
     visibility: Visibility,
     /// What the handle's method has in common with the one written: documentation, conditions.
     attributes: Vec<Attribute>,
+    /// What its caller gets: what it returns, or what its `Reply` is of.
     result: Type,
+    /// What the result yields, if it is a stream.
+    stream: Option<Streamed>,
+    /// Whether a `Reply` gives the answer.
+    is_put_off: bool,
+    /// Whether it is dropped when its caller leaves.
+    is_cut: bool,
 }
 
 impl Actor {
     /// The actor without the methods that are refused: one mistake should not be told again wherever the actor is used.
     fn read(options: &TokenStream, item: TokenStream) -> syn::Result<(Actor, Refusals)> {
-        refuse_options(options, "actor", "write it alone")?;
+        let is_send = read_options(options)?;
         let mut block = match syn::parse2(item)? {
             Item::Impl(block) => block,
             other => {
@@ -107,6 +118,11 @@ impl Actor {
         for item in &block.items {
             let ImplItem::Fn(method) = item else { continue };
             let name = &method.sig.ident;
+            if name == "start" || name == "stopped" {
+                for attribute in method.attrs.iter().filter(|attribute| is_ours(attribute)) {
+                    refusals.at(attribute, format!("`{name}` is no message: leave this out"));
+                }
+            }
             if name == "start" {
                 if start.is_some() {
                     refusals.at(name, "`start` is there twice: an actor starts in one way");
@@ -125,11 +141,12 @@ impl Actor {
         for item in &mut block.items {
             let ImplItem::Fn(method) = item else { continue };
             method.attrs.retain(|attribute| !is_ours(attribute));
+            let_outlive(&mut method.sig, &block.generics);
         }
         let missing =
             || Err(syn::Error::new_spanned(&block.self_ty, "an actor needs `fn start(..) -> Self`"));
         let start = refusals.unless(start.unwrap_or_else(missing));
-        Ok((Actor { block, name, start, stopped, messages }, refusals))
+        Ok((Actor { block, name, start, stopped, messages, is_send }, refusals))
     }
 
     fn written_out(&self) -> TokenStream {
@@ -320,17 +337,22 @@ impl Actor {
             || quote!(::core::unreachable!()),
             |start| {
                 let pattern = as_one(&start.bindings().map(|name| quote!(#name)).collect::<Vec<_>>());
-                let call = start.call(&quote!());
+                let call = self.awaited(start, &quote!());
                 let started = quote_spanned! {shown_at(start.result)=>
                     ::hatchery::__private::Started::<Self>::into_started(#call)
                 };
                 quote!(let #pattern = __args; #started)
             },
         );
-        let arms = self.messages.iter().map(|one| one.arm(&message));
+        let arms = self.messages.iter().map(|one| one.arm(&message, self.is_send));
         let never = self.is_generic().then(|| quote!(#message::__Never(_, __never) => match __never {},));
+        let (as_actor, and_send) = if self.is_send {
+            (quote!(Actor), quote!(+ ::core::marker::Send))
+        } else {
+            (quote!(AnyActor), quote!())
+        };
         let stopped = self.stopped.as_ref().map(|stopped| {
-            let call = stopped.call(&quote!(self));
+            let call = self.awaited(stopped, &quote!(self));
             // Without its method, `Self::stopped` would be the trait's, which calls `Self::stopped`.
             let conditions = self.block.items.iter().filter_map(|item| match item {
                 ImplItem::Fn(method) if method.sig.ident == "stopped" => Some(conditions(&method.attrs)),
@@ -342,12 +364,12 @@ impl Actor {
                 fn stopped(
                     &mut self,
                     __cx: &::hatchery::__private::Context,
-                ) -> impl ::core::future::Future<Output = ()> + ::core::marker::Send {
+                ) -> impl ::core::future::Future<Output = ()> #and_send {
                     async move { #call }
                 }
             }
         });
-        let must_be_send = self.has_async_handlers().then(|| {
+        let must_be_send = (self.is_send && self.has_async_handlers()).then(|| {
             quote! {
                 /// Where a handler that is not `Send` is told so, once, rather than wherever that matters.
                 fn must_be_send<F>(
@@ -363,7 +385,7 @@ impl Actor {
         quote! {
             #must_be_send
 
-            impl #declared ::hatchery::__private::Actor for #self_ty #bounds {
+            impl #declared ::hatchery::__private::#as_actor for #self_ty #bounds {
                 type Args = #args;
                 type Message = #message #arguments;
                 type Handle = #handle #arguments;
@@ -381,7 +403,7 @@ impl Actor {
                     __cx: &::hatchery::__private::Context,
                 ) -> impl ::core::future::Future<
                     Output = ::core::result::Result<Self, ::hatchery::__private::Error>,
-                > + ::core::marker::Send {
+                > #and_send {
                     async move { #start }
                 }
 
@@ -390,7 +412,7 @@ impl Actor {
                     __message: Self::Message,
                     __asked: bool,
                     __cx: &::hatchery::__private::Context,
-                ) -> impl ::core::future::Future<Output = ::hatchery::__private::Answer> + ::core::marker::Send {
+                ) -> impl ::core::future::Future<Output = ::hatchery::__private::Answer> #and_send {
                     async move {
                         match __message {
                             #(#arms)*
@@ -408,6 +430,11 @@ impl Actor {
         let mut functions =
             self.messages.iter().map(|message| &message.function).chain(&self.start).chain(&self.stopped);
         functions.any(|function| function.is_async)
+    }
+
+    fn awaited(&self, function: &Function, receiver: &TokenStream) -> TokenStream {
+        let call = function.call(receiver, self.is_send);
+        if function.is_async { quote_spanned!(shown_at(function.name.span())=> #call.await) } else { call }
     }
 
     fn handle_methods(&self) -> TokenStream {
@@ -430,17 +457,26 @@ impl Actor {
             let fields = (!names.is_empty()).then(|| quote!({ #(#names),* }));
             let ask = one.ask();
             let sent = quote!(#text, &#message #turbofish::#variant #fields);
-            let sending = if is_bytes(&one.result) {
-                quote!(self.0.ask_with(#sent, ::hatchery::__private::decode_bytes))
-            } else {
+            let sending = match &one.stream {
+                Some(stream) if is_bytes(&stream.item) => {
+                    quote!(self.0.items(#sent, ::hatchery::__private::decode_bytes))
+                }
+                Some(stream) => {
+                    let decode = quote_spanned!(shown_at(stream.item.span())=> ::hatchery::__private::decode);
+                    quote!(self.0.items(#sent, #decode))
+                }
+                None if is_bytes(&one.result) => {
+                    quote!(self.0.ask_with(#sent, ::hatchery::__private::decode_bytes))
+                }
                 // A result that cannot travel is refused where it is written.
-                quote_spanned!(shown_at(one.result.span())=> self.0.ask(#sent))
+                None => quote_spanned!(shown_at(one.result.span())=> self.0.ask(#sent)),
             };
+            let patient = one.is_put_off.then(|| quote!(.without_deadline()));
             quote! {
                 #(#attributes)*
                 #documentation
                 #visibility fn #name(&self, #(#parameters),*) -> #ask {
-                    #sending
+                    #sending #patient
                 }
             }
         });
@@ -479,7 +515,7 @@ impl Function {
 
     fn fields(&self) -> impl Iterator<Item = (&Ident, &Type)> {
         self.parameters.iter().filter_map(|parameter| match parameter {
-            Parameter::Context => None,
+            Parameter::Context | Parameter::Reply => None,
             Parameter::Field { name, ty } => Some((name, &**ty)),
         })
     }
@@ -489,19 +525,20 @@ impl Function {
         (0..self.fields().count()).map(|index| format_ident!("__arg{index}"))
     }
 
-    /// The call, waited for. `Self::` prefers what is written over the trait's method of the same name.
-    fn call(&self, receiver: &TokenStream) -> TokenStream {
+    /// The call, not yet waited for. `Self::` prefers what is written over the trait's method of the same name.
+    fn call(&self, receiver: &TokenStream, is_send: bool) -> TokenStream {
         let name = &self.name;
         let mut bindings = self.bindings();
         let receiver = (!receiver.is_empty()).then(|| quote!(#receiver));
         let arguments = receiver.into_iter().chain(self.parameters.iter().map(|parameter| match parameter {
             Parameter::Context => quote!(__cx),
+            Parameter::Reply => quote!(__reply),
             Parameter::Field { .. } => bindings.next().to_token_stream(),
         }));
         // One place for the call and what becomes of its future, so that a future that is not `Send` is told once.
         let at_name = shown_at(name.span());
         let call = quote_spanned!(at_name=> Self::#name(#(#arguments),*));
-        if self.is_async { quote_spanned!(at_name=> must_be_send(#call).await) } else { call }
+        if self.is_async && is_send { quote_spanned!(at_name=> must_be_send(#call)) } else { call }
     }
 }
 
@@ -522,35 +559,79 @@ impl Message {
         Err(syn::Error::new_spanned(this, why))
     }
 
-    fn arm(&self, message: &Ident) -> TokenStream {
-        let Message { function, variant, attributes, result, .. } = self;
+    fn arm(&self, message: &Ident, is_send: bool) -> TokenStream {
+        let Message { function, variant, attributes, result, stream, is_put_off, is_cut, .. } = self;
         let conditions = conditions(attributes);
         let names: Vec<_> = function.fields().map(|(name, _)| name).collect();
         let bindings = function.bindings();
         let fields = (!names.is_empty()).then(|| quote!({ #(#names: #bindings),* }));
-        let call = function.call(&quote!(self));
-        let answer = if is_result(result) {
-            quote_spanned!(shown_at(result.span())=> ::hatchery::__private::Answer::result(__asked, &__result))
+        let at_result = shown_at(result.span());
+        let answer = if *is_put_off {
+            quote!({
+                let () = __result;
+                ::hatchery::__private::Answer::None
+            })
+        } else if let Some(stream) = stream {
+            stream.answer(result)
+        } else if is_result(result) {
+            quote_spanned!(at_result=> ::hatchery::__private::Answer::result(__asked, &__result))
         } else if is_bytes(result) {
             quote!(::hatchery::__private::Answer::value(
                 __asked,
                 &::hatchery::__private::ByteSlice(&__result),
             ))
         } else {
-            quote_spanned!(shown_at(result.span())=> ::hatchery::__private::Answer::value(__asked, &__result))
+            quote_spanned!(at_result=> ::hatchery::__private::Answer::value(__asked, &__result))
         };
-        quote! {
-            #(#conditions)*
-            #message::#variant #fields => {
+        let call = function.call(&quote!(self), is_send);
+        let at_name = shown_at(function.name.span());
+        let handled = if *is_cut {
+            quote! {
+                match __cx.while_awaited(#call).await {
+                    ::core::result::Result::Ok(__result) => #answer,
+                    ::core::result::Result::Err(__left) => __left,
+                }
+            }
+        } else {
+            let call = if function.is_async { quote_spanned!(at_name=> #call.await) } else { call };
+            quote! {
                 let __result = #call;
                 #answer
             }
+        };
+        let handled = if *is_put_off {
+            let encode = if is_result(result) {
+                quote_spanned!(at_result=> ::hatchery::__private::Answer::result)
+            } else if is_bytes(result) {
+                quote!(|__asked, __value| ::hatchery::__private::Answer::value(
+                    __asked,
+                    &::hatchery::__private::ByteSlice(__value),
+                ))
+            } else {
+                quote_spanned!(at_result=> ::hatchery::__private::Answer::value)
+            };
+            quote! {
+                match ::hatchery::Reply::<#result>::new(__cx, __asked, #encode) {
+                    ::core::result::Result::Ok(__reply) => { #handled }
+                    ::core::result::Result::Err(__refused) => __refused,
+                }
+            }
+        } else {
+            handled
+        };
+        quote! {
+            #(#conditions)*
+            #message::#variant #fields => { #handled }
         }
     }
 
     /// What the handle's method returns.
     fn ask(&self) -> TokenStream {
         let result = &self.result;
+        if let Some(Streamed { item, error }) = &self.stream {
+            let error = error.as_ref().map(|error| quote!(, #error));
+            return quote!(::hatchery::Items<#item #error>);
+        }
         if !is_result(result) {
             return quote!(::hatchery::Ask<#result>);
         }
@@ -566,6 +647,53 @@ impl Message {
     }
 }
 
+/// Whether the actor's futures are `Send`.
+fn read_options(options: &TokenStream) -> syn::Result<bool> {
+    if options.is_empty() {
+        return Ok(true);
+    }
+    if options.to_string() == "not_send" {
+        return Ok(false);
+    }
+    Err(syn::Error::new_spanned(
+        options,
+        "an actor has one option: write `#[hatchery::actor(not_send)]` if its state or its handlers must stay on one \
+         thread, or else `#[hatchery::actor]` alone",
+    ))
+}
+
+/// Whether the message says `#[message(cancel)]`.
+fn read_message_options(method: &ImplItemFn, refusals: &mut Refusals) -> bool {
+    let mut is_cut = false;
+    for attribute in method.attrs.iter().filter(|attribute| is_ours(attribute)) {
+        let options = match &attribute.meta {
+            syn::Meta::List(list) => list.tokens.to_string(),
+            _ => String::new(),
+        };
+        if options != "cancel" {
+            refusals.at(
+                attribute,
+                "a message has one option: write `#[message(cancel)]` if its handler is to be dropped when its caller \
+                 leaves, or leave this out",
+            );
+        } else if is_cut {
+            refusals.at(attribute, "`#[message(cancel)]` is there twice: write it once");
+        } else if method.sig.asyncness.is_none() {
+            let name = &method.sig.ident;
+            refusals.at(
+                attribute,
+                format!(
+                    "a handler is dropped where it awaits, and `{name}` never does: write `async fn {name}`, or leave \
+                     `#[message(cancel)]` out"
+                ),
+            );
+        } else {
+            is_cut = true;
+        }
+    }
+    is_cut
+}
+
 fn read_start(method: &ImplItemFn, self_ty: &Type) -> syn::Result<Function> {
     let mut refusals = Refusals::default();
     refusals.of_signature(&method.sig, "`start`");
@@ -579,7 +707,14 @@ fn read_start(method: &ImplItemFn, self_ty: &Type) -> syn::Result<Function> {
             "`start` makes the actor: write `fn start(..) -> Self` or `-> Result<Self, E>`",
         );
     }
-    let function = read_function(&method.sig, self_ty, &mut refusals);
+    let (function, reply) = read_function(&method.sig, self_ty, &mut refusals);
+    if reply.is_some() {
+        refusals.at(
+            &method.sig.inputs,
+            "`start` answers whoever starts the actor by making it: leave the `Reply` out, and write `async fn start` \
+             if it takes its time",
+        );
+    }
     refusals.of_many(&method.sig, function.fields().count());
     refusals.none_or(function)
 }
@@ -615,12 +750,7 @@ fn read_stopped(method: &ImplItemFn) -> syn::Result<Function> {
 fn read_message(method: &ImplItemFn, self_ty: &Type) -> syn::Result<Message> {
     let mut refusals = Refusals::default();
     let name = &method.sig.ident;
-    for attribute in method.attrs.iter().filter(|attribute| is_ours(attribute)) {
-        refusals.at(
-            attribute,
-            "messages have no options yet: leave this out; a long handler can watch `cx.cancelled()`",
-        );
-    }
+    let is_cut = read_message_options(method, &mut refusals);
     match method.sig.receiver() {
         None => refusals.at(
             name,
@@ -637,19 +767,40 @@ fn read_message(method: &ImplItemFn, self_ty: &Type) -> syn::Result<Message> {
         Some(_) => {}
     }
     refusals.of_signature(&method.sig, "a message");
-    let function = read_function(&method.sig, self_ty, &mut refusals);
-    let result = without_self(&result_of(&method.sig), self_ty);
-    refusals.of_result(&result);
+    let (function, reply) = read_function(&method.sig, self_ty, &mut refusals);
+    let is_put_off = reply.is_some();
+    let returned = result_of(&method.sig);
+    if is_put_off && !matches!(peeled(&returned), Type::Tuple(unit) if unit.elems.is_empty()) {
+        refusals.at(
+            &returned,
+            format!(
+                "the `Reply` answers, so what `{name}` returns reaches nobody: leave the result out, or leave the \
+                 `Reply` out"
+            ),
+        );
+    }
+    let result = without_self(reply.as_ref().unwrap_or(&returned), self_ty);
+    let stream = if is_put_off { Some(None) } else { refusals.unless(streamed(&result)) };
+    match &stream {
+        Some(Some(stream)) => refusals.of_result(&stream.item),
+        Some(None) => refusals.of_result(&result),
+        // It was refused.
+        None => {}
+    }
     refusals.none_or(Message {
         variant: variant_of(name),
         function,
         visibility: method.vis.clone(),
         attributes: method.attrs.iter().filter(|attribute| is_shared(attribute)).cloned().collect(),
         result,
+        stream: stream.flatten(),
+        is_put_off,
+        is_cut,
     })
 }
 
-fn read_function(signature: &Signature, self_ty: &Type, refusals: &mut Refusals) -> Function {
+/// What the dispatch must know of a function, and what its `Reply` is of, if it has one.
+fn read_function(signature: &Signature, self_ty: &Type, refusals: &mut Refusals) -> (Function, Option<Type>) {
     let is_taken = |name: &Ident| {
         signature
             .inputs
@@ -657,6 +808,7 @@ fn read_function(signature: &Signature, self_ty: &Type, refusals: &mut Refusals)
             .any(|input| matches!(input, FnArg::Typed(parameter) if bound_name(&parameter.pat) == Some(name)))
     };
     let mut parameters = Vec::new();
+    let mut reply = None;
     for input in &signature.inputs {
         let FnArg::Typed(parameter) = input else { continue };
         if is_context(&parameter.ty) {
@@ -666,15 +818,17 @@ fn read_function(signature: &Signature, self_ty: &Type, refusals: &mut Refusals)
             parameters.push(Parameter::Context);
             continue;
         }
-        if let Type::Path(path) = peeled(&parameter.ty) {
-            if last_name(&path.path).as_deref() == Some("Reply") {
-                refusals.at(
-                    parameter,
-                    "an answer cannot be put off with `Reply` yet: leave it out and write what it holds as the \
-                     method's result",
-                );
+        if let Some(answer) = answered_by(&parameter.ty) {
+            let Some(answer) = answer else {
+                refusals.at(&parameter.ty, "a reply is of what the caller gets: write `Reply<T>`");
                 continue;
+            };
+            if reply.is_some() {
+                refusals.at(parameter, "a request has one answer: write one `Reply`");
             }
+            reply.get_or_insert_with(|| answer.clone());
+            parameters.push(Parameter::Reply);
+            continue;
         }
         refusals.of_parameter(&parameter.ty);
         let ty = without_self(&parameter.ty, self_ty);
@@ -687,7 +841,7 @@ fn read_function(signature: &Signature, self_ty: &Type, refusals: &mut Refusals)
         });
         parameters.push(Parameter::Field { name, ty: Box::new(ty) });
     }
-    Function::of(signature, parameters)
+    (Function::of(signature, parameters), reply)
 }
 
 /// `&self` and `&mut self`, without a lifetime of its own.
@@ -839,6 +993,36 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_becomes_items() {
+        let text = expanded(
+            "impl<K: Key> Store<K> {
+                fn start() -> Self { Store }
+                fn keys(&self, from: u64) -> impl Stream<Item = K> { go() }
+                async fn rows(&mut self) -> Result<impl Stream<Item = Vec<u8>>, Full> { go() }
+            }",
+        );
+        assert_contains(
+            &text,
+            "fn keys(&self, from: u64) -> impl Stream<Item = K> + use<K> + ::core::marker::Send + 'static { go() }",
+        );
+        assert_contains(
+            &text,
+            "fn keys(&self, from: u64) -> ::hatchery::Items<K> {
+                self.0.items(\"keys\", &__StoreMessage::<K>::Keys { from }, ::hatchery::__private::decode)
+            }",
+        );
+        assert_contains(&text, "begin_stream(__cx, __asked, __result, ::hatchery::__private::encode)");
+        assert_contains(
+            &text,
+            "fn rows(&self,) -> ::hatchery::Items<
+                Vec<u8>, <Result<(), Full> as ::hatchery::__private::ResultParts>::Err
+            > {",
+        );
+        assert_contains(&text, "::hatchery::__private::decode_bytes)");
+        assert_contains(&text, "Err(__error) => ::hatchery::__private::Answer::result::<(), _>");
+    }
+
+    #[test]
     fn byte_vectors_travel_as_byte_strings() {
         let text = expanded(
             "impl Store {
@@ -909,6 +1093,8 @@ mod tests {
             ("impl A { fn start(&self) -> Self { A } }", "there is no `self` yet"),
             ("impl A { fn start() {} }", "write `fn start(..) -> Self`"),
             ("impl A { fn start(x: &str) -> Self { A } }", "write `String` instead of `&str`"),
+            ("impl A { fn start(reply: Reply<u8>) -> Self { A } }", "leave the `Reply` out"),
+            ("impl A { #[message(cancel)] async fn start() -> Self { A } }", "`start` is no message"),
             ("impl A { fn start<T>(x: T) -> Self { A } }", "`start` cannot be generic"),
             ("impl A { fn start() -> Self { A } fn start() -> Self { A } }", "`start` is there twice"),
             ("impl Trait for A { fn start() -> Self { A } }", "write `impl A { .. }`"),
@@ -926,13 +1112,25 @@ mod tests {
             ("fn f(&self, x: impl Into<u8>) {}", "write the type itself"),
             ("fn f(&self, x: &[u64]) {}", "write `Vec<u64>`"),
             ("fn f(&self) -> &str { g() }", "write `String`"),
-            ("fn f(&self) -> impl Stream<Item = u8> { g() }", "write the type itself"),
+            ("fn f(&self) -> impl Iterator<Item = u8> { g() }", "write the type itself"),
+            ("fn f(&self) -> impl Stream { g() }", "write `impl Stream<Item = T>`"),
+            ("fn f(&self) -> impl Stream<Item = &str> { g() }", "write `String`"),
+            ("fn f(&self) -> impl Stream<Item = u8> + '_ { g() }", "cannot borrow from it"),
             ("unsafe fn f(&self) {}", "cannot be `unsafe`"),
             ("fn f(&self) {} fn f(&mut self) {}", "`f` is there twice"),
             ("fn foo_bar(&self) {} fn fooBar(&self) {}", "both make the message `FooBar`"),
-            ("fn f(&self, reply: Reply<u8>) {}", "put off with `Reply` yet"),
+            ("fn f(&self, reply: Reply<u8>) -> u8 { 1 }", "leave the result out, or leave the `Reply` out"),
+            ("fn f(&self, a: Reply<u8>, b: Reply<u8>) {}", "write one `Reply`"),
+            ("fn f(&self, reply: Reply) {}", "write `Reply<T>`"),
+            ("fn f(&self, reply: &Reply<u8>) {}", "write `Reply<u8>` instead of `&Reply<u8>`"),
+            ("fn f(&self, reply: Reply<&str>) {}", "write `String` instead of `&str`"),
             ("fn f(&self, cx: &mut Context) {}", "write `&Context`"),
-            ("#[message(cancel)] fn f(&self) {}", "watch `cx.cancelled()`"),
+            ("#[message(cancel)] fn f(&self) {}", "write `async fn f`"),
+            ("#[message(abort)] async fn f(&self) {}", "write `#[message(cancel)]` if"),
+            ("#[message(cancel, cancel)] async fn f(&self) {}", "a message has one option"),
+            ("#[message(cancel)] #[message(cancel)] async fn f(&self) {}", "there twice: write it once"),
+            ("#[message] async fn f(&self) {}", "write `#[message(cancel)]` if"),
+            ("#[message(cancel)] async fn stopped(&mut self) {}", "`stopped` is no message: leave this out"),
             ("fn stopped(self) {}", "write `async fn stopped(&mut self)`"),
             ("fn stopped(&mut self, x: u8) {}", "no arguments"),
             ("fn stopped(&mut self) -> u8 { 1 }", "nobody hears"),
@@ -970,11 +1168,79 @@ mod tests {
     }
 
     #[test]
-    fn options_are_refused_beside_the_block() {
+    fn unknown_options_are_refused_beside_the_block() {
         let item = tokens("impl A { fn start() -> Self { A } }");
-        let text = expand(quote!(not_send), item.clone()).to_string();
-        assert!(text.contains("takes no options yet"), "{text}");
-        assert!(text.ends_with(&item.to_string()), "{text}");
+        for options in [quote!(send), quote!(not_send, not_send), quote!(not_send = true)] {
+            let text = expand(options, item.clone()).to_string();
+            assert!(text.contains("write `#[hatchery::actor(not_send)]` if"), "{text}");
+            assert!(text.ends_with(&item.to_string()), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_actor_that_is_not_send_may_have_futures_that_are_not() {
+        let item = "impl A { async fn start() -> Self { A } async fn f(&mut self) {} async fn stopped(&mut self) {} }";
+        let text = file_without_spaces(expand(quote!(not_send), tokens(item)));
+        assert_contains(&text, "impl ::hatchery::__private::AnyActor for A");
+        assert_contains(&text, "let __result = Self::f(self).await;");
+        assert!(!text.contains("must_be_send") && !text.contains("marker::Send"), "{text}");
+    }
+
+    #[test]
+    fn a_reply_puts_the_answer_off() {
+        let text = expanded(
+            "impl Lock {
+                fn start() -> Self { Lock }
+                fn acquire(&mut self, who: String, reply: Reply<Token>) {}
+                async fn checked(&mut self, reply: hatchery::Reply<Result<u8, Full>>, cx: &Context) -> () {}
+                fn bytes(&mut self, reply: Reply<Vec<u8>>) {}
+                fn own(&mut self, reply: Reply<Self>) {}
+            }",
+        );
+        assert_contains(&text, "Acquire { who: String }, Checked, Bytes, Own");
+        assert_contains(
+            &text,
+            "__LockMessage::Acquire { who: __arg0 } => {
+                match ::hatchery::Reply::<Token>::new(__cx, __asked, ::hatchery::__private::Answer::value) {
+                    ::core::result::Result::Ok(__reply) => {
+                        let __result = Self::acquire(self, __arg0, __reply);
+                        { let () = __result; ::hatchery::__private::Answer::None }
+                    }
+                    ::core::result::Result::Err(__refused) => __refused,
+                }
+            }",
+        );
+        assert_contains(&text, "must_be_send(Self::checked(self, __reply, __cx)).await");
+        assert_contains(&text, "new(__cx, __asked, ::hatchery::__private::Answer::result)");
+        assert_contains(&text, "&::hatchery::__private::ByteSlice(__value)");
+        assert_contains(
+            &text,
+            "fn acquire(&self, who: String) -> ::hatchery::Ask<Token> {
+                self.0.ask(\"acquire\", &__LockMessage::Acquire { who }).without_deadline()
+            }",
+        );
+        assert_contains(&text, "fn checked(&self,) -> ::hatchery::Ask<u8, Full>");
+        assert_contains(&text, "decode_bytes).without_deadline()");
+        assert_contains(&text, "fn own(&self,) -> ::hatchery::Ask<Lock>");
+    }
+
+    #[test]
+    fn a_message_may_be_dropped_with_its_caller() {
+        let text = expanded(
+            "impl A {
+                fn start() -> Self { A }
+                #[message(cancel)]
+                async fn fetch(&mut self, url: String) -> u8 { 1 }
+            }",
+        );
+        assert_contains(
+            &text,
+            "match __cx.while_awaited(must_be_send(Self::fetch(self, __arg0))).await {
+                ::core::result::Result::Ok(__result) => ::hatchery::__private::Answer::value(__asked, &__result),
+                ::core::result::Result::Err(__left) => __left,
+            }",
+        );
+        assert!(!text.contains("message("), "{text}");
     }
 
     #[test]

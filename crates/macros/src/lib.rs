@@ -4,12 +4,15 @@
 //! `::hatchery::__private`, so a crate that uses them needs no other dependency.
 //!
 //! Reading order: `travel` says what may travel to another process, `task` and `actor` stand on it, `entry` is
-//! the door of a program and of a test.
+//! the door of a program and of a test. `stream` belongs to `actor`.
 #![forbid(unsafe_code)]
 
 use proc_macro::TokenStream;
 
 mod travel;
+
+// Methods that answer with a stream.
+mod stream;
 
 mod task;
 
@@ -77,6 +80,86 @@ pub fn task(options: TokenStream, item: TokenStream) -> TokenStream {
 /// #     tree.stop().await
 /// # }
 /// ```
+///
+/// # Answers that take their time
+///
+/// A method with a parameter `reply: Reply<T>` returns nothing; the answer is what the reply is sent, now or later, by
+/// whoever holds it. The handle's method is an `Ask<T>` without a deadline of its own. See `hatchery::Reply`.
+///
+/// # Callers who leave
+///
+/// A request that has begun runs to its end although its caller has left; it can watch `cx.cancelled()`.
+/// `#[message(cancel)]` on an async method has it dropped instead, where it awaits: when the caller's future is dropped
+/// or its deadline passes. What it had done so far stays done, so this is for methods that can stop between any two
+/// awaits: one that takes something out of the state, awaits, and puts it back would lose it.
+///
+/// ```
+/// # use hatchery::prelude::*;
+/// struct Fetcher { pages: u64 }
+///
+/// #[hatchery::actor]
+/// impl Fetcher {
+///     fn start() -> Self { Fetcher { pages: 0 } }
+///
+///     /// Nothing of it is left when its caller gives up: the page counts when it is there.
+///     #[message(cancel)]
+///     async fn fetch(&mut self, page: u64) -> u64 {
+///         tokio::time::sleep(Duration::from_millis(page)).await;
+///         self.pages += 1;
+///         page
+///     }
+///
+///     fn pages(&self) -> u64 { self.pages }
+/// }
+/// # #[hatchery::main]
+/// # async fn main() -> hatchery::Result<()> {
+/// #     let tree = Supervisor::new(Strategy::OneForOne).start().await?;
+/// #     let fetcher = tree.start_child(worker::<Fetcher>("fetcher", ())).await?;
+/// let impatient = fetcher.fetch(3_600_000).timeout(Duration::from_millis(10)).await;
+/// assert!(impatient.unwrap_err().is_timeout());
+/// assert_eq!(fetcher.fetch(1).await?, 1);
+/// assert_eq!(fetcher.pages().await?, 1);
+/// #     tree.stop().await
+/// # }
+/// ```
+///
+/// # State that stays on its thread
+///
+/// The futures of handlers are `Send`, so that an actor may live in any process. `#[hatchery::actor(not_send)]` asks that
+/// of neither futures nor state (an `Rc`, a pointer of a foreign library); such an actor runs in a `worker` only.
+///
+/// ```
+/// # use hatchery::prelude::*;
+/// use std::cell::Cell;
+/// use std::rc::Rc;
+///
+/// struct Engine { turns: Rc<Cell<u64>> }
+///
+/// #[hatchery::actor(not_send)]
+/// impl Engine {
+///     fn start() -> Self { Engine { turns: Rc::default() } }
+///
+///     async fn turn(&mut self) -> u64 {
+///         let turns = self.turns.clone();
+///         tokio::task::yield_now().await;
+///         turns.set(turns.get() + 1);
+///         turns.get()
+///     }
+/// }
+/// # #[hatchery::main]
+/// # async fn main() -> hatchery::Result<()> {
+/// #     let tree = Supervisor::new(Strategy::OneForOne).start().await?;
+/// let engine = tree.start_child(worker::<Engine>("engine", ())).await?;
+/// assert_eq!(engine.turn().await?, 1);
+/// #     tree.stop().await
+/// # }
+/// ```
+///
+/// # And else
+///
+/// A method that returns `impl Stream<Item = T>`, or a `Result` of one, answers with many items: the handle's method
+/// returns `Items<T>`, with a window and a withdrawal of its own. The stream goes on beside the actor, so it owns what it
+/// needs: it is `Send` and `'static`, which need not be written, and borrows neither from `self` nor from anything else.
 ///
 /// Helpers live in another impl block. The handle's methods are as visible as those written here. An actor may be
 /// generic; `program().hosts::<Cache<u64>>()` then says which ones a program hosts.

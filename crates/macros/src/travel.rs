@@ -253,6 +253,18 @@ pub(crate) fn is_context(ty: &Type) -> bool {
     matches!(peeled(&reference.elem), Type::Path(path) if last_name(&path.path).as_deref() == Some("Context"))
 }
 
+/// For a literal `Reply<T>`, its `T`; nothing in that for a `Reply` of anything else.
+pub(crate) fn answered_by(ty: &Type) -> Option<Option<&Type>> {
+    let Type::Path(path) = peeled(ty) else { return None };
+    let segment = path.path.segments.last().filter(|segment| segment.ident == "Reply")?;
+    let PathArguments::AngleBracketed(arguments) = &segment.arguments else { return Some(None) };
+    let mut arguments = arguments.args.iter();
+    match (arguments.next(), arguments.next()) {
+        (Some(GenericArgument::Type(answer)), None) => Some(Some(answer)),
+        _ => Some(None),
+    }
+}
+
 /// The name a pattern binds, if it binds the whole parameter to one.
 pub(crate) fn bound_name(pattern: &Pat) -> Option<&syn::Ident> {
     match pattern {

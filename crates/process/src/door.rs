@@ -9,7 +9,7 @@ use std::process::exit;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hatchery_actor::actor::Actor;
+use hatchery_actor::actor::AnyActor;
 use hatchery_actor::error::Error;
 use hatchery_actor::exit::Panic;
 use hatchery_actor::panics;
@@ -98,7 +98,7 @@ impl Door {
     }
 
     /// Hosts an actor by hand, as generic ones need: `hosts::<Cache<u32>>()`. Others are hosted already.
-    pub fn hosts<A: Actor>(self) -> Self {
+    pub fn hosts<A: AnyActor>(self) -> Self {
         registry::host(HostedActor::of::<A>());
         self
     }

@@ -4,7 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use hatchery_actor::actor::Actor;
+use hatchery_actor::actor::AnyActor;
 use hatchery_actor::context::Context;
 use hatchery_actor::error::Error;
 use hatchery_actor::exit::Panic;
@@ -91,7 +91,7 @@ fn runtime(program: &Arc<Program>) -> std::io::Result<Runtime> {
 }
 
 /// Hosts an actor: start, messages, stop.
-pub(crate) fn host_actor<A: Actor>(inside: Inside) -> Ended {
+pub(crate) fn host_actor<A: AnyActor>(inside: Inside) -> Ended {
     let Inside { invitation, channel, warden, program } = inside;
     let mailbox = Mailbox::new();
     let controlled = mailbox.clone();
@@ -131,14 +131,14 @@ pub(crate) fn host_actor<A: Actor>(inside: Inside) -> Ended {
 }
 
 /// From an actor's arguments to its end.
-async fn act<A: Actor>(
+async fn act<A: AnyActor>(
     invitation: &Invitation,
     mailbox: &Arc<Mailbox>,
     args: oneshot::Receiver<Body>,
     warden: &Warden,
 ) -> Ended {
     let Ok(args) = args.await else { return std::future::pending().await };
-    let cx = Context::new(&invitation.path, invitation.incarnation, mailbox.clone());
+    let cx = Context::new::<A::Handle>(&invitation.path, invitation.incarnation, mailbox.clone());
     let args = match decode::<A::Args>(&args) {
         Ok(args) => args,
         Err(error) => {
@@ -147,7 +147,7 @@ async fn act<A: Actor>(
             return Ended::failed();
         }
     };
-    let actor = match panics::catch(A::start(args, &cx)).await {
+    let actor = match runner::start::<A>(args, &cx).await {
         Ok(Ok(actor)) => actor,
         Ok(Err(error)) => {
             warden.up(Frame::StartFailed(error));
@@ -270,6 +270,11 @@ impl Desk for MailDesk {
                 self.mailbox.withdraw(id, &self.back);
                 return Ok(());
             }
+            Kind::Credit => {
+                let items = decode(&body).map_err(|error| format!("a malformed credit: {error}"))?;
+                let credit = self.mailbox.credit(id, &self.back, items);
+                return credit.map_err(|_| "it took more items of a stream than it was sent".to_owned());
+            }
             Kind::Ask => true,
             Kind::Tell => false,
             other => return Err(format!("a message of kind {other:?}, which a parent does not send")),
@@ -311,21 +316,36 @@ struct ChannelReturn {
     taken: AtomicU32,
 }
 
-impl ReturnPath for ChannelReturn {
-    fn answer(&self, id: u64, answer: Answer) {
+impl ChannelReturn {
+    fn send(&self, id: u64, answer: Answer, release: bool) {
         let (kind, body) = match answer {
             Answer::Value(body) => (Kind::Reply, body),
             Answer::Error(body) => (Kind::Error, body),
             Answer::Fault(fault) => (Kind::Fault, encode(&fault).unwrap_or_default()),
+            Answer::End => (Kind::End, Body::default()),
             Answer::None => {
                 let fault = Fault::BadAnswer("the handler gave none".to_owned());
                 (Kind::Fault, encode(&fault).unwrap_or_default())
             }
         };
-        self.taken.fetch_sub(1, Ordering::Relaxed);
         let mut envelope = Envelope::new(kind, TENANT, id, body);
-        envelope.release = true;
+        envelope.release = release;
         self.outgoing.send(envelope);
+    }
+}
+
+impl ReturnPath for ChannelReturn {
+    fn answer(&self, id: u64, answer: Answer) {
+        self.taken.fetch_sub(1, Ordering::Relaxed);
+        self.send(id, answer, true);
+    }
+
+    fn reply(&self, id: u64, answer: Answer) {
+        self.send(id, answer, false);
+    }
+
+    fn item(&self, id: u64, item: Body) {
+        self.outgoing.send(Envelope::new(Kind::Item, TENANT, id, item));
     }
 
     fn release(&self, places: u32) {

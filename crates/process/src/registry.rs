@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use hatchery_actor::actor::{Actor, Place};
+use hatchery_actor::actor::{AnyActor, Place};
 use hatchery_actor::fault::Fault;
 
 use crate::inside::{self, Ended, Inside};
@@ -25,7 +25,7 @@ inventory::collect!(HostedActor);
 
 impl HostedActor {
     /// The entry of this actor.
-    pub const fn of<A: Actor>() -> HostedActor {
+    pub const fn of<A: AnyActor>() -> HostedActor {
         HostedActor { name: A::name, place: A::place, live: inside::host_actor::<A> }
     }
 

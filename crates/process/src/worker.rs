@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use hatchery_actor::actor::Actor;
+use hatchery_actor::actor::AnyActor;
 use hatchery_actor::ask::deadline;
 use hatchery_actor::child::{BoxFuture, Child, Ended, Order, Rung, Start, Started, ended as wait};
 use hatchery_actor::exit::Exit;
@@ -34,14 +34,14 @@ pub struct Worker<A> {
     actor: PhantomData<fn() -> A>,
 }
 
-impl<A: Actor> Worker<A> {
+impl<A: AnyActor> Worker<A> {
     /// An actor of this name; its arguments are kept encoded, for restarts.
     pub fn new(name: impl Into<String>, args: &A::Args) -> Worker<A> {
         Worker { name: name.into(), args: encode(args), actor: PhantomData }
     }
 }
 
-impl<A: Actor> Start for Worker<A> {
+impl<A: AnyActor> Start for Worker<A> {
     type Handle = A::Handle;
 
     fn name(&self) -> &str {
@@ -209,6 +209,11 @@ impl Line for ChannelLine {
     fn withdraw(&self, id: u64) {
         self.outgoing.send(Envelope::new(Kind::Withdraw, TENANT, id, Body::default()));
     }
+
+    fn credit(&self, id: u64, items: usize) {
+        // A number can be encoded.
+        self.outgoing.send(Envelope::new(Kind::Credit, TENANT, id, encode(&items).unwrap_or_default()));
+    }
 }
 
 /// Takes a worker's answers to the seat.
@@ -227,6 +232,10 @@ impl Desk for SeatDesk {
             Kind::Reply => Answer::Value(body),
             Kind::Error => Answer::Error(body),
             Kind::Fault => Answer::Fault(fault_of(&body)?),
+            Kind::Item => {
+                return self.seat.item(self.incarnation, id, body).map_err(|error| error.to_string());
+            }
+            Kind::End => Answer::End,
             Kind::Release => {
                 let places = u32::try_from(id).unwrap_or(u32::MAX);
                 return self.seat.released(self.incarnation, places).map_err(|_| too_many());

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hatchery_actor::actor::Actor;
+use hatchery_actor::actor::AnyActor;
 use hatchery_actor::child::{BoxFuture, Start};
 use hatchery_actor::error::{Error, Result};
 use hatchery_actor::fault::Fault;
@@ -180,7 +180,7 @@ impl Tree {
     ///
     /// # Errors
     /// There is none of that name, or it is another actor.
-    pub fn get<A: Actor>(&self, name: &str) -> Result<A::Handle> {
+    pub fn get<A: AnyActor>(&self, name: &str) -> Result<A::Handle> {
         let seat = self.shared.seats.with(|seats| seats.get(name).cloned());
         let seat = seat.ok_or_else(|| {
             let names = self.shared.seats.with(|seats| seats.keys().cloned().collect::<Vec<_>>().join(", "));

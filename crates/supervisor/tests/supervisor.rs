@@ -252,6 +252,8 @@ impl Line for FakeChild {
     }
 
     fn withdraw(&self, _: u64) {}
+
+    fn credit(&self, _: u64, _: usize) {}
 }
 
 /// The actor that the fakes pretend to be; a real one for those tests that want one.

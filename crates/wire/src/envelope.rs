@@ -43,12 +43,14 @@ pub enum Kind {
     Item = 8,
     /// The end of a streamed answer.
     End = 9,
+    /// The caller has taken items of a streamed answer; how many is the body.
+    Credit = 10,
 }
 
 impl Kind {
     /// Control overtakes other messages and always fits one frame.
     pub(crate) fn is_control(self) -> bool {
-        matches!(self, Kind::Withdraw | Kind::Release)
+        matches!(self, Kind::Withdraw | Kind::Release | Kind::Credit)
     }
 
     /// What a caller sends and may take back.
@@ -72,6 +74,7 @@ impl TryFrom<u8> for Kind {
             7 => Kind::Release,
             8 => Kind::Item,
             9 => Kind::End,
+            10 => Kind::Credit,
             unknown => return Err(WireError::UnknownKind(unknown)),
         })
     }
@@ -323,10 +326,10 @@ mod tests {
 
     #[test]
     fn every_kind_survives_its_byte() {
-        for byte in 0..=9 {
+        for byte in 0..=10 {
             assert_eq!(Kind::try_from(byte).unwrap() as u8, byte);
         }
-        assert_eq!(Kind::try_from(10), Err(WireError::UnknownKind(10)));
+        assert_eq!(Kind::try_from(11), Err(WireError::UnknownKind(11)));
     }
 
     #[test]

@@ -1,0 +1,157 @@
+//! The tasks of an actor, which end with it.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, oneshot};
+use tokio::task::AbortHandle;
+
+use crate::child::BoxFuture;
+use crate::exit::Panic;
+use crate::panics;
+
+/// What one incarnation has spawned.
+pub(crate) struct Tasks {
+    /// The runtime that the actor runs on; none only in tests that run no actor.
+    runtime: Option<Handle>,
+    state: Mutex<State>,
+    /// The last one is gone.
+    gone: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    next: u64,
+    /// Without a handle while it is being spawned.
+    running: HashMap<u64, Option<AbortHandle>>,
+    ended: bool,
+    /// The first panic, as long as nobody has been told.
+    panic: Option<Panic>,
+    watcher: Option<oneshot::Sender<Panic>>,
+}
+
+impl Tasks {
+    pub(crate) fn new() -> Arc<Tasks> {
+        Arc::new(Tasks { runtime: Handle::try_current().ok(), state: Mutex::default(), gone: Notify::new() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No foreign code runs under this lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs a future beside the actor, from any thread. After the actor's end it is dropped instead.
+    pub(crate) fn spawn(self: &Arc<Tasks>, future: impl Future<Output = ()> + Send + 'static) -> u64 {
+        let mut state = self.lock();
+        let id = state.next;
+        state.next += 1;
+        let Some(runtime) = self.runtime.as_ref().filter(|_| !state.ended) else { return id };
+        state.running.insert(id, None);
+        drop(state);
+        let presence = Presence { tasks: self.clone(), id };
+        let task = Task { future: Box::pin(panics::catch(future)), presence };
+        // Not under the lock: a runtime that is ending drops the task here and now.
+        let handle = runtime.spawn(task).abort_handle();
+        let mut state = self.lock();
+        if state.ended {
+            drop(state);
+            handle.abort();
+        } else if let Some(entry) = state.running.get_mut(&id) {
+            *entry = Some(handle);
+        }
+        id
+    }
+
+    /// Ends one of them at its next await, if it still runs.
+    pub(crate) fn abort(&self, id: u64) {
+        let handle = self.lock().running.get_mut(&id).and_then(Option::take);
+        if let Some(handle) = handle {
+            handle.abort();
+        }
+    }
+
+    /// Ends them all, each at its next await; there will be no others.
+    pub(crate) fn end(&self) {
+        let mut state = self.lock();
+        state.ended = true;
+        let handles: Vec<_> = state.running.values_mut().filter_map(Option::take).collect();
+        drop(state);
+        handles.iter().for_each(AbortHandle::abort);
+    }
+
+    /// Resolves when none is left. Cancel safe.
+    pub(crate) async fn gone(&self) {
+        loop {
+            // Before the look, so that whatever happens after it is noticed.
+            let gone = self.gone.notified();
+            if self.lock().running.is_empty() {
+                return;
+            }
+            gone.await;
+        }
+    }
+
+    /// The first panic of a task, or of whatever else ends the actor by [`crash`](Tasks::crash).
+    pub(crate) fn watch(&self) -> oneshot::Receiver<Panic> {
+        let (sender, receiver) = oneshot::channel();
+        let mut state = self.lock();
+        match state.panic.take() {
+            Some(panic) => drop(sender.send(panic)),
+            None => state.watcher = Some(sender),
+        }
+        receiver
+    }
+
+    /// Ends the actor as a panic of a handler does.
+    pub(crate) fn crash(&self, panic: Panic) {
+        let mut state = self.lock();
+        let unheard = match state.watcher.take() {
+            Some(watcher) => watcher.send(panic).err(),
+            None => Some(panic),
+        };
+        if state.panic.is_none() {
+            state.panic = unheard;
+        }
+    }
+}
+
+/// One task. Its fields are dropped in this order: it counts as gone only when its future is.
+struct Task {
+    future: BoxFuture<Result<(), Panic>>,
+    presence: Presence,
+}
+
+struct Presence {
+    tasks: Arc<Tasks>,
+    id: u64,
+}
+
+impl Future for Task {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let Task { future, presence } = self.get_mut();
+        future.as_mut().poll(cx).map(|ended| {
+            if let Err(panic) = ended {
+                presence.tasks.crash(panic);
+            }
+        })
+    }
+}
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        let mut state = self.tasks.lock();
+        let handle = state.running.remove(&self.id);
+        let is_last = state.running.is_empty();
+        drop(state);
+        drop(handle);
+        if is_last {
+            self.tasks.gone.notify_waiters();
+        }
+    }
+}
