@@ -248,6 +248,12 @@ impl Mailbox {
         Poll::Pending
     }
 
+    /// Whether there is something to do next.
+    pub(crate) fn has_next(&self) -> bool {
+        let state = self.lock();
+        state.stopping || (!state.suspended && !state.queue.is_empty())
+    }
+
     /// The handler of the running request has returned; whether its answer has been put off.
     pub(crate) fn finished(&self) -> bool {
         let running = self.lock().running.take();

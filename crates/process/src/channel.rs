@@ -12,6 +12,9 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 
 /// What arrives on a channel is laid here.
 pub(crate) trait Desk: Send + 'static {
+    /// What is taken from here on has just arrived.
+    fn arriving(&mut self) {}
+
     /// Takes one message; never waits.
     ///
     /// # Errors
@@ -129,6 +132,7 @@ impl<D: Desk> Channel<D> {
     fn poll_once(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), String>> {
         loop {
             // Reading first: what arrived may be answered in the same write.
+            self.desk.arriving();
             loop {
                 match self.connection.poll_recv(cx) {
                     Poll::Ready(Ok(Some(envelope))) => self.desk.deliver(envelope)?,

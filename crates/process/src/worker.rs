@@ -14,7 +14,6 @@ use hatchery_actor::seat::Seat;
 use hatchery_actor::settings::Settings;
 use hatchery_wire::{Body, EncodeError, Envelope, Kind, encode};
 use rustix::process::Signal;
-use tokio::time::Instant;
 
 use crate::channel::{Desk, Outgoing, fault_of};
 use crate::frames::{Frame, What};
@@ -195,13 +194,11 @@ struct ChannelLine {
 
 impl Line for ChannelLine {
     fn send(&self, request: Request) -> Result<(), Fault> {
-        let Request { id, ask, deadline, body } = request;
+        let Request { id, ask, left, body, .. } = request;
         let kind = if ask { Kind::Ask } else { Kind::Tell };
         let mut envelope = Envelope::new(kind, TENANT, id, body);
-        if ask {
-            // Time left rather than a point in time: the two processes compare no clocks.
-            envelope.deadline = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-        }
+        // Time left rather than a point in time: the two processes compare no clocks.
+        envelope.deadline = left;
         self.outgoing.send(envelope);
         Ok(())
     }
