@@ -52,6 +52,7 @@ const UNANSWERED: usize = 64 * 1024;
 /// The warden of this process, as other threads see it.
 pub(crate) struct Warden {
     outbox: Mutex<VecDeque<Command>>,
+    poll: OwnedFd,
     bell: OwnedFd,
     next: AtomicU64,
     /// The link to this process's parent, if it is a worker.
@@ -75,8 +76,6 @@ enum Command {
     Tell(u64, Frame),
     /// Tells the children which events their logs shall have.
     FilterChanged,
-    /// There is a link to this process's parent now; what to do when it asks for an orderly stop.
-    LinkUp,
     /// The link up did not take everything at once; the sender learns when it has.
     FlushUp(Option<SyncSender<()>>),
 }
@@ -118,18 +117,17 @@ impl Warden {
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&poll, &bell, epoll::EventData::new_u64(BELL), epoll::EventFlags::IN)?;
-        let mine = bell.try_clone()?;
         let (go, gone) = std::sync::mpsc::sync_channel::<&'static Warden>(1);
         std::thread::Builder::new().name("hatchery-warden".into()).spawn(move || {
             if let Ok(warden) = gone.recv() {
                 let (children, held, acks) = Default::default();
-                let rounds =
-                    Rounds { warden, poll, bell: mine, children, held, next: None, up_full: false, acks };
-                rounds.walk();
+                let (poll, bell) = (&warden.poll, &warden.bell);
+                Rounds { warden, poll, bell, children, held, next: None, up_full: false, acks }.walk();
             }
         })?;
         let warden = WARDEN.get_or_init(|| Warden {
             outbox: Mutex::default(),
+            poll,
             bell,
             next: AtomicU64::new(1),
             up: Mutex::default(),
@@ -180,10 +178,17 @@ impl Warden {
         self.post(Command::FilterChanged);
     }
 
-    /// Takes over the link to the parent, with whatever is queued in it.
+    /// Takes over the link to the parent, with whatever is queued in it. It is watched from here on, without waking the
+    /// thread, which may only just have begun to wait.
     pub(crate) fn link_up(&self, link: LinkSocket) {
-        *self.up_link() = Some(link);
-        self.post(Command::LinkUp);
+        let up = &mut *self.up_link();
+        let link = up.insert(link);
+        let data = epoll::EventData::new_u64(LINK_UP);
+        if epoll::add(&self.poll, link, data, epoll::EventFlags::IN).is_err() {
+            die();
+        }
+        // A parent that has ended by now is seen by the next poll, and main's death signal was armed before: so there is
+        // no moment in which its end could be missed.
     }
 
     /// What to do when the parent wants something; done at once for what it wants already.
@@ -254,8 +259,8 @@ impl Warden {
 /// The warden's thread.
 struct Rounds {
     warden: &'static Warden,
-    poll: OwnedFd,
-    bell: OwnedFd,
+    poll: &'static OwnedFd,
+    bell: &'static OwnedFd,
     children: BTreeMap<u64, Watched>,
     /// Those that have ended but whose pipes are still open, oldest first.
     held: VecDeque<u64>,
@@ -287,7 +292,7 @@ impl Rounds {
         let mut room = [const { MaybeUninit::uninit() }; 64];
         loop {
             let timeout = self.timeout();
-            let events = match epoll::wait(&self.poll, &mut room, timeout.as_ref()) {
+            let events = match epoll::wait(self.poll, &mut room, timeout.as_ref()) {
                 Ok((events, _)) => events,
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => {
@@ -300,7 +305,7 @@ impl Rounds {
                 match event.data.u64() {
                     BELL => {
                         let mut count = [0_u8; 8];
-                        let _ = rustix::io::read(&self.bell, &mut count);
+                        let _ = rustix::io::read(self.bell, &mut count);
                         self.commands();
                     }
                     LINK_UP => self.link_up(),
@@ -340,7 +345,7 @@ impl Rounds {
                 child.ward.condemn("it closed its link but lived on");
             }
             child.beat(now);
-            write_link(&self.poll, *id, child);
+            write_link(self.poll, *id, child);
             let unlinked = child.unlinked.map(|since| since + UNLINKED);
             self.next = self.next.into_iter().chain(unlinked).chain(child.next_beat()).min();
         }
@@ -359,18 +364,6 @@ impl Rounds {
                     self.watch_link(id);
                 }
                 Command::FilterChanged => self.send_filters(),
-                Command::LinkUp => {
-                    let data = epoll::EventData::new_u64(LINK_UP);
-                    let added = match &*self.warden.up_link() {
-                        Some(link) => epoll::add(&self.poll, link, data, epoll::EventFlags::IN).is_ok(),
-                        None => false,
-                    };
-                    if !added {
-                        die();
-                    }
-                    // A parent that has ended by now is seen by the next poll, and the death signal was armed before
-                    // the first: so there is no moment in which its end could be missed.
-                }
                 Command::FlushUp(ack) => {
                     self.acks.extend(ack);
                     self.flush_up();
@@ -382,7 +375,7 @@ impl Rounds {
     fn adopt(&mut self, child: Watched) {
         let id = child.ward.id;
         let add = |fd: BorrowedFd<'_>, which: u64| {
-            epoll::add(&self.poll, fd, epoll::EventData::new_u64(id * 4 + which), epoll::EventFlags::IN)
+            epoll::add(self.poll, fd, epoll::EventData::new_u64(id * 4 + which), epoll::EventFlags::IN)
         };
         let fds = [
             (PIDFD, child.ward.pidfd.as_ref().map(AsFd::as_fd)),
@@ -422,7 +415,7 @@ impl Rounds {
     /// Writes what waits for a child's link, and asks to be told when the link takes the rest.
     fn watch_link(&mut self, id: u64) {
         if let Some(child) = self.children.get_mut(&id) {
-            write_link(&self.poll, id, child);
+            write_link(self.poll, id, child);
         }
     }
 
@@ -448,7 +441,7 @@ impl Rounds {
             return;
         }
         if let Some(link) = child.link.take() {
-            let _ = epoll::delete(&self.poll, &link);
+            let _ = epoll::delete(self.poll, &link);
         }
         if child.ward.exit().is_none() {
             if child.ward.pidfd.is_some() {
@@ -498,7 +491,7 @@ impl Rounds {
         *reaped = true;
         drop(reaped);
         if let Some(pidfd) = &ward.pidfd {
-            let _ = epoll::delete(&self.poll, pidfd);
+            let _ = epoll::delete(self.poll, pidfd);
         }
         // Bounded, since what it forked without executing anything may hold the link open.
         for _ in 0..LAST_READS {
@@ -507,7 +500,7 @@ impl Rounds {
             }
         }
         if let Some(link) = child.link.take() {
-            let _ = epoll::delete(&self.poll, &link);
+            let _ = epoll::delete(self.poll, &link);
         }
         child.unlinked = None;
         child.read_stderr(1024);
@@ -584,7 +577,7 @@ impl Rounds {
         let Some(link) = &mut *up else { return };
         // A write that fails is followed by the link's end, which is acted upon there.
         let written = link.flush().unwrap_or(false);
-        watch_room(&self.poll, link, LINK_UP, &mut self.up_full);
+        watch_room(self.poll, link, LINK_UP, &mut self.up_full);
         drop(up);
         if written {
             for ack in self.acks.drain(..) {
