@@ -155,9 +155,7 @@ impl Door {
         panics::note_places();
         os::heed_sigchld();
         let config = door.take_config().unwrap_or_else(|why| refuse(&why));
-        for f in std::mem::take(&mut door.each) {
-            f();
-        }
+        each_process(std::mem::take(&mut door.each));
         let program = Arc::new(Program {
             root: Root::new(String::new()),
             depth: 0,
@@ -176,6 +174,17 @@ impl Door {
         let orderly = door.orderly_signals;
         let outcome = be_root(&program, runtime, main, orderly);
         exit(i32::from(!matches!(outcome, Ok(true))))
+    }
+}
+
+/// Does what is to be done in every process.
+pub(crate) fn each_process(each: Vec<Box<dyn FnOnce()>>) {
+    if !each.is_empty() {
+        for f in each {
+            f();
+        }
+        // One of them may have set a panic hook of its own.
+        panics::note_places_again();
     }
 }
 
@@ -368,13 +377,7 @@ pub(crate) fn be_worker(
     };
     let warden = inside.warden;
     let caught = panics::catch_call(move || {
-        if !each.is_empty() {
-            for f in each {
-                f();
-            }
-            // One of them may have set a panic hook of its own.
-            panics::note_places_again();
-        }
+        each_process(each);
         inside::live(inside)
     });
     let Ended(words) = caught.unwrap_or_else(Ended::panicked);

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use hatchery_actor::panics;
 use hatchery_actor::root::Root;
 
-use crate::door::{Door, Flavor, Invited, Outcome, be_worker, runtime};
+use crate::door::{Door, Flavor, Invited, Outcome, be_worker, each_process, runtime};
 use crate::inside::PANICKED;
 use crate::os;
 use crate::printer::{Mode, Printer};
@@ -180,7 +180,7 @@ fn once(program: fn() -> Door, each: Vec<Box<dyn FnOnce()>>) {
     let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
     let program = program as usize;
     if !done.contains(&program) {
-        each.into_iter().for_each(|f| f());
+        each_process(each);
         done.push(program);
     }
 }
