@@ -129,6 +129,9 @@ fn main() {
         "keep alive" => {
             door = door.thread_keep_alive(Duration::from_millis(100)).flavor(hatchery::Flavor::MultiThread);
         }
+        "fails unread, threads" | "panics unread, threads" => {
+            door = door.flavor(hatchery::Flavor::MultiThread);
+        }
         "panics that abort" | "sets a hook" => door = door.each_process(aborting::sets_a_hook),
         "each process" => door = door.each_process(|| say("each")).worker_config(&7_u32),
         "lets one variable through" => door = door.worker_env_only(["PROGRAM"]),
@@ -171,6 +174,12 @@ async fn program(word: &str, file: String) -> hatchery::Result<()> {
             say(&format!("worker {}", process.pid()));
             let _tree = polite().await?;
             panic!("a worse day")
+        }
+        "fails unread" | "fails unread, threads" | "panics unread" | "panics unread, threads" => {
+            let _tree = polite().await?;
+            trouble::fill_stderr().await;
+            assert!(!word.starts_with("panics"), "a day that nobody reads of");
+            Err(hatchery::Error::msg("a day that nobody reads of"))
         }
         "exits" => {
             let process = Process::spawn(stays, ()).await?;

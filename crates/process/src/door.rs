@@ -19,6 +19,7 @@ use rustix::process::Signal;
 use serde::Serialize;
 use tokio::runtime::{Builder, Runtime};
 
+use crate::failing;
 use crate::frames::{Frame, Hello, Identity, Invitation, LastWords, PROTOCOL};
 use crate::inside::{self, BROKEN, Ended, Inside};
 use crate::launch::INVITED_BY;
@@ -189,7 +190,7 @@ pub(crate) fn each_process(each: Vec<Box<dyn FnOnce()>>) {
 }
 
 fn refuse(why: &str) -> ! {
-    eprintln!("hatchery: {why}");
+    failing::say(&format!("hatchery: {why}"));
     exit(1)
 }
 
@@ -199,22 +200,19 @@ fn refuse(why: &str) -> ! {
     label = "write `-> hatchery::Result<()>`, or no result at all"
 )]
 pub trait Outcome {
-    /// Whether it is a success; a failure is printed.
-    fn succeeded(&self) -> bool;
+    /// What is to be said of it, if it is a failure.
+    fn failure(&self) -> Option<String>;
 }
 
 impl Outcome for () {
-    fn succeeded(&self) -> bool {
-        true
+    fn failure(&self) -> Option<String> {
+        None
     }
 }
 
 impl<E: std::fmt::Debug> Outcome for Result<(), E> {
-    fn succeeded(&self) -> bool {
-        if let Err(error) = self {
-            eprintln!("Error: {error:?}");
-        }
-        self.is_ok()
+    fn failure(&self) -> Option<String> {
+        self.as_ref().err().map(|error| format!("Error: {error:?}"))
     }
 }
 
@@ -254,20 +252,21 @@ where
     Fut::Output: Outcome,
 {
     program.enter();
-    let succeeded = runtime.block_on(async {
+    failing::watch_main(program, runtime.handle());
+    let failed = runtime.block_on(async {
         let root = program.root.clone();
         let whole = async {
-            let outcome = panics::catch(async { main().await }).await;
-            let succeeded = outcome.map(|outcome| outcome.succeeded());
-            if let Ok(true) = succeeded {
+            let outcome = panics::catch(failing::as_main(async { main().await })).await;
+            let failed = outcome.map(|outcome| outcome.failure().map(|failure| failing::say(&failure)));
+            if let Ok(None) = failed {
                 root.linger().await;
             }
-            succeeded
+            failed
         };
-        let succeeded = if orderly_signals {
+        let failed = if orderly_signals {
             tokio::select! {
                 biased;
-                succeeded = whole => succeeded,
+                failed = whole => failed,
                 number = a_signal() => {
                     tokio::spawn(async { exit(128 + a_signal().await) });
                     program.root.close().await;
@@ -279,9 +278,10 @@ where
             whole.await
         };
         program.root.close().await;
-        succeeded
+        failed
     });
     program.printer.flush();
+    let succeeded = failed.map(|failed| failed.map(|saying| saying.wait()).is_none());
     runtime.shutdown_background();
     Program::leave();
     succeeded

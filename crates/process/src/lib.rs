@@ -12,6 +12,7 @@ mod frames;
 mod printer;
 mod resources;
 pub mod program;
+mod failing;
 mod spawner;
 mod ward;
 mod heartbeat;

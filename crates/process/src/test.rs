@@ -144,7 +144,8 @@ where
     program.enter();
     let (outcome, left) = runtime.block_on(async {
         let outcome = panics::catch(async { body().await }).await;
-        let outcome = outcome.map(|outcome| outcome.succeeded());
+        let outcome =
+            outcome.map(|outcome| outcome.failure().map(|failure| eprintln!("{failure}")).is_none());
         if let Ok(true) = outcome {
             linger(&program, name, options.patience).await;
         }
