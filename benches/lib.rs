@@ -13,3 +13,4 @@ pub mod placement;
 pub mod multiplex;
 pub mod ruler;
 pub mod table;
+pub mod footprint;

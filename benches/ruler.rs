@@ -114,6 +114,8 @@ pub enum Job {
     Multiplex,
     /// Large messages.
     Bulk,
+    /// A few bytes, with no buffer but a small one: for a process that mostly does nothing.
+    Idle,
 }
 
 /// Starts the other process with a job; gives this end of the socket.
@@ -142,7 +144,11 @@ pub fn child() -> io::Result<()> {
         if job != "Frames" {
             stream.set_nonblocking(true)?;
             let stream = UnixStream::from_std(stream)?;
-            return if job == "Bulk" { echo_bulk(stream).await } else { echo(stream).await };
+            return match job.as_str() {
+                "Bulk" => echo_bulk(stream).await,
+                "Idle" => echo_few(stream).await,
+                _ => echo(stream).await,
+            };
         }
         let mut socket = Socket::new(stream)?;
         while let Some(message) = socket.recv().await? {
@@ -150,4 +156,15 @@ pub fn child() -> io::Result<()> {
         }
         Ok(())
     })
+}
+
+async fn echo_few(mut stream: UnixStream) -> io::Result<()> {
+    let mut few = [0; 64];
+    loop {
+        let n = stream.read(&mut few).await?;
+        if n == 0 {
+            return Ok(());
+        }
+        stream.write_all(&few[..n]).await?;
+    }
 }

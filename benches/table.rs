@@ -24,113 +24,143 @@ impl Effort {
     }
 }
 
-/// What was measured of one thing: samples, round by round.
-#[derive(Debug, Default)]
-pub struct Samples(Vec<Vec<Duration>>);
+/// What is measured: time, unless it is said to be something else.
+pub trait Quantity: Copy + Default + Ord {
+    /// How much it is, to be divided by another.
+    fn amount(self) -> f64;
 
-impl Samples {
+    /// It in three digits or so.
+    fn short(self) -> String;
+}
+
+impl Quantity for Duration {
+    fn amount(self) -> f64 {
+        self.as_secs_f64()
+    }
+
+    fn short(self) -> String {
+        let micros = self.as_secs_f64() * 1e6;
+        if micros < 1000.0 { format!("{micros:.1} µs") } else { format!("{:.2} ms", micros / 1e3) }
+    }
+}
+
+/// Of memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bytes(pub u64);
+
+impl Quantity for Bytes {
+    fn amount(self) -> f64 {
+        self.0 as f64
+    }
+
+    fn short(self) -> String {
+        format!("{:.1} KiB", self.amount() / 1024.0)
+    }
+}
+
+/// What was measured of one thing: samples, round by round.
+#[derive(Debug)]
+pub struct Samples<Q = Duration>(Vec<Vec<Q>>);
+
+impl<Q> Default for Samples<Q> {
+    fn default() -> Self {
+        Samples(Vec::new())
+    }
+}
+
+impl<Q: Quantity> Samples<Q> {
     /// One more round.
-    pub fn round(&mut self, samples: Vec<Duration>) {
+    pub fn round(&mut self, samples: Vec<Q>) {
         self.0.push(samples);
     }
 
     /// The median of all samples.
-    pub fn median(&self) -> Duration {
+    pub fn median(&self) -> Q {
         median(self.0.concat())
     }
 
     /// The median of each round.
-    fn medians(&self) -> Vec<Duration> {
+    fn medians(&self) -> Vec<Q> {
         self.0.iter().cloned().map(median).collect()
     }
 
     /// The lowest and the highest median of a round.
-    pub fn spread(&self) -> (Duration, Duration) {
+    pub fn spread(&self) -> (Q, Q) {
         let medians = self.medians();
         (medians.iter().min().copied().unwrap_or_default(), medians.into_iter().max().unwrap_or_default())
     }
 
     /// How many times `ruler` this takes: the median over the rounds, so that what else the machine did in one of
     /// them is on both sides of its fraction.
-    pub fn times(&self, ruler: &Samples) -> f64 {
+    pub fn times(&self, ruler: &Samples<Q>) -> f64 {
         let pairs = self.medians().into_iter().zip(ruler.medians());
-        let mut times: Vec<f64> = pairs.map(|(own, ruler)| own.as_secs_f64() / ruler.as_secs_f64()).collect();
+        let mut times: Vec<f64> = pairs.map(|(own, ruler)| own.amount() / ruler.amount()).collect();
         times.sort_unstable_by(f64::total_cmp);
         times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
     }
 }
 
-fn median(mut samples: Vec<Duration>) -> Duration {
+fn median<Q: Quantity>(mut samples: Vec<Q>) -> Q {
     samples.sort_unstable();
     samples.get(samples.len() / 2).copied().unwrap_or_default()
 }
 
 /// What a figure has to be.
 #[derive(Clone, Copy, Debug)]
-pub enum Target {
+pub enum Target<Q = Duration> {
     /// At most so many times the ruler.
     Times(f64),
     /// Less than this.
-    Below(Duration),
+    Below(Q),
     /// Nothing is promised.
     None,
 }
 
 /// One line of the table.
 #[derive(Debug)]
-pub struct Row {
+pub struct Row<Q = Duration> {
     name: &'static str,
-    target: Target,
+    target: Target<Q>,
     /// Measured on the ruler.
-    pub ruler: Samples,
+    pub ruler: Samples<Q>,
     /// Measured on hatchery.
-    pub subject: Samples,
+    pub subject: Samples<Q>,
 }
 
-impl Row {
+impl<Q> Row<Q> {
     /// A line without samples yet.
-    pub fn new(name: &'static str, target: Target) -> Row {
+    pub fn new(name: &'static str, target: Target<Q>) -> Row<Q> {
         Row { name, target, ruler: Samples::default(), subject: Samples::default() }
     }
 }
 
-impl fmt::Display for Row {
+impl<Q: Quantity> fmt::Display for Row<Q> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let times = self.subject.times(&self.ruler);
         let (target, met) = match self.target {
             Target::Times(most) => (format!("≤ {most:.2} ×"), Some(times <= most)),
-            Target::Below(most) => (format!("< {}", Short(most)), Some(self.subject.median() < most)),
+            Target::Below(most) => (format!("< {}", most.short()), Some(self.subject.median() < most)),
             Target::None => (String::new(), None),
         };
         let met = met.map_or("", |met| if met { "met" } else { "MISSED" });
         let (ruler, subject) = (show(&self.ruler), show(&self.subject));
-        write!(f, "  {:<24}{ruler:<30}{subject:<30}{times:>5.2} ×  {target:>9}  {met}", self.name)
+        write!(f, "  {:<24}{ruler:<35}{subject:<35}{times:>5.2} ×  {target:>9}  {met}", self.name)
     }
 }
 
-fn show(samples: &Samples) -> String {
+fn show<Q: Quantity>(samples: &Samples<Q>) -> String {
     let (low, high) = samples.spread();
-    format!("{} ({} – {})", Short(samples.median()), Short(low), Short(high))
-}
-
-/// A duration in three digits or so.
-struct Short(Duration);
-
-impl fmt::Display for Short {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let micros = self.0.as_secs_f64() * 1e6;
-        if micros < 1000.0 { write!(f, "{micros:.1} µs") } else { write!(f, "{:.2} ms", micros / 1e3) }
-    }
+    format!("{} ({} – {})", samples.median().short(), low.short(), high.short())
 }
 
 /// Prints a table: its title, how much was measured, and its lines.
-pub fn print(title: &str, effort: Effort, rows: &[Row]) {
+pub fn print<Q: Quantity>(title: &str, effort: Effort, rows: &[Row<Q>]) {
     let Effort { rounds, samples } = effort;
     println!("\n{title}");
     println!(
         "medians of {rounds} rounds of {samples} (lowest – highest median of a round), times: of a round's medians\n"
     );
-    println!("  {:<24}{:<30}{:<30}{:>7}", "", "ruler", "hatchery", "times");
+    println!("  {:<24}{:<35}{:<35}{:>7}", "", "ruler", "hatchery", "times");
     rows.iter().for_each(|row| println!("{row}"));
     println!();
 }

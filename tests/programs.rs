@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use hatchery::prelude::*;
 use hatchery_tests::{children, own_memory};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 mod aborting;
 
@@ -133,6 +135,15 @@ fn main() {
             door = door.flavor(hatchery::Flavor::MultiThread);
         }
         "panics that abort" | "sets a hook" => door = door.each_process(aborting::sets_a_hook),
+        "logs off" => door = door.logs(hatchery::logs::Logs::Off),
+        "logs beside" => {
+            door = door.each_process(|| {
+                if hatchery::current().is_worker() {
+                    let own = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+                    tracing_subscriber::registry().with(own).with(hatchery::logs::layer()).init();
+                }
+            });
+        }
         "each process" => door = door.each_process(|| say("each")).worker_config(&7_u32),
         "lets one variable through" => door = door.worker_env_only(["PROGRAM"]),
         "panics in each process" => {
@@ -343,6 +354,8 @@ async fn program(word: &str, file: String) -> hatchery::Result<()> {
         "sets a hook" => sets_a_hook().await,
         "noisy" => noisy().await,
         "leaks" => leaks().await,
+        "logs" | "logs off" | "logs beside" => logs_something().await,
+        "logs leave nothing" => logs_leave_nothing().await,
         "spawns for ever" => loop {
             say("start");
             let tree = Supervisor::new(Strategy::OneForOne).start().await?;
@@ -504,6 +517,46 @@ async fn leaks() -> hatchery::Result<()> {
     say(&format!("before {before:?}, after {:?}, and {more} KiB more memory", holdings()));
     say(if leaked(before) || more >= 512 { "something leaked" } else { "nothing leaked" });
     tree.stop().await
+}
+
+/// The root's subscriber: plain lines on stdout.
+fn subscribe() {
+    let filter = tracing_subscriber::EnvFilter::new("programs=info");
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stdout).init();
+}
+
+async fn logs_something() -> hatchery::Result<()> {
+    subscribe();
+    Process::spawn(logs, ()).await?.join().await?;
+    say("main is done");
+    Ok(())
+}
+
+#[hatchery::task]
+fn logs() {
+    tracing::info!(answer = 42, "from a worker");
+    tracing::debug!("too quiet");
+    tracing::info!(target: "elsewhere", "elsewhere");
+}
+
+async fn logs_leave_nothing() -> hatchery::Result<()> {
+    subscribe();
+    let mut before = Holdings::default();
+    for round in 0..110 {
+        Process::spawn(logs, ()).await?.join().await?;
+        if round == 10 {
+            pause(50).await;
+            before = holdings();
+        }
+    }
+    // What ended last may still be on its way out.
+    let begun = std::time::Instant::now();
+    let mut ticks = tokio::time::interval(Duration::from_millis(5));
+    while leaked(before) && begun.elapsed() < hatchery_tests::BOUND {
+        ticks.tick().await;
+    }
+    say(if leaked(before) { "something leaked" } else { "nothing leaked" });
+    Ok(())
 }
 
 #[hatchery::task]

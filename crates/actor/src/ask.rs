@@ -3,17 +3,21 @@
 use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hatchery_wire::{Body, DecodeError, EncodeError, decode};
 use serde::de::DeserializeOwned;
-use tokio::time::{Instant, Sleep};
+use tokio::runtime::Handle;
+use tokio::time::Instant;
 
+use crate::deadlines;
 use crate::error::{CallError, Never, SendError};
 use crate::fault::Fault;
 use crate::handle::ActorRef;
-use crate::outlet::{Answer, Left, measure};
+use crate::outlet::{Answer, Begun, Left, Until, measure};
+use crate::seat::Seat;
 
 /// How long an ask waits for its answer unless told otherwise.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -38,7 +42,7 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 #[must_use = "a request does nothing until it is awaited"]
 pub struct Ask<T, E = Never> {
     order: Outgoing,
-    decode: fn(&Body) -> Result<T, DecodeError>,
+    decode: fn(Body) -> Result<T, DecodeError>,
     error: PhantomData<fn() -> E>,
 }
 
@@ -68,7 +72,7 @@ struct Outgoing {
 
 enum State {
     New(Result<Body, EncodeError>),
-    Waiting { id: u64, timer: Option<Pin<Box<Sleep>>> },
+    Waiting { id: u64 },
     Over,
 }
 
@@ -77,7 +81,7 @@ impl<T, E> Ask<T, E> {
         actor: ActorRef,
         method: &'static str,
         body: Result<Body, EncodeError>,
-        decode: fn(&Body) -> Result<T, DecodeError>,
+        decode: fn(Body) -> Result<T, DecodeError>,
     ) -> Self {
         let order = Outgoing { actor, method, timeout: Some(DEFAULT_TIMEOUT), state: State::New(body) };
         Ask { order, decode, error: PhantomData }
@@ -123,7 +127,7 @@ impl<T, E: DeserializeOwned> Future for Ask<T, E> {
         let Poll::Ready(answer) = order.poll(true, cx) else { return Poll::Pending };
         let whom = order.actor.seat().path();
         let fault = match answer {
-            Answer::Value(body) => match decode_value(&body) {
+            Answer::Value(body) => match decode_value(body) {
                 Ok(value) => return Poll::Ready(Ok(value)),
                 Err(error) => Fault::BadAnswer(error.to_string()),
             },
@@ -166,34 +170,74 @@ impl Outgoing {
                     return Poll::Ready(Answer::Fault(fault));
                 }
             };
-            let deadline = self.timeout.map(deadline);
-            // The timer first: without a runtime it panics, and then nothing must be in line.
-            let timer = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
+            // In a task there is a runtime; elsewhere to ask costs more.
+            if tokio::task::try_id().is_none() && Handle::try_current().is_err() {
+                panic!("a request was awaited outside of a tokio runtime");
+            }
             // The deadline of a tell is for its place in line; once it is sent nobody waits for it.
-            let id = self.actor.seat().submit(ask, deadline.filter(|_| ask), body, self.actor.pin());
-            self.state = State::Waiting { id, timer };
+            let until = self.timeout.map(|left| Until { at: deadline(left), left });
+            let seat = self.actor.seat();
+            let (id, unwatched) = match seat.begin(ask, until, body, self.actor.pin(), cx) {
+                Begun::Done(answer) => {
+                    self.state = State::Over;
+                    return Poll::Ready(answer);
+                }
+                Begun::Waits { id, unwatched } => (id, unwatched),
+            };
+            // Before what may panic: dropping this withdraws the request then.
+            self.state = State::Waiting { id };
+            if unwatched {
+                Unwatched(Some(seat)).watch();
+            }
+            return if ask { Poll::Pending } else { self.poll_stuck(id) };
         }
-        let State::Waiting { id, timer } = &mut self.state else {
+        let State::Waiting { id } = self.state else {
             panic!("polled after it was ready");
         };
-        // The answer first: one that is there when the deadline passes counts.
-        if let Poll::Ready(answer) = self.actor.seat().poll(*id, cx) {
+        let seat = self.actor.seat();
+        if let Poll::Ready(answer) = seat.poll(id, cx) {
             self.state = State::Over;
             return Poll::Ready(answer);
         }
-        let is_late = timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready());
-        let is_stuck = !ask && self.actor.seat().would_wait_for_itself();
-        if !is_late && !is_stuck {
+        if self.timeout.is_some() && seat.needs_watching(id) {
+            Unwatched(Some(seat)).watch();
+        }
+        if ask { Poll::Pending } else { self.poll_stuck(id) }
+    }
+
+    /// A tell in line: does it wait for the very handler that sends it?
+    fn poll_stuck(&mut self, id: u64) -> Poll<Answer> {
+        let seat = self.actor.seat();
+        if !seat.would_wait_for_itself() {
             return Poll::Pending;
         }
-        let answer = match self.actor.seat().cancel(*id) {
+        let answer = match seat.cancel(id) {
             // It came between the two looks, and counts: a tell that was sent must not be called unsent.
             Left::Over(answer) => answer,
-            _ if is_stuck => Answer::Fault(Fault::Refused(TELLS_ITSELF_TOO_MUCH.to_owned())),
-            left => Answer::Fault(Fault::Timeout { maybe_executed: left == Left::Sent }),
+            _ => Answer::Fault(Fault::Refused(TELLS_ITSELF_TOO_MUCH.to_owned())),
         };
         self.state = State::Over;
         Poll::Ready(answer)
+    }
+}
+
+/// A seat that has no watcher yet, although it says so; it says the contrary again if there is none in the end.
+struct Unwatched<'a>(Option<&'a Arc<Seat>>);
+
+impl Unwatched<'_> {
+    fn watch(mut self) {
+        if let Some(seat) = self.0 {
+            deadlines::watch(seat);
+        }
+        self.0 = None;
+    }
+}
+
+impl Drop for Unwatched<'_> {
+    fn drop(&mut self) {
+        if let Some(seat) = self.0 {
+            seat.unwatched();
+        }
     }
 }
 
@@ -215,7 +259,7 @@ const FAR: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 impl Drop for Outgoing {
     fn drop(&mut self) {
-        if let State::Waiting { id, .. } = &self.state {
+        if let State::Waiting { id } = &self.state {
             self.actor.seat().cancel(*id);
         }
     }

@@ -20,6 +20,7 @@ use crate::monitor::Down;
 use crate::outlet::Answer;
 use crate::tasks::Tasks;
 use crate::timer::Timer;
+use crate::trace::TraceContext;
 use crate::watch::Watch;
 
 /// Given to every handler that has a parameter `&Context`.
@@ -29,6 +30,7 @@ pub struct Context {
     /// Which of the mailbox's requests this is about, counted from 1.
     request: u64,
     deadline: Option<Instant>,
+    trace: Option<Box<TraceContext>>,
 }
 
 /// What all contexts of one incarnation share.
@@ -54,7 +56,7 @@ impl Context {
             me: Me::default(),
             handle: (TypeId::of::<H>(), type_name::<H>()),
         };
-        Context { own: Arc::new(own), request: 0, deadline: None }
+        Context { own: Arc::new(own), request: 0, deadline: None, trace: None }
     }
 
     /// Where the actor sits, e.g. `/shop/web`.
@@ -71,6 +73,13 @@ impl Context {
     /// a deadline, and outside of a request.
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline
+    }
+
+    /// The trace that this request belongs to, with a span of the handler's own whose parent is the caller's; `None` if
+    /// it belongs to none, and outside of a request. What the handler asks goes on from there by itself.
+    #[doc(alias = "traceparent")]
+    pub fn trace(&self) -> Option<TraceContext> {
+        self.trace.as_deref().copied()
     }
 
     /// Resolves when the caller of this request has left (its future was dropped, or its deadline passed). The
@@ -186,12 +195,12 @@ impl Context {
     /// ```
     #[doc(alias = "spawn_link")]
     pub fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
-        self.own.tasks.spawn(future);
+        self.own.tasks.spawn_in_trace(future);
     }
 
     /// Sends a message after a delay, counted from now: one to the actor itself with [`me`](Context::me), or any other.
-    /// It is told, so its answer is dropped. The timer ends with the actor; if there is no room in the window, it
-    /// waits for it.
+    /// It is told, so its answer is dropped, and belongs to the trace of the handler that calls this. The timer ends with
+    /// the actor; if there is no room in the window, it waits for it.
     ///
     /// A message that cannot be encoded ends the actor as a panic does.
     ///
@@ -231,7 +240,7 @@ impl Context {
     }
 
     /// Sends a message each time such a period is over, the first one a period from now. The messages are told, so their
-    /// answers are dropped. The timer ends with the actor.
+    /// answers are dropped, and belong to no trace. The timer ends with the actor.
     ///
     /// An actor that is behind gets fewer of them rather than many at once: after a late one, the next comes a whole
     /// period later, as with tokio's [`MissedTickBehavior::Delay`](tokio::time::MissedTickBehavior::Delay), and none is
@@ -386,14 +395,16 @@ impl Context {
     }
 
     /// The next request is taken out of the mailbox.
-    pub(crate) fn begin(&mut self, deadline: Option<Instant>) {
+    pub(crate) fn begin(&mut self, deadline: Option<Instant>, trace: Option<&TraceContext>) {
         self.request += 1;
         self.deadline = deadline;
+        self.trace = trace.map(|trace| Box::new(trace.child()));
     }
 
     /// The last request is over.
     pub(crate) fn rest(&mut self) {
         self.deadline = None;
+        self.trace = None;
     }
 
     pub(crate) fn mailbox(&self) -> &Arc<Mailbox> {

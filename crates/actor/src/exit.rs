@@ -17,6 +17,8 @@ pub struct Exit {
     orderly: bool,
     reason: Option<String>,
     stderr: Vec<String>,
+    #[serde(default)]
+    stdout: Vec<String>,
 }
 
 /// What the operating system said about the end.
@@ -64,6 +66,7 @@ impl Exit {
             orderly: false,
             reason: None,
             stderr: Vec::new(),
+            stdout: Vec::new(),
         }
     }
 
@@ -118,6 +121,14 @@ impl Exit {
     #[doc(hidden)]
     pub fn with_stderr(mut self, lines: Vec<String>) -> Exit {
         self.stderr = lines;
+        self
+    }
+
+    /// The same exit with the last lines of a standard output that was captured.
+    #[must_use]
+    #[doc(hidden)]
+    pub fn with_stdout(mut self, lines: Vec<String>) -> Exit {
+        self.stdout = lines;
         self
     }
 
@@ -184,6 +195,12 @@ impl Exit {
     /// What the parent knows about the cause beyond the status, for example that it broke the protocol.
     pub fn reason(&self) -> Option<&str> {
         self.reason.as_deref()
+    }
+
+    /// The last lines (100 at most) that it wrote to standard output, if that was captured
+    /// ([`Output::Capture`](crate::output::Output::Capture)).
+    pub fn stdout_tail(&self) -> &[String] {
+        &self.stdout
     }
 
     /// The last lines (100 at most) that it wrote to standard error.

@@ -171,7 +171,7 @@ where
     match mailbox.open_stream(cx.request()) {
         Ok(flow) => {
             let ending = Ending { flow, mailbox };
-            cx.tasks().spawn(pour(stream, encode, ending));
+            cx.spawn(pour(stream, encode, ending));
             // Nobody looks at this one: the request's answer is put off.
             Answer::None
         }

@@ -32,7 +32,7 @@ impl ActorRef {
     /// A request to it. The message is encoded here and now.
     #[doc(hidden)]
     pub fn ask<M: Serialize, T: Travels, E: Travels>(&self, method: &'static str, message: &M) -> Ask<T, E> {
-        self.ask_with(method, message, decode)
+        self.ask_with(method, message, |body| decode(&body))
     }
 
     /// A request whose answer is decoded in a way of its own.
@@ -41,7 +41,7 @@ impl ActorRef {
         &self,
         method: &'static str,
         message: &M,
-        decode: fn(&Body) -> Result<T, DecodeError>,
+        decode: fn(Body) -> Result<T, DecodeError>,
     ) -> Ask<T, E> {
         Ask::new(self.clone(), method, encode(message), decode)
     }

@@ -17,6 +17,7 @@ use crate::fault::Fault;
 use crate::flow::{self, Flow, Flows, Order};
 use crate::outlet::Answer;
 use crate::streams::TooMuchCredit;
+use crate::trace::TraceContext;
 
 /// How many answers an actor may have put off at once: more than wait for any lock, and some megabytes at most. Their
 /// places have been given back, so it is not the window that bounds them.
@@ -45,6 +46,8 @@ pub struct Parcel {
     pub ask: bool,
     /// When its caller stops waiting, by this process's clock.
     pub deadline: Option<Instant>,
+    /// The trace it belongs to, and its caller's span in it.
+    pub trace: Option<Box<TraceContext>>,
     /// The encoded message.
     pub body: Body,
     /// Where the answer goes.
@@ -246,6 +249,12 @@ impl Mailbox {
         drop(state);
         drop(old);
         Poll::Pending
+    }
+
+    /// Whether there is something to do next.
+    pub(crate) fn has_next(&self) -> bool {
+        let state = self.lock();
+        state.stopping || (!state.suspended && !state.queue.is_empty())
     }
 
     /// The handler of the running request has returned; whether its answer has been put off.
@@ -498,7 +507,7 @@ mod tests {
     }
 
     fn parcel(id: u64, ask: bool, from: &Arc<Back>) -> Parcel {
-        Parcel { id, ask, deadline: None, body: encode(&id).unwrap(), from: from.clone() }
+        Parcel { id, ask, deadline: None, trace: None, body: encode(&id).unwrap(), from: from.clone() }
     }
 
     fn next(mailbox: &Mailbox) -> Option<Next> {
@@ -721,7 +730,7 @@ mod tests {
         let mailbox = Mailbox::new();
         let back = Arc::new(Looking { mailbox: mailbox.clone(), looked: Mutex::default() });
         let (id, ask, deadline) = (1, true, None);
-        let one = Parcel { id, ask, deadline, body: encode(&id).unwrap(), from: back.clone() };
+        let one = Parcel { id, ask, deadline, trace: None, body: encode(&id).unwrap(), from: back.clone() };
         assert!(mailbox.push(one).is_ok());
         assert_eq!(next_id(&mailbox), Some(1));
         let (ticket, _) = mailbox.put_off(1).unwrap();

@@ -14,9 +14,9 @@
 //! Each entry is owned by a living future, so the queue is bounded by what callers themselves hold.
 
 use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use hatchery_wire::{Body, Limits};
 use tokio::time::Instant;
@@ -24,7 +24,9 @@ use tokio::time::Instant;
 use crate::exit::Exit;
 use crate::fault::Fault;
 use crate::incarnation::{self, Incarnation};
+use crate::slots::Slots;
 use crate::streams::{BadItem, Intake};
+use crate::trace::TraceContext;
 
 /// How many requests one channel may have waiting at one actor, unless its spec says fewer.
 pub const WINDOW: u32 = 64;
@@ -62,15 +64,23 @@ pub fn measure(body: &Body) -> Result<(), Fault> {
 /// A request on its way.
 #[derive(Debug)]
 pub struct Request {
-    /// Never used twice by one outlet.
+    /// Not used again by this outlet while anybody may remember it; [`NO_ANSWER`] for one that wants none and need not
+    /// wait in line.
     pub id: u64,
     /// Whether an answer is wanted.
     pub ask: bool,
     /// When the caller stops waiting.
     pub deadline: Option<Instant>,
+    /// How long that is from now.
+    pub left: Option<Duration>,
+    /// The trace it belongs to. In a box, since most have none.
+    pub trace: Option<Box<TraceContext>>,
     /// The encoded message.
     pub body: Body,
 }
+
+/// The number of requests that nobody speaks of again.
+pub const NO_ANSWER: u64 = u64::MAX;
 
 /// What became of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,11 +113,13 @@ impl Default for Outlet {
 struct State {
     way: Way,
     last_ended: u64,
-    next_id: u64,
     queue: VecDeque<u64>,
-    requests: HashMap<u64, Slot, BuildHasherDefault<OwnIds>>,
+    requests: Slots<Slot>,
     /// Streams of the present incarnation whose callers have left and that have not ended yet.
-    left: HashMap<u64, Box<Intake>, BuildHasherDefault<OwnIds>>,
+    left: HashMap<u64, Box<Intake>>,
+    /// When the watcher of deadlines looks next, never later than the first of them; `None` if there is no watcher.
+    look: Option<Instant>,
+    watcher: Option<Waker>,
 }
 
 #[derive(Default)]
@@ -125,13 +137,23 @@ enum Way {
 struct Slot {
     phase: Phase,
     waker: Option<Waker>,
+    /// When its caller stops waiting, if the watcher of deadlines is to say so.
+    until: Option<Instant>,
     /// What has arrived, if the answer is a stream.
     intake: Option<Box<Intake>>,
 }
 
 enum Phase {
-    Queued { ask: bool, deadline: Option<Instant>, body: Body, only: Option<u64> },
-    Sent { incarnation: u64 },
+    Queued {
+        ask: bool,
+        deadline: Option<Instant>,
+        trace: Option<Box<TraceContext>>,
+        body: Body,
+        only: Option<u64>,
+    },
+    Sent {
+        incarnation: u64,
+    },
     Done(Answer),
 }
 
@@ -144,6 +166,19 @@ pub(crate) enum Left {
     Sent,
     /// It was over already, with this outcome.
     Over(Answer),
+}
+
+/// What becomes of a request at its first poll.
+#[derive(Debug)]
+pub(crate) enum Begun {
+    /// It is over: a tell that has its place, or a request that cannot be sent.
+    Done(Answer),
+    /// It is under way, or in line.
+    Waits {
+        id: u64,
+        /// Nobody watches over deadlines: a watcher is needed.
+        unwatched: bool,
+    },
 }
 
 /// What comes next of a stream.
@@ -170,7 +205,138 @@ impl Outlet {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Sends a request, or puts it in line behind others, until then at the latest; its caller is woken when it is over.
+    pub(crate) fn begin(
+        &self,
+        ask: bool,
+        until: Option<Until>,
+        body: Body,
+        pin: Option<&Incarnation>,
+        cx: &Context<'_>,
+    ) -> Begun {
+        let mut state = self.lock();
+        match (&state.way, pin) {
+            (_, Some(pin)) if pin.number <= state.last_ended => {
+                return Begun::Done(Answer::Fault(pin.over()));
+            }
+            (Way::Closed(fault), _) => return Begun::Done(Answer::Fault(fault.clone())),
+            _ => {}
+        }
+        let waker = Some(cx.waker().clone());
+        // The trace that the caller is in.
+        let trace = TraceContext::current().map(Box::new);
+        let (deadline, left) = (until.map(|until| until.at), until.map(|until| until.left));
+        let slot = |phase| Slot { phase, waker, until: deadline, intake: None };
+        let State { way, queue, requests, .. } = &mut *state;
+        let id = match way {
+            // The short way: nobody is in line, and there is a place.
+            Way::Open { incarnation, places, line }
+                if *places > 0 && queue.is_empty() && pin.is_none_or(|pin| pin.number == *incarnation) =>
+            {
+                let id = if ask {
+                    requests.insert(slot(Phase::Sent { incarnation: *incarnation }))
+                } else {
+                    NO_ANSWER
+                };
+                let (deadline, left) = if ask { (deadline, left) } else { (None, None) };
+                match line.send(Request { id, ask, deadline, left, trace, body }) {
+                    Ok(()) => *places -= 1,
+                    Err(fault) => {
+                        let slot = requests.remove(id);
+                        drop(state);
+                        drop(slot);
+                        return Begun::Done(Answer::Fault(fault));
+                    }
+                }
+                if !ask {
+                    return Begun::Done(Answer::None);
+                }
+                id
+            }
+            _ => {
+                let deadline = deadline.filter(|_| ask);
+                let only = pin.map(|pin| pin.number);
+                let id = requests.insert(slot(Phase::Queued { ask, deadline, trace, body, only }));
+                queue.push_back(id);
+                id
+            }
+        };
+        // There may be a place all the same: those in line may have left.
+        let mut wakers = state.pump();
+        let unwatched = deadline.is_some_and(|until| state.watch(until, &mut wakers));
+        drop(state);
+        wake(wakers);
+        Begun::Waits { id, unwatched }
+    }
+
+    /// Ends what has waited too long; says when to look again. `None` if nothing has a deadline: then nobody watches
+    /// any more.
+    pub(crate) fn look(&self, now: Instant, cx: &Context<'_>) -> Option<Instant> {
+        let mut state = self.lock();
+        if state.look.is_some_and(|look| look <= now) {
+            let (mut wakers, mut late, mut next) = (Vec::new(), Vec::new(), None::<Instant>);
+            for (id, slot) in state.requests.iter_mut() {
+                let (Some(until), false) = (slot.until, matches!(slot.phase, Phase::Done(_))) else {
+                    continue;
+                };
+                if until > now {
+                    next = Some(next.map_or(until, |next| next.min(until)));
+                    continue;
+                }
+                let maybe_executed = matches!(slot.phase, Phase::Sent { .. });
+                if maybe_executed {
+                    late.push(id);
+                }
+                slot.phase = Phase::Done(Answer::Fault(Fault::Timeout { maybe_executed }));
+                wakers.extend(slot.waker.take());
+            }
+            state.look = next;
+            let line = match &state.way {
+                // Of an earlier incarnation nothing is under way any more.
+                Way::Open { line, .. } => Some(line.clone()),
+                _ => None,
+            };
+            state.watcher = Some(cx.waker().clone());
+            if next.is_none() {
+                state.watcher = None;
+            }
+            drop(state);
+            if let Some(line) = line {
+                // They were sent under the lock, so this cannot overtake them.
+                late.into_iter().for_each(|id| line.withdraw(id));
+            }
+            wake(wakers);
+            return next;
+        }
+        state.watcher = Some(cx.waker().clone());
+        state.look
+    }
+
+    /// The watcher is gone, perhaps with its runtime: those who wait see to it that there is another one.
+    pub(crate) fn unwatched(&self) {
+        let mut state = self.lock();
+        state.look = None;
+        let watcher = state.watcher.take();
+        let waiting = state.requests.iter_mut().filter(|(_, slot)| slot.until.is_some());
+        let wakers = waiting.filter_map(|(_, slot)| slot.waker.take()).collect();
+        drop(state);
+        drop(watcher);
+        wake(wakers);
+    }
+
+    /// Whether this request, which has not ended, has a deadline that nobody watches over. From now on somebody does.
+    pub(crate) fn needs_watching(&self, id: u64) -> bool {
+        let mut state = self.lock();
+        if state.look.is_some() {
+            return false;
+        }
+        let slot = state.requests.get_mut(id).filter(|slot| !matches!(slot.phase, Phase::Done(_)));
+        state.look = slot.and_then(|slot| slot.until);
+        state.look.is_some()
+    }
+
     /// Puts a request in line and gives its id.
+    #[cfg(test)]
     pub(crate) fn submit(
         &self,
         ask: bool,
@@ -200,17 +366,19 @@ impl Outlet {
         intake: Option<Box<Intake>>,
     ) -> u64 {
         let mut state = self.lock();
-        let id = state.next_id;
-        state.next_id += 1;
         let phase = match (&state.way, pin) {
             (_, Some(pin)) if pin.number <= state.last_ended => Phase::Done(Answer::Fault(pin.over())),
             (Way::Closed(fault), _) => Phase::Done(Answer::Fault(fault.clone())),
             _ => {
-                state.queue.push_back(id);
-                Phase::Queued { ask, deadline, body, only: pin.map(|pin| pin.number) }
+                let trace = TraceContext::current().map(Box::new);
+                Phase::Queued { ask, deadline, trace, body, only: pin.map(|pin| pin.number) }
             }
         };
-        state.requests.insert(id, Slot { phase, waker: None, intake });
+        let queued = matches!(phase, Phase::Queued { .. });
+        let id = state.requests.insert(Slot { phase, waker: None, until: None, intake });
+        if queued {
+            state.queue.push_back(id);
+        }
         let wakers = state.pump();
         drop(state);
         wake(wakers);
@@ -225,7 +393,7 @@ impl Outlet {
     /// The next item of a stream, oldest first, and its end after the last one. Then its id is forgotten.
     pub(crate) fn poll_item(&self, id: u64, cx: &mut Context<'_>) -> Poll<Taken> {
         let mut state = self.lock();
-        let slot = state.requests.get_mut(&id);
+        let slot = state.requests.get_mut(id);
         let Some((item, back)) = slot.and_then(|slot| slot.intake.as_mut()).and_then(|intake| intake.take())
         else {
             return State::poll(state, id, cx).map(Taken::Over);
@@ -242,7 +410,7 @@ impl Outlet {
     pub(crate) fn cancel(&self, id: u64) -> Left {
         let mut state = self.lock();
         let line = state.line_of(id);
-        let Some(Slot { phase, waker, intake }) = state.requests.remove(&id) else {
+        let Some(Slot { phase, waker, intake, .. }) = state.requests.remove(id) else {
             // Its outcome was taken before; nobody asks twice.
             return Left::Over(Answer::Fault(Fault::Withdrawn));
         };
@@ -293,7 +461,7 @@ impl Outlet {
             state.give_back(incarnation, 1, self.window)?;
         }
         let mut first = None;
-        if let Some(slot) = state.requests.get_mut(&id) {
+        if let Some(slot) = state.requests.get_mut(id) {
             // An answer to a request that this incarnation never got is ignored, as is one to a caller who left.
             if matches!(slot.phase, Phase::Sent { incarnation: to } if to == incarnation) {
                 slot.phase = Phase::Done(answer);
@@ -317,7 +485,7 @@ impl Outlet {
         let State { requests, left, way, .. } = &mut *state;
         let sent_to =
             |slot: &&mut Slot| matches!(slot.phase, Phase::Sent { incarnation: to } if to == incarnation);
-        let waker = match (requests.get_mut(&id).filter(sent_to), left.get_mut(&id)) {
+        let waker = match (requests.get_mut(id).filter(sent_to), left.get_mut(&id)) {
             (Some(Slot { intake: Some(intake), waker, .. }), _) => {
                 intake.arrives(item)?;
                 waker.take()
@@ -359,7 +527,7 @@ impl Outlet {
             state.left.clear();
         }
         let mut wakers = Vec::new();
-        for slot in state.requests.values_mut() {
+        for (_, slot) in state.requests.iter_mut() {
             let has_begun = slot.intake.as_ref().is_some_and(|intake| intake.has_begun());
             let fault = match slot.phase {
                 Phase::Queued { only: Some(only), .. } if only == incarnation => incarnation::over(exit),
@@ -385,7 +553,7 @@ impl Outlet {
         let mut state = self.lock();
         let mut wakers = Vec::new();
         state.queue.clear();
-        for slot in state.requests.values_mut() {
+        for (_, slot) in state.requests.iter_mut() {
             if matches!(slot.phase, Phase::Queued { .. }) {
                 slot.phase = Phase::Done(Answer::Fault(fault.clone()));
                 wakers.extend(slot.waker.take());
@@ -401,7 +569,7 @@ impl Outlet {
 impl State {
     /// See [`Outlet::poll`]. The lock is given back here, since a waker that is dropped may take it again.
     fn poll(mut state: MutexGuard<'_, State>, id: u64, cx: &mut Context<'_>) -> Poll<Answer> {
-        let Some(slot) = state.requests.get_mut(&id) else {
+        let Some(slot) = state.requests.get_mut(id) else {
             // Only a future that is polled after it was ready gets here.
             return Poll::Ready(Answer::Fault(Fault::Withdrawn));
         };
@@ -415,7 +583,7 @@ impl State {
             drop(old);
             return Poll::Pending;
         }
-        match state.requests.remove(&id).map(|slot| slot.phase) {
+        match state.requests.remove(id).map(|slot| slot.phase) {
             Some(Phase::Done(answer)) => Poll::Ready(answer),
             _ => unreachable!("the phase was looked at under the same lock"),
         }
@@ -423,7 +591,7 @@ impl State {
 
     /// The way to where this request was sent, while that incarnation can be reached.
     fn line_of(&self, id: u64) -> Option<Arc<dyn Line>> {
-        match (&self.requests.get(&id)?.phase, &self.way) {
+        match (&self.requests.get(id)?.phase, &self.way) {
             (Phase::Sent { incarnation }, Way::Open { incarnation: now, line, .. }) if now == incarnation => {
                 Some(line.clone())
             }
@@ -438,17 +606,19 @@ impl State {
         while *places > 0 {
             let Some(id) = self.queue.pop_front() else { break };
             // Gone from the table: its caller left while it was in line.
-            let Some(slot) = self.requests.get_mut(&id) else { continue };
+            let Some(slot) = self.requests.get_mut(id) else { continue };
             match slot.phase {
                 Phase::Queued { only, .. } if only.is_none_or(|only| only == *incarnation) => {}
                 // Meant for another incarnation alone: it is told when that one ends, or has been told already.
                 _ => continue,
             }
             let sent = Phase::Sent { incarnation: *incarnation };
-            let Phase::Queued { ask, deadline, body, .. } = std::mem::replace(&mut slot.phase, sent) else {
+            let Phase::Queued { ask, deadline, trace, body, .. } = std::mem::replace(&mut slot.phase, sent)
+            else {
                 unreachable!("only queued requests are in line")
             };
-            match line.send(Request { id, ask, deadline, body }) {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            match line.send(Request { id, ask, deadline, left, trace, body }) {
                 Ok(()) => {
                     *places -= 1;
                     if !ask {
@@ -463,6 +633,16 @@ impl State {
             }
         }
         wakers
+    }
+
+    /// Somebody waits until then. Whether a watcher is needed; if one is there and looks too late, it is woken.
+    fn watch(&mut self, until: Instant, wakers: &mut Vec<Waker>) -> bool {
+        match self.look {
+            Some(look) if look <= until => return false,
+            Some(_) => wakers.extend(self.watcher.take()),
+            None => {}
+        }
+        self.look.replace(until).is_none()
     }
 
     fn give_back(&mut self, incarnation: u64, n: u32, window: u32) -> Result<(), TooManyReleases> {
@@ -483,7 +663,7 @@ impl State {
     fn tidy(&mut self) {
         if self.queue.len() > 64 + 2 * self.requests.len() {
             let State { queue, requests, .. } = self;
-            queue.retain(|id| requests.contains_key(id));
+            queue.retain(|id| requests.contains(*id));
         }
     }
 }
@@ -494,22 +674,12 @@ fn wake(wakers: Vec<Waker>) {
     }
 }
 
-/// Request ids count up and are chosen by this side alone, so they are their own hash, spread over the high bits.
-#[derive(Default)]
-struct OwnIds(u64);
-
-impl Hasher for OwnIds {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-    }
-    fn write_u64(&mut self, id: u64) {
-        self.0 = id.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
+/// When a caller stops waiting.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Until {
+    pub(crate) at: Instant,
+    /// How long that is from now.
+    pub(crate) left: Duration,
 }
 
 #[cfg(test)]
@@ -964,6 +1134,10 @@ mod tests {
                 self.all.iter_mut().find(|known| known.id == id).unwrap()
             }
 
+            fn is_ask(&self, id: u64) -> bool {
+                self.all.iter().any(|known| known.id == id && known.ask)
+            }
+
             /// The oldest in line go first, as long as there is room.
             fn settle(&mut self) {
                 for known in &mut self.all {
@@ -1056,7 +1230,7 @@ mod tests {
                     }
                     Op::Answer(index) => {
                         let asks: Vec<u64> =
-                            model.held.iter().copied().filter(|id| model.all[*id as usize].ask).collect();
+                            model.held.iter().copied().filter(|id| model.is_ask(*id)).collect();
                         if asks.is_empty() {
                             continue;
                         }
@@ -1069,7 +1243,7 @@ mod tests {
                         model.settle();
                     }
                     Op::Release(n) => {
-                        let tells = model.held.iter().copied().filter(|id| !model.all[*id as usize].ask);
+                        let tells = model.held.iter().copied().filter(|id| !model.is_ask(*id));
                         let back: Vec<u64> = tells.take(n as usize).collect();
                         outlet.released(model.incarnation, back.len() as u32).unwrap();
                         model.held.retain(|held| !back.contains(held));
@@ -1143,5 +1317,242 @@ mod tests {
                 run(ops);
             }
         }
+    }
+}
+
+/// The way that asks and tells take, with deadlines.
+#[cfg(test)]
+mod begun {
+    use std::collections::BTreeMap;
+
+    use hatchery_wire::{decode, encode};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::exit::Status;
+
+    /// Writes down what it is given: number, id, and whether an answer is wanted.
+    #[derive(Default)]
+    struct Notes {
+        sent: Mutex<Vec<(u64, u64, bool)>>,
+        withdrawn: Mutex<Vec<u64>>,
+    }
+
+    impl Line for Notes {
+        fn send(&self, request: Request) -> Result<(), Fault> {
+            assert_eq!(request.deadline.is_some(), request.left.is_some());
+            self.sent.lock().unwrap().push((decode(&request.body).unwrap(), request.id, request.ask));
+            Ok(())
+        }
+        fn withdraw(&self, id: u64) {
+            self.withdrawn.lock().unwrap().push(id);
+        }
+        fn credit(&self, _: u64, _: usize) {}
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Begin { ask: bool, seconds: u64 },
+        Answer,
+        Release,
+        Leave(usize),
+        Pass(u64),
+        End,
+        Open,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            10 => (any::<bool>(), 1_u64..40).prop_map(|(ask, seconds)| Step::Begin { ask, seconds }),
+            4 => Just(Step::Answer),
+            3 => Just(Step::Release),
+            2 => (0_usize..30).prop_map(Step::Leave),
+            3 => (0_u64..15).prop_map(Step::Pass),
+            1 => Just(Step::End),
+            2 => Just(Step::Open),
+        ]
+    }
+
+    /// What the model knows of a request that has not ended.
+    struct Known {
+        id: u64,
+        ask: bool,
+        until: Instant,
+        sent: bool,
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+
+        /// In order, within the window, each over exactly once and for the right reason, none later than its deadline.
+        #[test]
+        fn requests_with_deadlines_keep_to_the_rules(steps in prop::collection::vec(step(), 1..80)) {
+            const PLACES: u32 = 3;
+            let outlet = Outlet::new(PLACES);
+            let cx = &mut Context::from_waker(Waker::noop());
+            let (mut now, mut next, mut incarnation) = (Instant::now(), 0_u64, 0_u64);
+            let mut line: Option<Arc<Notes>> = None;
+            let mut known: BTreeMap<u64, Known> = BTreeMap::new();
+            // Sent ones whose place has not come back: asks by number, and tells.
+            let (mut asked, mut told) = (Vec::new(), 0_u32);
+            let mut seen = 0;
+            for step in steps {
+                match step {
+                    Step::Begin { ask, seconds } => {
+                        let left = Duration::from_secs(seconds);
+                        let until = Until { at: now + left, left };
+                        let number = next;
+                        next += 1;
+                        match outlet.begin(ask, Some(until), encode(&number).unwrap(), None, cx) {
+                            Begun::Done(answer) => {
+                                prop_assert!(!ask && answer == Answer::None && line.is_some());
+                            }
+                            Begun::Waits { id, unwatched } => {
+                                prop_assert!(!unwatched || outlet.look(now, cx).is_some());
+                                known.insert(number, Known { id, ask, until: until.at, sent: false });
+                            }
+                        }
+                    }
+                    Step::Answer if !asked.is_empty() => {
+                        let number: u64 = asked.remove(0);
+                        let value = Answer::Value(encode(&number).unwrap());
+                        // Answered even if its caller has left: its place comes back.
+                        let (_, id, _) = *line.as_ref().unwrap().sent.lock().unwrap()
+                            .iter().find(|(sent, ..)| *sent == number).unwrap();
+                        outlet.answered(incarnation, id, value.clone(), true).unwrap();
+                        if known.remove(&number).is_some() {
+                            prop_assert_eq!(outlet.poll(id, cx), Poll::Ready(value));
+                        }
+                    }
+                    Step::Release if told > 0 => {
+                        told -= 1;
+                        outlet.released(incarnation, 1).unwrap();
+                    }
+                    Step::Leave(which) if which < known.len() => {
+                        let number = *known.keys().nth(which).unwrap();
+                        let Known { id, sent, .. } = known.remove(&number).unwrap();
+                        prop_assert_eq!(outlet.cancel(id), if sent { Left::Sent } else { Left::Unsent });
+                    }
+                    Step::Pass(seconds) => {
+                        now += Duration::from_secs(seconds);
+                        while outlet.lock().look.is_some_and(|look| look <= now) {
+                            outlet.look(now, cx);
+                        }
+                    }
+                    Step::End if line.take().is_some() => {
+                        outlet.ended(incarnation, &Exit::new(Status::Signal(9)));
+                        for (_, gone) in known.extract_if_sent() {
+                            let Poll::Ready(Answer::Fault(fault)) = outlet.poll(gone.id, cx) else {
+                                return Err(TestCaseError::fail("it was sent to the one that ended"));
+                            };
+                            let ended = matches!(fault, Fault::Ended { .. });
+                            prop_assert!(ended);
+                        }
+                        (asked, told, seen) = (Vec::new(), 0, 0);
+                    }
+                    Step::Open if line.is_none() => {
+                        incarnation += 1;
+                        let notes = Arc::new(Notes::default());
+                        prop_assert!(outlet.open(incarnation, notes.clone()));
+                        line = Some(notes);
+                    }
+                    _ => {}
+                }
+                // What was sent by this step: in order, no later one before an earlier one that still waits.
+                if let Some(notes) = &line {
+                    let sent = notes.sent.lock().unwrap().clone();
+                    for (number, id, ask) in &sent[seen..] {
+                        let passed_over = known.range(..number).any(|(_, earlier)| !earlier.sent);
+                        prop_assert!(!passed_over);
+                        if *ask {
+                            asked.push(*number);
+                            let known = known.get_mut(number).unwrap();
+                            prop_assert_eq!(known.id, *id);
+                            known.sent = true;
+                        } else {
+                            told += 1;
+                            if let Some(tell) = known.remove(number) {
+                                prop_assert_eq!(outlet.poll(tell.id, cx), Poll::Ready(Answer::None));
+                            }
+                        }
+                    }
+                    seen = sent.len();
+                    let under_way = asked.len() as u32 + told;
+                    prop_assert!(under_way <= PLACES);
+                    let waits = known.values().any(|known| !known.sent);
+                    prop_assert!(under_way == PLACES || !waits, "a place is free and somebody waits");
+                }
+                // Whoever is late has been told, and nobody else.
+                let late: Vec<u64> =
+                    known.iter().filter(|(_, known)| known.until <= now).map(|(number, _)| *number).collect();
+                for number in late {
+                    let Known { id, ask, sent, .. } = known.remove(&number).unwrap();
+                    prop_assert!(ask || !sent);
+                    let timeout = Answer::Fault(Fault::Timeout { maybe_executed: sent });
+                    prop_assert_eq!(outlet.poll(id, cx), Poll::Ready(timeout));
+                    if sent {
+                        prop_assert!(line.as_ref().unwrap().withdrawn.lock().unwrap().contains(&id));
+                    }
+                }
+                for known in known.values() {
+                    prop_assert_eq!(outlet.poll(known.id, cx), Poll::Pending);
+                }
+                let look = outlet.lock().look;
+                prop_assert!(known.is_empty() || look.is_some(), "nobody watches");
+            }
+            prop_assert_eq!(outlet.lock().requests.len(), known.len());
+        }
+    }
+
+    trait Sent {
+        fn extract_if_sent(&mut self) -> Vec<(u64, Known)>;
+    }
+
+    impl Sent for BTreeMap<u64, Known> {
+        /// Takes out those that were sent.
+        fn extract_if_sent(&mut self) -> Vec<(u64, Known)> {
+            let (sent, rest) = std::mem::take(self).into_iter().partition(|(_, known)| known.sent);
+            *self = rest;
+            let sent: BTreeMap<u64, Known> = sent;
+            sent.into_iter().collect()
+        }
+    }
+
+    #[test]
+    fn a_watcher_that_is_gone_is_missed_by_those_who_wait() {
+        let outlet = Outlet::new(1);
+        let cx = &mut Context::from_waker(Waker::noop());
+        let until = Until { at: Instant::now() + Duration::from_secs(1), left: Duration::from_secs(1) };
+        let begun = outlet.begin(true, Some(until), encode(&1).unwrap(), None, cx);
+        let Begun::Waits { id, unwatched: true } = begun else { panic!("{begun:?}") };
+        assert!(!outlet.needs_watching(id));
+        outlet.unwatched();
+        assert!(outlet.needs_watching(id) && !outlet.needs_watching(id));
+    }
+
+    #[test]
+    fn an_earlier_deadline_wakes_the_watcher() {
+        struct Woken(std::sync::atomic::AtomicBool);
+        impl std::task::Wake for Woken {
+            fn wake(self: Arc<Self>) {
+                self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+            }
+        }
+        let woken = Arc::new(Woken(Default::default()));
+        let waker = Waker::from(woken.clone());
+        let is_woken = || woken.0.swap(false, std::sync::atomic::Ordering::Relaxed);
+        let (outlet, now) = (Outlet::new(1), Instant::now());
+        let begin = |seconds| {
+            let left = Duration::from_secs(seconds);
+            let cx = &mut Context::from_waker(Waker::noop());
+            outlet.begin(true, Some(Until { at: now + left, left }), encode(&1).unwrap(), None, cx);
+        };
+        begin(30);
+        assert_eq!(outlet.look(now, &Context::from_waker(&waker)), Some(now + Duration::from_secs(30)));
+        begin(31);
+        assert!(!is_woken());
+        begin(10);
+        assert!(is_woken());
+        assert_eq!(outlet.look(now, &Context::from_waker(&waker)), Some(now + Duration::from_secs(10)));
     }
 }

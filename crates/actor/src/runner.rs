@@ -4,9 +4,11 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hatchery_wire::decode;
+use tokio::time::Instant;
+use tracing::Instrument;
 
 use crate::actor::AnyActor;
 use crate::busy;
@@ -17,6 +19,7 @@ use crate::fault::Fault;
 use crate::mailbox::{Mailbox, Next, Parcel, ReturnPath};
 use crate::outlet::Answer;
 use crate::panics;
+use crate::trace::TraceContext;
 
 /// Makes the actor.
 ///
@@ -116,7 +119,8 @@ async fn serve<A: AnyActor>(actor: &mut A, mailbox: &Arc<Mailbox>, mut cx: Conte
     let mut owed = Owed::default();
     let mut turn = Turn::new();
     loop {
-        if turn.is_over() {
+        // With an empty mailbox the others have their turn anyway.
+        if turn.is_over() && mailbox.has_next() {
             owed.settle();
             // The task that sends the answers runs now, and sends them.
             tokio::task::yield_now().await;
@@ -134,9 +138,8 @@ async fn serve<A: AnyActor>(actor: &mut A, mailbox: &Arc<Mailbox>, mut cx: Conte
             turn.begin();
         }
         match next {
-            Next::Parcel(parcel) => {
-                turn.handling();
-                let handling = busy::handling(mailbox.id(), one(actor, &parcel, &mut cx));
+            Next::Parcel(mut parcel) => {
+                let handling = busy::handling(mailbox.id(), one(actor, &mut parcel, turn.now, &mut cx));
                 let outcome = panics::catch(handling).await;
                 let is_put_off = mailbox.finished();
                 let answer = outcome?;
@@ -170,7 +173,8 @@ async fn serve<A: AnyActor>(actor: &mut A, mailbox: &Arc<Mailbox>, mut cx: Conte
 /// loses the right with the first that takes longer, and uses it for a [`LONGEST`] turn at most.
 struct Turn {
     begun: Instant,
-    handling: Instant,
+    /// The last look at the clock: at the end of the last message, or when this one was waited for.
+    now: Instant,
     quick: u32,
     handled: u32,
 }
@@ -178,45 +182,68 @@ struct Turn {
 const EARNED: u32 = 64;
 const QUICK: Duration = Duration::from_micros(20);
 const LONGEST: Duration = Duration::from_micros(100);
+/// Half a window: while the sender of the first half takes up its answers, the second half is handled.
+const MOST: u32 = crate::outlet::WINDOW / 2;
 
 impl Turn {
     fn new() -> Turn {
         let now = Instant::now();
-        Turn { begun: now, handling: now, quick: 0, handled: 0 }
+        Turn { begun: now, now, quick: 0, handled: 0 }
     }
 
     fn begin(&mut self) {
-        self.begun = Instant::now();
+        self.now = Instant::now();
+        self.begun = self.now;
         self.handled = 0;
     }
 
-    fn handling(&mut self) {
-        self.handling = Instant::now();
-    }
-
     fn handled(&mut self) {
+        let before = std::mem::replace(&mut self.now, Instant::now());
         self.handled += 1;
-        self.quick = if self.handling.elapsed() <= QUICK { self.quick.saturating_add(1) } else { 0 };
+        self.quick = if self.now - before <= QUICK { self.quick.saturating_add(1) } else { 0 };
     }
 
     fn is_over(&self) -> bool {
-        self.handled > 0 && (self.quick < EARNED || self.begun.elapsed() >= LONGEST)
+        let is_long = self.handled >= MOST || self.now - self.begun >= LONGEST;
+        self.handled > 0 && (self.quick < EARNED || is_long)
     }
 }
 
 /// Handles one message, unless its caller no longer waits.
-async fn one<A: AnyActor>(actor: &mut A, parcel: &Parcel, cx: &mut Context) -> Answer {
-    cx.begin(parcel.deadline);
-    if parcel.deadline.is_some_and(|deadline| deadline <= tokio::time::Instant::now()) {
+async fn one<A: AnyActor>(actor: &mut A, parcel: &mut Parcel, now: Instant, cx: &mut Context) -> Answer {
+    cx.begin(parcel.deadline, parcel.trace.as_deref());
+    if parcel.deadline.is_some_and(|deadline| deadline <= now) {
         return Answer::Fault(Fault::Timeout { maybe_executed: false });
     }
-    match decode::<A::Message>(&parcel.body) {
-        Ok(message) => actor.handle(message, parcel.ask, cx).await,
+    // Given up once it is decoded: large byte strings in it then become the message's own, without a copy.
+    let message = decode::<A::Message>(&std::mem::take(&mut parcel.body));
+    match message {
+        Ok(message) => match cx.trace() {
+            None => actor.handle(message, parcel.ask, cx).await,
+            Some(trace) => traced(trace, cx.path(), actor.handle(message, parcel.ask, cx)).await,
+        },
         Err(error) => Answer::Fault(Fault::Undecodable(error.to_string())),
     }
 }
 
-/// Places in senders' windows that handled tells, and asks whose answers were put off, give back, gathered so that not each costs a frame.
+/// Handles in a trace: in its scope, and in a span by which a subscriber knows it.
+async fn traced<F: Future>(trace: TraceContext, path: &str, handler: F) -> F::Output {
+    let span = tracing::info_span!(
+        target: SPAN_TARGET,
+        "handle",
+        path,
+        trace_id = %format_args!("{:032x}", trace.trace_id()),
+        span_id = %format_args!("{:016x}", trace.span_id()),
+    );
+    trace.scope(handler.instrument(span)).await
+}
+
+/// The target of the spans in which traced requests are handled.
+#[doc(hidden)]
+pub const SPAN_TARGET: &str = "hatchery::trace";
+
+/// Places in senders' windows that handled tells, and asks whose answers were put off, give back, gathered so that not
+/// each costs a frame.
 #[derive(Default)]
 struct Owed {
     to: Option<Arc<dyn ReturnPath>>,

@@ -14,7 +14,7 @@ use crate::exit::Exit;
 use crate::fault::Fault;
 use crate::incarnation::Incarnation;
 use crate::monitor::{Monitor, Monitors, Told};
-use crate::outlet::{Answer, Left, Line, Outlet, Taken, TooManyReleases, WINDOW};
+use crate::outlet::{Answer, Begun, Left, Line, Outlet, Taken, TooManyReleases, Until, WINDOW};
 use crate::streams::BadItem;
 
 /// A child's place: its path, who sits there now, and the requests before it.
@@ -244,14 +244,30 @@ impl Seat {
         self.outlet.item(incarnation, id, item)
     }
 
-    pub(crate) fn submit(
+    pub(crate) fn begin(
         &self,
         ask: bool,
-        deadline: Option<Instant>,
+        until: Option<Until>,
         body: Body,
         pin: Option<&Incarnation>,
-    ) -> u64 {
-        self.outlet.submit(ask, deadline, body, pin)
+        cx: &Context<'_>,
+    ) -> Begun {
+        self.outlet.begin(ask, until, body, pin, cx)
+    }
+
+    /// See [`Outlet::look`].
+    pub(crate) fn look(&self, now: Instant, cx: &Context<'_>) -> Option<Instant> {
+        self.outlet.look(now, cx)
+    }
+
+    /// See [`Outlet::unwatched`].
+    pub(crate) fn unwatched(&self) {
+        self.outlet.unwatched();
+    }
+
+    /// See [`Outlet::needs_watching`].
+    pub(crate) fn needs_watching(&self, id: u64) -> bool {
+        self.outlet.needs_watching(id)
     }
 
     pub(crate) fn submit_stream(

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::fault::Fault;
+use crate::output::Output;
 
 /// The settings of a worker process. Every incarnation gets the same.
 #[doc(hidden)]
@@ -20,6 +21,10 @@ pub struct Settings {
     pub env_only: Option<BTreeSet<OsString>>,
     /// Where it works, if not where its parent does.
     pub current_dir: Option<PathBuf>,
+    /// Where its standard output goes.
+    pub stdout: Output,
+    /// Where its standard error goes, besides the exit.
+    pub stderr: Output,
     /// What it sets for itself at its door.
     pub resources: Resources,
 }
@@ -145,6 +150,20 @@ macro_rules! settings {
         /// The directory it works in; else this process's.
         pub fn current_dir(mut self, dir: impl Into<std::path::PathBuf>) -> Self {
             self.settings.current_dir = Some(dir.into());
+            self
+        }
+
+        /// Where its standard output goes; this process's own unless told otherwise.
+        #[doc(alias = "capture")]
+        pub fn stdout(mut self, output: $crate::output::Output) -> Self {
+            self.settings.stdout = output;
+            self
+        }
+
+        /// Where its standard error goes; printed by this process, line by line, unless told otherwise. Its last lines
+        /// are in the exit whatever this says.
+        pub fn stderr(mut self, output: $crate::output::Output) -> Self {
+            self.settings.stderr = output;
             self
         }
 

@@ -9,10 +9,12 @@ use std::task::{Context, Poll};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
+use tracing::Instrument;
 
 use crate::child::BoxFuture;
 use crate::exit::Panic;
 use crate::panics;
+use crate::trace::TraceContext;
 
 /// What one incarnation has spawned.
 pub(crate) struct Tasks {
@@ -64,6 +66,17 @@ impl Tasks {
             *entry = Some(handle);
         }
         id
+    }
+
+    /// The same, in the trace that the caller is in, and then in its span as well.
+    pub(crate) fn spawn_in_trace(
+        self: &Arc<Tasks>,
+        future: impl Future<Output = ()> + Send + 'static,
+    ) -> u64 {
+        match TraceContext::current() {
+            None => self.spawn(future),
+            Some(trace) => self.spawn(trace.scope(future.in_current_span())),
+        }
     }
 
     /// Ends one of them at its next await, if it still runs.

@@ -31,7 +31,7 @@ impl Timer {
     pub(crate) fn once(tasks: &Arc<Tasks>, delay: Duration, message: Tell) -> Timer {
         // From now on, not from whenever the task comes to run.
         let at = deadline(delay);
-        let id = tasks.spawn(async move {
+        let id = tasks.spawn_in_trace(async move {
             sleep_until(at).await;
             send(message).await;
         });

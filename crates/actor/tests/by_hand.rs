@@ -329,6 +329,7 @@ impl Actor for Probe {
                     id: 0,
                     ask: false,
                     deadline: None,
+                    trace: None,
                     body: encode(&Message::Again).unwrap(),
                     from: Returns::new(),
                 };
@@ -774,7 +775,7 @@ async fn an_answer_that_can_not_be_encoded_is_an_error_that_says_it_ran() {
 async fn an_answer_that_can_not_be_decoded_is_an_error_that_says_it_ran() {
     let stage = Stage::occupied().await;
     let never =
-        |_: &hatchery_wire::Body| -> Result<u8, DecodeError> { hatchery_wire::decode(&encode("x").unwrap()) };
+        |_: hatchery_wire::Body| -> Result<u8, DecodeError> { hatchery_wire::decode(&encode("x").unwrap()) };
     let ask: Ask<u8> = stage.probe.actor.ask_with("add", &Message::Add(1), never);
     let error = ask.await.unwrap_err();
     assert!(matches!(error.fault(), Some(Fault::BadAnswer(_))), "{error}");
@@ -900,7 +901,11 @@ async fn a_request_whose_deadline_passes_by_the_workers_clock_never_starts() {
     for (id, after, name) in [(1, 100, "first"), (2, 49, "second"), (3, 51, "third")] {
         let body = encode(&Message::Nap(name.to_owned(), 50)).unwrap();
         let deadline = Some(Instant::now() + millis(after));
-        assert!(mailbox.push(Parcel { id, ask: true, deadline, body, from: returns.clone() }).is_ok());
+        assert!(
+            mailbox
+                .push(Parcel { id, ask: true, deadline, trace: None, body, from: returns.clone() })
+                .is_ok()
+        );
     }
     let running = tokio::spawn(async move { runner::run(probe, &mailbox, cx).await });
     sleep(millis(200)).await;
@@ -1029,7 +1034,7 @@ async fn handled_tells_give_back_their_places_also_when_there_are_only_a_few() {
     for round in 1..=3 {
         for id in 0..5 {
             let body = encode(&Message::Add(1)).unwrap();
-            let parcel = Parcel { id, ask: false, deadline: None, body, from: returns.clone() };
+            let parcel = Parcel { id, ask: false, deadline: None, trace: None, body, from: returns.clone() };
             assert!(mailbox.push(parcel).is_ok());
         }
         settle().await;
@@ -1048,7 +1053,7 @@ async fn a_mailbox_that_never_runs_empty_does_not_keep_others_from_running() {
     let cx = Context::new::<ProbeHandle>("/test/probe", 1, mailbox.clone());
     let probe = Probe::start(Setup { log: number, start: "well".to_owned() }, &cx).await.unwrap();
     let body = encode(&Message::Again).unwrap();
-    let first = Parcel { id: 0, ask: false, deadline: None, body, from: Returns::new() };
+    let first = Parcel { id: 0, ask: false, deadline: None, trace: None, body, from: Returns::new() };
     assert!(mailbox.push(first).is_ok());
     let running = tokio::spawn({
         let mailbox = mailbox.clone();
@@ -1133,10 +1138,14 @@ async fn a_reply_is_closed_when_the_deadline_passes_by_the_workers_clock() {
     for id in 0..2 {
         let body = encode(&Message::Later(Vec::new())).unwrap();
         let deadline = Some(begun + millis(50));
-        assert!(mailbox.push(Parcel { id, ask: true, deadline, body, from: returns.clone() }).is_ok());
+        assert!(
+            mailbox
+                .push(Parcel { id, ask: true, deadline, trace: None, body, from: returns.clone() })
+                .is_ok()
+        );
     }
     let body = encode(&Message::GiveAway).unwrap();
-    let give_away = Parcel { id: 2, ask: false, deadline: None, body, from: returns.clone() };
+    let give_away = Parcel { id: 2, ask: false, deadline: None, trace: None, body, from: returns.clone() };
     assert!(mailbox.push(give_away).is_ok());
     settle().await;
     assert_eq!(returns.places.load(Ordering::SeqCst), 3);
@@ -1275,7 +1284,9 @@ async fn a_cut_handler_is_dropped_when_the_deadline_passes_by_the_workers_clock(
     let probe = Probe::start(Setup { log: number, start: "well".to_owned() }, &cx).await.unwrap();
     let body = encode(&Message::Cut("late".to_owned(), 1000)).unwrap();
     let deadline = Some(Instant::now() + millis(50));
-    assert!(mailbox.push(Parcel { id: 1, ask: true, deadline, body, from: returns.clone() }).is_ok());
+    assert!(
+        mailbox.push(Parcel { id: 1, ask: true, deadline, trace: None, body, from: returns.clone() }).is_ok()
+    );
     let running = tokio::spawn({
         let mailbox = mailbox.clone();
         async move { runner::run(probe, &mailbox, cx).await }
@@ -1296,7 +1307,11 @@ async fn an_actor_whose_futures_are_not_send_runs_on_its_thread() {
     let cx = Context::new::<ProbeHandle>("/test/stay", 1, mailbox.clone());
     let stay = runner::start::<Stay>(40, &cx).await.unwrap().unwrap();
     let body = encode(&2_u64).unwrap();
-    assert!(mailbox.push(Parcel { id: 1, ask: true, deadline: None, body, from: returns.clone() }).is_ok());
+    assert!(
+        mailbox
+            .push(Parcel { id: 1, ask: true, deadline: None, trace: None, body, from: returns.clone() })
+            .is_ok()
+    );
     runner::run(stay, &mailbox, cx).await.unwrap();
     assert_eq!(*returns.answers.lock().unwrap(), [(1, Answer::Value(encode(&42_u64).unwrap()))]);
 }

@@ -10,6 +10,7 @@
 //! | an actor, in a worker process or here | [`actor`], [`worker()`], [`local()`], [`local_with()`], [`Ask`], [`Items`], [`AnyHandle`], [`Context`], [`Reply`] |
 //! | who has ended, and how | [`Monitor`], [`Down`] |
 //! | keeping them alive | [`Supervisor`], [`Tree`] |
+//! | what workers log | [`logs`], [`TraceContext`] |
 //! | what went wrong | [`Error`], [`CallError`], [`ProcessError`], [`Exit`] |
 
 #![forbid(unsafe_code)]
@@ -17,6 +18,7 @@
 pub use hatchery_macros::{actor, main, task, test};
 
 pub use hatchery_process::door::{Door, Flavor, Outcome, program};
+pub use hatchery_process::logs;
 pub use hatchery_process::process::{Builder as ProcessBuilder, Process, ProcessError};
 pub use hatchery_process::program::{ActiveChild, Current, active_children, config, current, parent};
 pub use hatchery_process::task::{Runs, Task};
@@ -31,8 +33,10 @@ pub use hatchery_actor::handle::{ActorRef, AnyHandle};
 pub use hatchery_actor::heartbeat::Heartbeat;
 pub use hatchery_actor::items::Items;
 pub use hatchery_actor::monitor::{Down, Downs, Monitor};
+pub use hatchery_actor::output::Output;
 pub use hatchery_actor::reply::Reply;
 pub use hatchery_actor::timer::Timer;
+pub use hatchery_actor::trace::{NoTraceparent, TraceContext};
 pub use hatchery_actor::watch::Watch;
 pub use hatchery_supervisor::spec::ChildSpec;
 pub use hatchery_supervisor::tree::{Count, StartError, Strategy, Supervisor, Tree};
@@ -101,11 +105,11 @@ pub mod __private {
     pub use hatchery_actor::flow::begin as begin_stream;
     pub use hatchery_actor::handle::{ActorRef, AnyHandle};
     pub use hatchery_actor::outlet::Answer;
-    pub use hatchery_process::byte_strings::{ByteSlice, ByteVec, decode_bytes};
+    pub use hatchery_process::byte_strings::{ByteSlice, ByteVec, decode_bytes, take_bytes};
     pub use hatchery_process::registry::{HostedActor, HostedTask};
     pub use hatchery_process::task::{TaskEntry, TaskOutcome, TaskRun};
     pub use hatchery_process::test::{TestOptions, test};
-    pub use hatchery_wire::{Body, DecodeError, EncodeError, decode, encode};
+    pub use hatchery_wire::{Body, ByteString, DecodeError, EncodeError, decode, encode};
     pub use hatchery_wire::{CannotDecode, CannotEncode, Decodes, Decoding, Encodes, Encoding, must_travel};
     pub use {inventory, serde, serde_bytes};
 }

@@ -278,9 +278,11 @@ impl Actor {
                 .function
                 .fields()
                 .map(|(name, ty)| {
-                    let bytes =
-                        is_bytes(ty).then(|| quote!(#[serde(with = "::hatchery::__private::serde_bytes")]));
-                    quote!(#bytes #name: #ty)
+                    if is_bytes(ty) {
+                        quote!(#name: ::hatchery::__private::ByteString)
+                    } else {
+                        quote!(#name: #ty)
+                    }
                 })
                 .collect();
             if fields.is_empty() {
@@ -453,8 +455,17 @@ impl Actor {
                     quote!(#[doc = #text])
                 });
             let parameters = function.fields().map(|(name, ty)| quote!(#name: #ty));
-            let names: Vec<_> = function.fields().map(|(name, _)| name).collect();
-            let fields = (!names.is_empty()).then(|| quote!({ #(#names),* }));
+            let values: Vec<_> = function
+                .fields()
+                .map(|(name, ty)| {
+                    if is_bytes(ty) {
+                        quote!(#name: ::core::convert::From::from(#name))
+                    } else {
+                        quote!(#name)
+                    }
+                })
+                .collect();
+            let fields = (!values.is_empty()).then(|| quote!({ #(#values),* }));
             let ask = one.ask();
             let sent = quote!(#text, &#message #turbofish::#variant #fields);
             let sending = match &one.stream {
@@ -466,7 +477,7 @@ impl Actor {
                     quote!(self.0.items(#sent, #decode))
                 }
                 None if is_bytes(&one.result) => {
-                    quote!(self.0.ask_with(#sent, ::hatchery::__private::decode_bytes))
+                    quote!(self.0.ask_with(#sent, ::hatchery::__private::take_bytes))
                 }
                 // A result that cannot travel is refused where it is written.
                 None => quote_spanned!(shown_at(one.result.span())=> self.0.ask(#sent)),
@@ -565,6 +576,10 @@ impl Message {
         let names: Vec<_> = function.fields().map(|(name, _)| name).collect();
         let bindings = function.bindings();
         let fields = (!names.is_empty()).then(|| quote!({ #(#names: #bindings),* }));
+        // Here, where nothing holds on to what it was decoded from.
+        let bytes = function.bindings().zip(function.fields()).filter(|(_, (_, ty))| is_bytes(ty));
+        let bytes = bytes.map(|(binding, _)| quote!(let #binding = #binding.into_vec();));
+        let bytes = quote!(#(#bytes)*);
         let at_result = shown_at(result.span());
         let answer = if *is_put_off {
             quote!({
@@ -578,7 +593,7 @@ impl Message {
         } else if is_bytes(result) {
             quote!(::hatchery::__private::Answer::value(
                 __asked,
-                &::hatchery::__private::ByteSlice(&__result),
+                &::hatchery::__private::ByteString::from(__result),
             ))
         } else {
             quote_spanned!(at_result=> ::hatchery::__private::Answer::value(__asked, &__result))
@@ -621,7 +636,7 @@ impl Message {
         };
         quote! {
             #(#conditions)*
-            #message::#variant #fields => { #handled }
+            #message::#variant #fields => { #bytes #handled }
         }
     }
 
@@ -1030,8 +1045,10 @@ mod tests {
                 fn put(&mut self, image: Vec<u8>) -> Vec<u8> { image }
             }",
         );
-        assert_contains(&text, "#[serde(with = \"::hatchery::__private::serde_bytes\")] image: Vec<u8>");
-        assert_contains(&text, "ByteSlice(&__result)");
+        assert_contains(&text, "Put { image: ::hatchery::__private::ByteString }");
+        assert_contains(&text, "fn put(&self, image: Vec<u8>) -> ::hatchery::Ask<Vec<u8>>");
+        assert_contains(&text, "let __arg0 = __arg0.into_vec();");
+        assert_contains(&text, "ByteString::from(__result)");
     }
 
     #[test]
@@ -1220,7 +1237,7 @@ mod tests {
             }",
         );
         assert_contains(&text, "fn checked(&self,) -> ::hatchery::Ask<u8, Full>");
-        assert_contains(&text, "decode_bytes).without_deadline()");
+        assert_contains(&text, "take_bytes).without_deadline()");
         assert_contains(&text, "fn own(&self,) -> ::hatchery::Ask<Lock>");
     }
 

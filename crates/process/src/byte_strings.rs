@@ -1,6 +1,6 @@
 //! `Vec<u8>` as MessagePack byte strings, which serde by itself would encode number by number.
 
-use hatchery_wire::{Body, DecodeError, decode};
+use hatchery_wire::{Body, ByteString, DecodeError, decode};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Borrowed bytes to be encoded.
@@ -19,6 +19,17 @@ impl<'de> Deserialize<'de> for ByteVec {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<ByteVec, D::Error> {
         serde_bytes::deserialize(deserializer).map(ByteVec)
     }
+}
+
+/// Decodes a body that is one byte string, which large ones are not copied out of.
+///
+/// # Errors
+/// It is something else.
+pub fn take_bytes(body: Body) -> Result<Vec<u8>, DecodeError> {
+    let bytes = decode::<ByteString>(&body);
+    // Only now are the bytes nobody else's.
+    drop(body);
+    bytes.map(ByteString::into_vec)
 }
 
 /// Decodes a body that is one byte string.

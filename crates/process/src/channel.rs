@@ -8,10 +8,12 @@ use std::task::{Context, Poll, Waker};
 use bytes::BytesMut;
 use hatchery_actor::fault::Fault;
 use hatchery_wire::{Body, Connection, Envelope, Kind, Limits, WireError, encode};
-use tokio::runtime::{Handle, RuntimeFlavor};
 
 /// What arrives on a channel is laid here.
 pub(crate) trait Desk: Send + 'static {
+    /// What is taken from here on has just arrived.
+    fn arriving(&mut self) {}
+
     /// Takes one message; never waits.
     ///
     /// # Errors
@@ -92,18 +94,19 @@ pub(crate) struct Channel<D> {
     taken: Vec<Envelope>,
     /// A write failed: the peer reads no more, but what it said before may still be there.
     deaf: bool,
-    /// The runtime has several threads.
-    threads: bool,
     /// Many send at the same time: see [`CROWD`].
     crowd: bool,
     /// The others have been let before this time.
     gave_way: bool,
 }
 
-/// If the last write took at least so many messages along, the next one on a runtime of several threads waits until the
-/// other tasks that are ready have had their turn: they are about to send as well. There whoever is woken runs next, so
-/// that the first of them would have its message written alone. A lone message never waits.
+/// If the last write took at least so many messages along, one of fewer than [`ENOUGH`] waits until the other tasks that
+/// are ready have had their turn: they are about to send as well. What has just arrived has woken them, and on a
+/// runtime of several threads whoever is woken runs next, so the first of them would have its message written alone. A
+/// lone message never waits.
 const CROWD: usize = 4;
+/// So many are worth a write of their own, while the others go on.
+const ENOUGH: usize = 16;
 
 impl<D: Desk> Channel<D> {
     /// From a socket, on the current runtime.
@@ -113,14 +116,12 @@ impl<D: Desk> Channel<D> {
         desk: D,
     ) -> std::io::Result<Channel<D>> {
         let connection = Connection::new(stream, Limits::default())?;
-        let threads = Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread;
         Ok(Channel {
             connection,
             outgoing,
             desk,
             taken: Vec::new(),
             deaf: false,
-            threads,
             crowd: false,
             gave_way: false,
         })
@@ -129,6 +130,7 @@ impl<D: Desk> Channel<D> {
     fn poll_once(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), String>> {
         loop {
             // Reading first: what arrived may be answered in the same write.
+            self.desk.arriving();
             loop {
                 match self.connection.poll_recv(cx) {
                     Poll::Ready(Ok(Some(envelope))) => self.desk.deliver(envelope)?,
@@ -167,7 +169,7 @@ impl<D: Desk> Channel<D> {
             empty => *empty = Some(cx.waker().clone()),
         }
         if state.count > 0 {
-            if self.crowd && self.threads && !self.gave_way {
+            if self.crowd && state.count < ENOUGH && !self.gave_way {
                 self.gave_way = true;
                 // Behind all that are ready now.
                 cx.waker().wake_by_ref();

@@ -19,7 +19,9 @@ use rustix::process::Signal;
 use serde::Serialize;
 use tokio::runtime::{Builder, Runtime};
 
+use crate::collector::{Collector, Logs};
 use crate::failing;
+use crate::forward;
 use crate::frames::{Frame, Hello, Identity, Invitation, LastWords, PROTOCOL};
 use crate::inside::{self, BROKEN, Ended, Inside};
 use crate::launch::INVITED_BY;
@@ -58,6 +60,7 @@ pub struct Door {
     pub(crate) each: Vec<Box<dyn FnOnce()>>,
     config: Option<Result<Body, EncodeError>>,
     orderly_signals: bool,
+    pub(crate) logs: Logs,
     pub(crate) worker_env_only: Option<BTreeSet<OsString>>,
 }
 
@@ -118,6 +121,13 @@ impl Door {
         self
     }
 
+    /// Whether `tracing` events of workers reach the root's subscriber, see [`logs`](crate::logs). They do unless this
+    /// says otherwise.
+    pub fn logs(mut self, logs: Logs) -> Self {
+        self.logs = logs;
+        self
+    }
+
     /// Of a process's environment, its workers inherit these variables only; what a spec or a builder sets by `env`
     /// comes on top, and its `env_only` takes the place of this list. It holds for workers of workers as well.
     ///
@@ -165,6 +175,7 @@ impl Door {
             config,
             env_only: door.worker_env_only.take(),
             printer: Printer::new(Mode::Plain),
+            logs: Collector::new(door.logs),
             children: Default::default(),
         });
         program.settle();
@@ -270,6 +281,7 @@ where
                 number = a_signal() => {
                     tokio::spawn(async { exit(128 + a_signal().await) });
                     program.root.close().await;
+                    program.logs.flush();
                     program.printer.flush();
                     exit(128 + number)
                 }
@@ -280,6 +292,7 @@ where
         program.root.close().await;
         failed
     });
+    program.logs.flush();
     program.printer.flush();
     let succeeded = failed.map(|failed| failed.map(|saying| saying.wait()).is_none());
     runtime.shutdown_background();
@@ -304,6 +317,7 @@ pub(crate) struct Invited {
     link: LinkSocket,
     channel: UnixStream,
     stdout: Option<OwnedFd>,
+    log: Option<OwnedFd>,
     parent: u32,
 }
 
@@ -357,7 +371,9 @@ impl Invited {
         let mut fds = fds.into_iter();
         let channel = fds.next().map(UnixStream::from).ok_or("an invitation without a channel")?;
         let parent = by.unsigned_abs();
-        Ok(Invited { invitation, link, channel, stdout: fds.next(), parent })
+        let mut next = |wanted: bool| if wanted { fds.next() } else { None };
+        let (stdout, log) = (next(invitation.stdout), next(invitation.logs.is_some()));
+        Ok(Invited { invitation, link, channel, stdout, log, parent })
     }
 }
 
@@ -375,15 +391,19 @@ pub(crate) fn be_worker(
             exit(BROKEN)
         }
     };
-    let warden = inside.warden;
+    let (warden, program) = (inside.warden, inside.program.clone());
     let caught = panics::catch_call(move || {
         each_process(each);
+        forward::install();
         inside::live(inside)
     });
     let Ended(words) = caught.unwrap_or_else(Ended::panicked);
     if let Some(reason) = &words.reason {
         eprintln!("hatchery: {reason}");
     }
+    // What workers of this one have logged goes first.
+    program.logs.flush();
+    forward::finish();
     let _ = std::io::Write::flush(&mut std::io::stdout());
     let code = words.code;
     warden.last_words(words);
@@ -399,7 +419,7 @@ fn settle_in(
     again: Vec<OsString>,
     env_only: Option<BTreeSet<OsString>>,
 ) -> Result<(Inside, UnixStream), String> {
-    let Invited { invitation, mut link, channel, stdout, parent } = invited;
+    let Invited { invitation, mut link, channel, stdout, log, parent } = invited;
     panics::note_places();
     if let Err(why) = resources::set(&invitation.settings) {
         give_up(link, &why);
@@ -427,9 +447,14 @@ fn settle_in(
         config: Body::from_bytes(invitation.config.clone().into()),
         env_only,
         printer: Printer::new(Mode::Plain),
+        logs: Collector::new(Logs::Forward),
         children: Default::default(),
     });
     program.settle();
+    if let (Some(log), Some(directives)) = (log, &invitation.logs) {
+        program.logs.wanted.set(directives);
+        forward::begin(log, &invitation.path, invitation.incarnation, directives);
+    }
     let own = Identity::own().map_err(|error| format!("/proc/self/exe: {error}"))?;
     let hello = Frame::Hello(Hello { protocol: PROTOCOL, features: 0, program: own.clone() }).pack()?;
     // It leaves here and now: the parent deals with it while this process goes on starting.

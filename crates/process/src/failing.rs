@@ -95,6 +95,7 @@ fn watch(program: Arc<Program>, runtime: Handle) -> SyncSender<()> {
             // Where main's thread is the only one, nothing goes on any more: the workers end with this process.
             if runtime.runtime_flavor() != RuntimeFlavor::CurrentThread {
                 runtime.block_on(program.root.close());
+                program.logs.flush();
                 program.printer.flush();
             }
             exit(1);

@@ -1,7 +1,7 @@
 //! The frames of the link, as values: what a worker and its parent tell each other.
 
 use std::os::fd::OwnedFd;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use hatchery_actor::error::Error;
 use hatchery_actor::exit::Panic;
@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 /// Both sides must speak the same version.
 pub(crate) const PROTOCOL: u16 = 1;
 
-/// Down: what the parent writes before the child runs. The first channel travels with it, in a test also stdout.
+/// Down: what the parent writes before the child runs. The first channel travels with it, then stdout and the pipe for
+/// logs, where there are any.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Invitation {
     pub(crate) protocol: u16,
@@ -23,6 +24,10 @@ pub(crate) struct Invitation {
     pub(crate) incarnation: u64,
     pub(crate) depth: u8,
     pub(crate) what: What,
+    /// Whether its stdout travels with it.
+    pub(crate) stdout: bool,
+    /// Which events its log shall have, as directives; `None` if nobody wants a log.
+    pub(crate) logs: Option<String>,
     /// The program's `worker_config`, encoded.
     #[serde(with = "serde_bytes")]
     pub(crate) config: Vec<u8>,
@@ -99,6 +104,8 @@ pub(crate) enum Frame {
     Suspend(u64),
     /// Down: go on.
     Resume,
+    /// Down: which events are wanted from now on, as directives.
+    LogFilter(Arc<str>),
     Hello(Hello),
     Ready,
     StartFailed(Error),
@@ -114,6 +121,7 @@ const SHUTDOWN: u8 = 1;
 const PING: u8 = 2;
 const SUSPEND: u8 = 3;
 const RESUME: u8 = 4;
+const LOG_FILTER: u8 = 5;
 const HELLO: u8 = 16;
 const READY: u8 = 17;
 const START_FAILED: u8 = 18;
@@ -126,7 +134,7 @@ const LONGEST_TEXT: usize = 16 * 1024;
 
 impl Frame {
     pub(crate) fn pack(self) -> Result<LinkFrame, String> {
-        fn body<T: Serialize>(value: &T) -> Result<Body, String> {
+        fn body<T: Serialize + ?Sized>(value: &T) -> Result<Body, String> {
             encode(value).map_err(|error| error.to_string())
         }
         let (kind, body, fds) = match self {
@@ -135,6 +143,7 @@ impl Frame {
             Frame::Ping(number) => (PING, body(&number)?, Vec::new()),
             Frame::Suspend(number) => (SUSPEND, body(&number)?, Vec::new()),
             Frame::Resume => (RESUME, Body::default(), Vec::new()),
+            Frame::LogFilter(directives) => (LOG_FILTER, body(&*directives)?, Vec::new()),
             Frame::Hello(hello) => (HELLO, body(&hello)?, Vec::new()),
             Frame::Ready => (READY, Body::default(), Vec::new()),
             Frame::StartFailed(error) => {
@@ -162,6 +171,7 @@ impl Frame {
         match self {
             Frame::Invitation(..) => "Invitation",
             Frame::Shutdown => "Shutdown",
+            Frame::LogFilter(_) => "LogFilter",
             Frame::Hello(_) => "Hello",
             Frame::Ready => "Ready",
             Frame::StartFailed(_) => "StartFailed",
@@ -189,6 +199,7 @@ impl Frame {
             PING => Frame::Ping(body(&bytes)?),
             SUSPEND => Frame::Suspend(body(&bytes)?),
             RESUME => Frame::Resume,
+            LOG_FILTER => Frame::LogFilter(body::<String>(&bytes)?.into()),
             HELLO => Frame::Hello(body(&bytes)?),
             READY => Frame::Ready,
             START_FAILED => Frame::StartFailed(body(&bytes)?),

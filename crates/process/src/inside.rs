@@ -11,6 +11,7 @@ use hatchery_actor::exit::Panic;
 use hatchery_actor::fault::Fault;
 use hatchery_actor::mailbox::{Mailbox, Parcel, ReturnPath};
 use hatchery_actor::outlet::{Answer, WINDOW};
+use hatchery_actor::trace::TraceContext;
 use hatchery_actor::{panics, runner};
 use hatchery_wire::{Body, Envelope, Kind, decode, encode};
 use rustix::process::Signal;
@@ -107,7 +108,8 @@ pub(crate) fn host_actor<A: AnyActor>(inside: Inside) -> Ended {
     let outgoing = Arc::new(Outgoing::default());
     let back = Arc::new(ChannelReturn { outgoing: outgoing.clone(), taken: AtomicU32::new(0) });
     let (args_in, args) = oneshot::channel();
-    let desk = MailDesk { mailbox: mailbox.clone(), places: back.clone(), back, args: Some(args_in) };
+    let desk =
+        MailDesk { mailbox: mailbox.clone(), places: back.clone(), back, args: Some(args_in), now: None };
     let ended = runtime.block_on(async {
         let mut channel = match Channel::new(channel, outgoing.clone(), desk) {
             Ok(channel) => tokio::spawn(channel),
@@ -256,11 +258,17 @@ struct MailDesk {
     back: Arc<dyn ReturnPath>,
     places: Arc<ChannelReturn>,
     args: Option<oneshot::Sender<Body>>,
+    /// When what is being delivered arrived: one look at the clock for all of it.
+    now: Option<Instant>,
 }
 
 impl Desk for MailDesk {
+    fn arriving(&mut self) {
+        self.now = None;
+    }
+
     fn deliver(&mut self, envelope: Envelope) -> Result<(), String> {
-        let Envelope { kind, id, target, deadline, body, .. } = envelope;
+        let Envelope { kind, id, target, deadline, trace, body, .. } = envelope;
         if target != TENANT {
             return Err(format!("a message to target {target}, which does not exist"));
         }
@@ -283,8 +291,9 @@ impl Desk for MailDesk {
             return Err(format!("more than {WINDOW} messages at once"));
         }
         // A deadline too far for the clock is none.
-        let deadline = deadline.and_then(|left| Instant::now().checked_add(left));
-        let parcel = Parcel { id, ask, deadline, body, from: self.back.clone() };
+        let deadline = deadline.and_then(|left| self.now.get_or_insert_with(Instant::now).checked_add(left));
+        let trace = TraceContext::of_wire(&trace).map(Box::new);
+        let parcel = Parcel { id, ask, deadline, trace, body, from: self.back.clone() };
         self.mailbox.push(parcel).unwrap_or_else(Parcel::refuse);
         Ok(())
     }

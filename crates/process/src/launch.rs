@@ -15,6 +15,7 @@ use hatchery_actor::child::{Ended, Presence, ended as wait};
 use hatchery_actor::exit::{Exit, Status};
 use hatchery_actor::fault::Fault;
 use hatchery_actor::heartbeat::Heartbeat;
+use hatchery_actor::output::Output;
 use hatchery_actor::panics;
 use hatchery_actor::settings::Settings;
 use hatchery_wire::LinkSocket;
@@ -24,7 +25,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::channel::{Channel, Desk, Outgoing};
+use crate::collector::{self, Sink};
 use crate::frames::{Frame, Invitation, PROTOCOL, What};
+use crate::outputs::Outputs;
 use crate::program::{ActiveChild, DEEPEST, Program};
 use crate::spawner;
 use crate::ward::Ward;
@@ -68,12 +71,13 @@ pub(crate) async fn launch(program: &Arc<Program>, launch: Launch) -> Result<Lau
         )));
     }
     program.printer.start();
+    let sink = program.logs.sink();
     let warden =
         Warden::get().map_err(|error| cannot("start the thread that watches over workers", &error))?;
     let (program_there, launch_there) = (program.clone(), launch.clone());
     let spawned = spawner::run(move || {
         // A caller who leaves while it is spawned gets nothing to end it with; this does.
-        spawn(&program_there, warden, &launch_there)
+        spawn(&program_there, warden, &launch_there, sink)
             .map(|(ward, channel)| (KillOnDrop(Some(ward.clone())), ward, channel))
     });
     let (unless_left, ward, channel) =
@@ -142,15 +146,27 @@ fn spawn(
     program: &Arc<Program>,
     warden: &'static Warden,
     launch: &Launch,
+    sink: Option<Sink>,
 ) -> io::Result<(Arc<Ward>, UnixStream)> {
     let (ours, theirs) = LinkSocket::pair()?;
     let (channel, their_channel) = UnixStream::pair()?;
     let mut link = LinkSocket::new(ours);
     let mut fds = vec![OwnedFd::from(their_channel)];
     let mut stdout = None;
-    if program.capture_stdout {
+    let piped = match launch.settings.stdout {
+        Output::Inherit => program.capture_stdout,
+        output => output != Output::Null,
+    };
+    if piped {
         let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         stdout = Some(read);
+        fds.push(write);
+    }
+    let filter = program.logs.wanted.latest();
+    let mut log = None;
+    if let Some(sink) = sink {
+        let (read, write) = collector::pipe()?;
+        log = Some((read, sink));
         fds.push(write);
     }
     let invitation = Invitation {
@@ -161,6 +177,8 @@ fn spawn(
         incarnation: launch.incarnation,
         depth: program.depth + 1,
         what: launch.what.clone(),
+        stdout: stdout.is_some(),
+        logs: log.is_some().then(|| filter.directives().to_string()),
         config: program.config.to_bytes().to_vec(),
         settings: Box::new(launch.settings.resources.clone()),
     };
@@ -177,7 +195,8 @@ fn spawn(
         .stdin(Stdio::from(theirs))
         .stderr(Stdio::piped())
         .process_group(0);
-    if program.capture_stdout {
+    // With a pipe, it takes that at its door: a harness may print before.
+    if program.capture_stdout || launch.settings.stdout != Output::Inherit {
         command.stdout(Stdio::null());
     }
     let mut child = command.spawn()?;
@@ -198,8 +217,13 @@ fn spawn(
     let stderr = child.stderr.take().map(OwnedFd::from);
     let printer = program.printer.clone();
     let presence = launch.presence.clone();
+    let logs = log.is_some().then(|| (program.logs.wanted.clone(), filter.number));
+    if let Some((read, sink)) = log {
+        program.logs.adopt(read, &launch.path, sink);
+    }
     let resources = launch.settings.resources.clone();
     let heartbeat = launch.heartbeat;
+    let outputs = Outputs::new(&launch.settings, &launch.path);
     warden.adopt(Adoption {
         ward: ward.clone(),
         link,
@@ -209,6 +233,8 @@ fn spawn(
         presence,
         resources,
         heartbeat,
+        outputs,
+        logs,
     });
     Ok((ward, channel))
 }

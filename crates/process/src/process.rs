@@ -320,6 +320,12 @@ impl<R> Process<R> {
         self.is_alive() && self.shared.ward.is_paused()
     }
 
+    /// The last lines that it has written to standard output so far, 1,000 at most and 256 KiB, if that is captured:
+    /// [`stdout(Output::Capture)`](Builder::stdout). After [`wait`](Process::wait) they are complete.
+    pub fn stdout(&self) -> Vec<String> {
+        self.shared.ward.all_kept()
+    }
+
     /// Its process id. It may belong to another process once this one has ended.
     #[doc(alias = "ident")]
     pub fn pid(&self) -> u32 {

@@ -11,6 +11,7 @@ use hatchery_actor::root::Root;
 use hatchery_wire::{Body, decode};
 use serde::de::DeserializeOwned;
 
+use crate::collector::Collector;
 use crate::printer::Printer;
 use crate::ward::Ward;
 
@@ -36,6 +37,7 @@ pub(crate) struct Program {
     /// Which variables of this process its workers inherit; all if `None`.
     pub(crate) env_only: Option<BTreeSet<OsString>>,
     pub(crate) printer: Arc<Printer>,
+    pub(crate) logs: Collector,
     pub(crate) children: Mutex<BTreeMap<u64, (ActiveChild, Arc<Ward>)>>,
 }
 
@@ -52,6 +54,11 @@ impl Program {
         self.root.clone().settle();
         let _ = SETTLED.set(self.clone());
         self.enter();
+    }
+
+    /// The run of this whole process, where it is one.
+    pub(crate) fn settled() -> Option<&'static Arc<Program>> {
+        SETTLED.get()
     }
 
     /// Makes this run the one of this thread.

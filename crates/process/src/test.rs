@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use hatchery_actor::panics;
 use hatchery_actor::root::Root;
 
+use crate::collector::Collector;
 use crate::door::{Door, Flavor, Invited, Outcome, be_worker, each_process, runtime};
 use crate::inside::PANICKED;
 use crate::os;
@@ -135,6 +136,7 @@ where
         config,
         env_only: door.worker_env_only.take(),
         printer: Printer::new(Mode::Captured),
+        logs: Collector::new(door.logs),
         children: Default::default(),
     });
     let runtime = match runtime(options.flavor, options.worker_threads, None, &program) {
@@ -151,6 +153,7 @@ where
         }
         (outcome, close(&program, options.patience).await)
     });
+    program.logs.flush();
     program.printer.flush();
     runtime.shutdown_background();
     Program::leave();

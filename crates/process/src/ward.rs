@@ -13,6 +13,8 @@ use rustix::process::{Pid, Signal, kill_process_group, pidfd_send_signal};
 use rustix::time::Timespec;
 use tokio::sync::watch;
 
+use crate::outputs::Kept;
+
 /// What other threads know of a child, and do to it.
 pub(crate) struct Ward {
     pub(crate) id: u64,
@@ -32,6 +34,8 @@ pub(crate) struct Ward {
     hello: watch::Sender<bool>,
     start: watch::Sender<Option<Result<(), Error>>>,
     exit: watch::Sender<Option<Arc<Exit>>>,
+    /// Its standard output, where that is captured.
+    stdout: Mutex<Kept>,
     /// The last suspension that it said it heeds.
     suspended: watch::Sender<u64>,
 }
@@ -57,6 +61,7 @@ impl Ward {
             hello: watch::Sender::new(false),
             start: watch::Sender::new(None),
             exit: watch::Sender::new(None),
+            stdout: Mutex::default(),
             suspended: watch::Sender::new(0),
         })
     }
@@ -98,6 +103,21 @@ impl Ward {
 
     pub(crate) fn set_exited(&self, exit: Exit) {
         self.exit.send_replace(Some(Arc::new(exit)));
+    }
+
+    /// Keeps a line of its standard output.
+    pub(crate) fn keep(&self, line: &[u8]) {
+        self.stdout.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+    }
+
+    /// The last lines of its standard output that were kept, so many at most.
+    pub(crate) fn kept(&self, lines: usize) -> Vec<String> {
+        self.stdout.lock().unwrap_or_else(PoisonError::into_inner).last(lines)
+    }
+
+    /// All that are kept.
+    pub(crate) fn all_kept(&self) -> Vec<String> {
+        self.stdout.lock().unwrap_or_else(PoisonError::into_inner).all()
     }
 
     /// Why this side ended it, if it did.

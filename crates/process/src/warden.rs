@@ -23,7 +23,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use hatchery_actor::exit::{Exit, Status};
@@ -32,7 +32,9 @@ use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::process::{Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use rustix::time::Timespec;
 
+use crate::filter;
 use crate::frames::{Frame, LastWords};
+use crate::program::Program;
 use crate::ward::Ward;
 use crate::watched::{Adoption, Watched};
 
@@ -48,6 +50,7 @@ const UNANSWERED: usize = 64 * 1024;
 /// The warden of this process, as other threads see it.
 pub(crate) struct Warden {
     outbox: Mutex<VecDeque<Command>>,
+    poll: OwnedFd,
     bell: OwnedFd,
     next: AtomicU64,
     /// The link to this process's parent, if it is a worker.
@@ -71,8 +74,8 @@ enum Command {
     Tell(u64, Frame),
     /// A child has closed its channel.
     ChannelClosed(u64),
-    /// There is a link to this process's parent now; what to do when it asks for an orderly stop.
-    LinkUp,
+    /// Tells the children which events their logs shall have.
+    FilterChanged,
     /// The link up did not take everything at once; the sender learns when it has.
     FlushUp(Option<SyncSender<()>>),
 }
@@ -114,18 +117,17 @@ impl Warden {
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&poll, &bell, epoll::EventData::new_u64(BELL), epoll::EventFlags::IN)?;
-        let mine = bell.try_clone()?;
         let (go, gone) = std::sync::mpsc::sync_channel::<&'static Warden>(1);
         std::thread::Builder::new().name("hatchery-warden".into()).spawn(move || {
             if let Ok(warden) = gone.recv() {
                 let (children, held, acks) = Default::default();
-                let rounds =
-                    Rounds { warden, poll, bell: mine, children, held, next: None, up_full: false, acks };
-                rounds.walk();
+                let (poll, bell) = (&warden.poll, &warden.bell);
+                Rounds { warden, poll, bell, children, held, next: None, up_full: false, acks }.walk();
             }
         })?;
         let warden = WARDEN.get_or_init(|| Warden {
             outbox: Mutex::default(),
+            poll,
             bell,
             next: AtomicU64::new(1),
             up: Mutex::default(),
@@ -178,10 +180,22 @@ impl Warden {
         }
     }
 
-    /// Takes over the link to the parent, with whatever is queued in it.
+    /// Which events are wanted has changed: tells those children that do not know the latest.
+    pub(crate) fn filter_changed(&self) {
+        self.post(Command::FilterChanged);
+    }
+
+    /// Takes over the link to the parent, with whatever is queued in it. It is watched from here on, without waking the
+    /// thread, which may only just have begun to wait.
     pub(crate) fn link_up(&self, link: LinkSocket) {
-        *self.up_link() = Some(link);
-        self.post(Command::LinkUp);
+        let up = &mut *self.up_link();
+        let link = up.insert(link);
+        let data = epoll::EventData::new_u64(LINK_UP);
+        if epoll::add(&self.poll, link, data, epoll::EventFlags::IN).is_err() {
+            die();
+        }
+        // A parent that has ended by now is seen by the next poll, and main's death signal was armed before: so there is
+        // no moment in which its end could be missed.
     }
 
     /// What to do when the parent wants something; done at once for what it wants already.
@@ -252,8 +266,8 @@ impl Warden {
 /// The warden's thread.
 struct Rounds {
     warden: &'static Warden,
-    poll: OwnedFd,
-    bell: OwnedFd,
+    poll: &'static OwnedFd,
+    bell: &'static OwnedFd,
     children: BTreeMap<u64, Watched>,
     /// Those that have ended but whose pipes are still open, oldest first.
     held: VecDeque<u64>,
@@ -285,7 +299,7 @@ impl Rounds {
         let mut room = [const { MaybeUninit::uninit() }; 64];
         loop {
             let timeout = self.timeout();
-            let events = match epoll::wait(&self.poll, &mut room, timeout.as_ref()) {
+            let events = match epoll::wait(self.poll, &mut room, timeout.as_ref()) {
                 Ok((events, _)) => events,
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => {
@@ -298,7 +312,7 @@ impl Rounds {
                 match event.data.u64() {
                     BELL => {
                         let mut count = [0_u8; 8];
-                        let _ = rustix::io::read(&self.bell, &mut count);
+                        let _ = rustix::io::read(self.bell, &mut count);
                         self.commands();
                     }
                     LINK_UP => self.link_up(),
@@ -334,7 +348,7 @@ impl Rounds {
         self.next = None;
         for (id, child) in &mut self.children {
             child.look(now);
-            write_link(&self.poll, *id, child);
+            write_link(self.poll, *id, child);
             self.next = self.next.into_iter().chain(child.next_look()).min();
         }
     }
@@ -352,18 +366,7 @@ impl Rounds {
                     self.watch_link(id);
                 }
                 Command::ChannelClosed(id) => self.sever(id, "it closed its channel but lived on"),
-                Command::LinkUp => {
-                    let data = epoll::EventData::new_u64(LINK_UP);
-                    let added = match &*self.warden.up_link() {
-                        Some(link) => epoll::add(&self.poll, link, data, epoll::EventFlags::IN).is_ok(),
-                        None => false,
-                    };
-                    if !added {
-                        die();
-                    }
-                    // A parent that has ended by now is seen by the next poll, and the death signal was armed before
-                    // the first: so there is no moment in which its end could be missed.
-                }
+                Command::FilterChanged => self.send_filters(),
                 Command::FlushUp(ack) => {
                     self.acks.extend(ack);
                     self.flush_up();
@@ -375,7 +378,7 @@ impl Rounds {
     fn adopt(&mut self, child: Watched) {
         let id = child.ward.id;
         let add = |fd: BorrowedFd<'_>, which: u64| {
-            epoll::add(&self.poll, fd, epoll::EventData::new_u64(id * 4 + which), epoll::EventFlags::IN)
+            epoll::add(self.poll, fd, epoll::EventData::new_u64(id * 4 + which), epoll::EventFlags::IN)
         };
         let fds = [
             (PIDFD, child.ward.pidfd.as_ref().map(AsFd::as_fd)),
@@ -394,13 +397,28 @@ impl Rounds {
             return;
         }
         self.children.insert(id, child);
+        // It may have changed since the invitation was written.
+        self.send_filter(id);
+    }
+
+    fn send_filters(&mut self) {
+        let ids: Vec<u64> = self.children.keys().copied().collect();
+        for id in ids {
+            self.send_filter(id);
+        }
+    }
+
+    fn send_filter(&mut self, id: u64) {
+        if let Some(child) = self.children.get_mut(&id) {
+            child.send_filter();
+        }
         self.watch_link(id);
     }
 
     /// Writes what waits for a child's link, and asks to be told when the link takes the rest.
     fn watch_link(&mut self, id: u64) {
         if let Some(child) = self.children.get_mut(&id) {
-            write_link(&self.poll, id, child);
+            write_link(self.poll, id, child);
         }
     }
 
@@ -426,7 +444,7 @@ impl Rounds {
             return;
         }
         if let Some(link) = child.link.take() {
-            let _ = epoll::delete(&self.poll, &link);
+            let _ = epoll::delete(self.poll, &link);
         }
         if child.ward.exit().is_none() {
             if child.ward.pidfd.is_some() {
@@ -484,7 +502,7 @@ impl Rounds {
         *reaped = true;
         drop(reaped);
         if let Some(pidfd) = &ward.pidfd {
-            let _ = epoll::delete(&self.poll, pidfd);
+            let _ = epoll::delete(self.poll, pidfd);
         }
         // Bounded, since what it forked without executing anything may hold the link open.
         for _ in 0..LAST_READS {
@@ -493,7 +511,7 @@ impl Rounds {
             }
         }
         if let Some(link) = child.link.take() {
-            let _ = epoll::delete(&self.poll, &link);
+            let _ = epoll::delete(self.poll, &link);
         }
         child.read_stderr(1024);
         child.read_stdout(1024);
@@ -521,6 +539,7 @@ impl Rounds {
 
     fn link_up(&mut self) {
         let mut wishes = Vec::new();
+        let mut filter = None;
         if let Some(link) = &mut *self.warden.up_link() {
             match link.fill() {
                 Ok(Filled::Open) => {}
@@ -534,12 +553,16 @@ impl Rounds {
                         Ok(Frame::Suspend(number)) => wishes.push((Wish::Suspend, Some(number))),
                         Ok(Frame::Resume) => wishes.push((Wish::Resume, None)),
                         Ok(Frame::Ping(number)) => answer(link, Frame::Pong(number)),
+                        Ok(Frame::LogFilter(directives)) => filter = Some(directives),
                         // A parent of this very program says nothing else; this one cannot be trusted.
                         Ok(_) | Err(_) => die(),
                     },
                     Err(_) => die(),
                 }
             }
+        }
+        if let Some(directives) = filter {
+            self.pass_filter(directives);
         }
         for (wish, number) in wishes {
             self.warden.fulfil(wish);
@@ -550,12 +573,21 @@ impl Rounds {
         self.flush_up();
     }
 
+    /// The root wants other events: of this process, and of those below.
+    fn pass_filter(&mut self, directives: Arc<str>) {
+        if let Some(program) = Program::settled() {
+            program.logs.wanted.set(&directives);
+        }
+        filter::change(directives);
+        self.send_filters();
+    }
+
     fn flush_up(&mut self) {
         let mut up = self.warden.up_link();
         let Some(link) = &mut *up else { return };
         // A write that fails is followed by the link's end, which is acted upon there.
         let written = link.flush().unwrap_or(false);
-        watch_room(&self.poll, link, LINK_UP, &mut self.up_full);
+        watch_room(self.poll, link, LINK_UP, &mut self.up_full);
         drop(up);
         if written {
             for ack in self.acks.drain(..) {

@@ -12,8 +12,10 @@ use hatchery_actor::settings::Resources;
 use hatchery_wire::{Filled, LinkSocket, WireError};
 use rustix::process::{Resource, Signal, getrlimit};
 
+use crate::filter::Wanted;
 use crate::frames::{Frame, Hello, Identity, LastWords, PROTOCOL};
 use crate::heartbeat::{Beat, Grace, Pulse, is_examined};
+use crate::outputs::Outputs;
 use crate::pipe::Pipe;
 use crate::printer::{Printer, Stream};
 use crate::ward::Ward;
@@ -31,8 +33,11 @@ pub(crate) struct Adoption {
     pub(crate) stdout: Option<OwnedFd>,
     pub(crate) printer: Arc<Printer>,
     pub(crate) presence: Option<Presence>,
+    /// Which events its log shall have, and which version of that it knows.
+    pub(crate) logs: Option<(Arc<Wanted>, u64)>,
     pub(crate) resources: Resources,
     pub(crate) heartbeat: Heartbeat,
+    pub(crate) outputs: Outputs,
 }
 
 /// A child as the warden knows it.
@@ -50,7 +55,9 @@ pub(crate) struct Watched {
     /// Its link takes no more for now: the poll tells when it does.
     pub(crate) link_full: bool,
     presence: Option<Presence>,
+    logs: Option<(Arc<Wanted>, u64)>,
     resources: Resources,
+    outputs: Outputs,
     heartbeat: Heartbeat,
     /// What the periods of all children are counted from.
     epoch: Instant,
@@ -60,7 +67,8 @@ pub(crate) struct Watched {
 
 impl Watched {
     pub(crate) fn new(adoption: Adoption, epoch: Instant) -> Watched {
-        let Adoption { ward, link, stderr, stdout, printer, presence, resources, heartbeat } = adoption;
+        let Adoption { ward, link, stderr, stdout, printer, presence, resources, outputs, logs, heartbeat } =
+            adoption;
         Watched {
             ward,
             link: Some(link),
@@ -73,16 +81,28 @@ impl Watched {
             severed: None,
             presence,
             resources,
+            outputs,
             link_full: false,
             heartbeat,
             epoch,
             pulse: None,
+            logs,
         }
     }
 
     pub(crate) fn send(&mut self, frame: Frame) {
         if let (Some(link), Ok(frame)) = (&mut self.link, frame.pack()) {
             let _ = link.queue(frame);
+        }
+    }
+
+    /// Tells it which events its log shall have, if it does not know the latest.
+    pub(crate) fn send_filter(&mut self) {
+        let Some((wanted, known)) = &mut self.logs else { return };
+        let latest = wanted.latest();
+        if latest.number > *known {
+            *known = latest.number;
+            self.send(Frame::LogFilter(latest.directives()));
         }
     }
 
@@ -191,11 +211,11 @@ impl Watched {
     }
 
     pub(crate) fn read_stderr(&mut self, rounds: usize) {
-        let Watched { err, tail, printer, .. } = self;
+        let Watched { err, tail, printer, outputs, .. } = self;
         let Some(pipe) = err else { return };
         let open = pipe.drain(rounds, |stream, line| {
             keep(tail, line);
-            printer.line(stream, line);
+            outputs.line(printer, stream, line);
         });
         if !open {
             *err = None;
@@ -203,20 +223,34 @@ impl Watched {
     }
 
     pub(crate) fn read_stdout(&mut self, rounds: usize) {
-        let Watched { out, printer, .. } = self;
+        let Watched { ward, out, printer, outputs, .. } = self;
         let Some(pipe) = out else { return };
-        if !pipe.drain(rounds, |stream, line| printer.line(stream, line)) {
+        let open = pipe.drain(rounds, |stream, line| {
+            if outputs.keeps() {
+                ward.keep(line);
+            }
+            outputs.line(printer, stream, line);
+        });
+        if !open {
             *out = None;
         }
     }
 
     pub(crate) fn exit(&mut self, status: Status) {
         // A line without an end is complete now, unless a grandchild goes on with it.
-        let Watched { err, tail, printer, .. } = self;
+        let Watched { ward, err, out, tail, printer, outputs, .. } = self;
         if let Some(pipe) = err {
             pipe.rest(|stream, line| {
                 keep(tail, line);
-                printer.line(stream, line);
+                outputs.line(printer, stream, line);
+            });
+        }
+        if let Some(pipe) = out {
+            pipe.rest(|stream, line| {
+                if outputs.keeps() {
+                    ward.keep(line);
+                }
+                outputs.line(printer, stream, line);
             });
         }
         self.severed = None;
@@ -240,7 +274,8 @@ impl Watched {
             .with_failed(words.failed && matches!(status, Status::Code(_)))
             .with_orderly(words.orderly && condemned.is_none() && status == Status::Code(0))
             .with_reason(condemned.or(words.reason))
-            .with_stderr(self.tail.drain(..).collect());
+            .with_stderr(self.tail.drain(..).collect())
+            .with_stdout(self.ward.kept(TAIL));
         self.publish(exit);
         self.presence = None;
     }

@@ -14,7 +14,6 @@ use hatchery_actor::seat::Seat;
 use hatchery_actor::settings::Settings;
 use hatchery_wire::{Body, EncodeError, Envelope, Kind, encode};
 use rustix::process::Signal;
-use tokio::time::Instant;
 
 use crate::channel::{Desk, Outgoing, fault_of};
 use crate::frames::{Frame, What};
@@ -195,12 +194,13 @@ struct ChannelLine {
 
 impl Line for ChannelLine {
     fn send(&self, request: Request) -> Result<(), Fault> {
-        let Request { id, ask, deadline, body } = request;
+        let Request { id, ask, left, trace, body, .. } = request;
         let kind = if ask { Kind::Ask } else { Kind::Tell };
         let mut envelope = Envelope::new(kind, TENANT, id, body);
-        if ask {
-            // Time left rather than a point in time: the two processes compare no clocks.
-            envelope.deadline = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        // Time left rather than a point in time: the two processes compare no clocks.
+        envelope.deadline = left;
+        if let Some(trace) = trace {
+            envelope.trace = trace.to_wire();
         }
         self.outgoing.send(envelope);
         Ok(())

@@ -19,6 +19,9 @@ use crate::{Envelope, Limits, Outbox, WireError};
 
 /// Bytes of the read buffer, which are also the most that one read takes of small messages.
 const READ: usize = 64 * 1024;
+/// Bytes of it until a read fills them. Most channels are quiet, there are two ends of each, and a page that was never
+/// needed is a page less of every worker, and of its parent for every worker.
+const FIRST_READ: usize = 8 * 1024;
 /// The body of a frame longer than this is read to where it stays; shorter ones are copied out of the read buffer,
 /// which must hold one of them.
 const DIRECT_FROM: usize = 4 * 1024;
@@ -435,7 +438,7 @@ impl FrameReader {
             return self.assembler.room();
         }
         if self.buf.is_empty() {
-            self.buf = vec![0; READ];
+            self.buf = vec![0; FIRST_READ];
         }
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
@@ -453,6 +456,10 @@ impl FrameReader {
             self.completed = self.assembler.arrived(n);
         } else {
             self.end += n;
+            if self.end == self.buf.len() && self.buf.len() < READ {
+                // There was more than it takes.
+                self.buf.resize(READ, 0);
+            }
         }
     }
 
@@ -700,6 +707,18 @@ mod tests {
         drop(there);
         assert!(here.drain().unwrap().is_some());
         assert_eq!(here.drain(), Ok(None));
+    }
+
+    #[test]
+    fn the_read_buffer_grows_when_a_read_fills_it() {
+        let mut reader = FrameReader::new(SMALL);
+        for id in 0..1000 {
+            read_all(&mut reader, &written(&[message(id, 100)])).unwrap();
+        }
+        assert_eq!(reader.buf.len(), FIRST_READ);
+        let many: Vec<_> = (0..1000).map(|id| message(id, 100)).collect();
+        assert_eq!(read_all(&mut reader, &written(&many)).unwrap(), many);
+        assert_eq!(reader.buf.len(), READ);
     }
 
     #[tokio::test]

@@ -51,6 +51,9 @@ mod connection;
 // Small frames with descriptors over a socket, without any runtime.
 mod link;
 
+// One log event as bytes that a pipe takes whole or not at all.
+mod log;
+
 pub use crate::assembler::Assembler;
 pub use crate::body::{Body, DecodeError, EncodeError, decode, encode};
 pub use crate::byte_string::ByteString;
@@ -58,8 +61,11 @@ pub use crate::chunks::Chunks;
 pub use crate::connection::Connection;
 pub use crate::envelope::{Envelope, Kind};
 pub use crate::error::WireError;
-pub use crate::limits::{CHAIN, DEPTH, LINK_FRAME, Limits, MAX_FDS, MIN_FRAME, MIN_PART, TRACE};
+pub use crate::limits::{CHAIN, DEPTH, LINK_FRAME, LOG_RECORD, Limits, MAX_FDS, MIN_FRAME, MIN_PART, TRACE};
 pub use crate::link::{Filled, LinkFrame, LinkSocket};
+pub use crate::log::{
+    LogField, LogFields, LogHead, LogValue, put_log_record, read_log_record, whole_log_record,
+};
 pub use crate::outbox::Outbox;
 pub use crate::travels::{
     CannotDecode, CannotEncode, Decodes, Decoding, Encodes, Encoding, Travels, must_travel,

@@ -15,6 +15,9 @@ pub const CHAIN: usize = 4 * 1024;
 /// Most bytes of an envelope's trace context.
 pub const TRACE: usize = 256;
 
+/// Most bytes of a log record, its length prefix included: what a pipe takes whole or not at all (`PIPE_BUF`).
+pub const LOG_RECORD: usize = 4096;
+
 /// Least value of [`Limits::frame`]: a first frame must hold a full chain and trace and still make progress.
 pub const MIN_FRAME: usize = 8 * 1024;
 

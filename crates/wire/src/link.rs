@@ -274,12 +274,11 @@ impl LinkSocket {
     fn read(&mut self) -> Result<Option<usize>, WireError> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
-        let len = self.buf.len();
-        self.buf.resize(len + READ, 0);
+        // What stays is as long as what came: a link is quiet most of its life, and there is one for every worker.
+        let mut room = [0; READ];
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-        let mut parts = [IoSliceMut::new(&mut self.buf[len..])];
+        let mut parts = [IoSliceMut::new(&mut room)];
         let received = rustix::net::recvmsg(&self.fd, &mut parts, &mut control, flags);
-        self.buf.truncate(len + received.as_ref().map_or(0, |received| received.bytes));
 
         let received = match received {
             Ok(received) => received,
@@ -288,6 +287,7 @@ impl LinkSocket {
             Err(rustix::io::Errno::CONNRESET) => return Ok(Some(0)),
             Err(error) => return Err(error.into()),
         };
+        self.buf.extend_from_slice(&room[..received.bytes]);
         let before = self.fds.len();
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(fds) = message {

@@ -54,7 +54,7 @@ impl<'a> Reader<'a> {
         Reader { rest: frame }
     }
 
-    fn take(&mut self, n: usize) -> Result<&'a [u8], WireError> {
+    pub(crate) fn take(&mut self, n: usize) -> Result<&'a [u8], WireError> {
         let (taken, rest) = self.rest.split_at_checked(n).ok_or(SHORT)?;
         self.rest = rest;
         Ok(taken)
@@ -66,7 +66,8 @@ impl<'a> Reader<'a> {
         Ok(first)
     }
 
-    fn number<const N: usize>(&mut self) -> Result<u64, WireError> {
+    /// A number of this many bytes, without a head.
+    pub(crate) fn number<const N: usize>(&mut self) -> Result<u64, WireError> {
         Ok(self.take(N)?.iter().fold(0, |n, byte| n << 8 | u64::from(*byte)))
     }
 
@@ -117,6 +118,10 @@ impl<'a> Reader<'a> {
     /// Bytes that are not read yet.
     pub(crate) fn left(&self) -> usize {
         self.rest.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rest.is_empty()
     }
 
     /// The frame must be used up.
