@@ -111,6 +111,28 @@ fn a_program_whose_output_nobody_reads_leaves_in_time() {
     assert_eq!(status.unwrap().code(), Some(0));
 }
 
+/// The same for the program's own words: an error or a panic of its main that nobody reads.
+#[test]
+fn a_main_that_fails_or_panics_with_a_full_stderr_leaves_in_time() {
+    let words = ["fails unread", "fails unread, threads", "panics unread", "panics unread, threads"];
+    let (_dir, file) = scratch();
+    let programs = words.map(|word| (word, Unread::start(word, &file)));
+    for (word, mut program) in programs {
+        let mut status = None;
+        eventually(word, || {
+            status = program.0.try_wait().unwrap();
+            status.is_some()
+        });
+        assert_eq!(status.unwrap().code(), Some(1), "{word}");
+        // Its workers hold its stdout, so this is also the end of those.
+        let mut said = String::new();
+        program.0.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+        // Where the hook holds up the only thread, nothing can go on.
+        assert!(said.contains("stopped in order") || word == "panics unread", "{word}: {said}");
+        assert!(program.rest().len() >= 4096, "it was full");
+    }
+}
+
 /// Fault: a grandchild keeps stderr and stdout open. The exit comes at once; what is held meanwhile is bounded, and comes
 /// back.
 #[test]

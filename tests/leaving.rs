@@ -5,7 +5,7 @@ mod runner;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use hatchery_tests::{BOUND, eventually, ignores, runs, send};
+use hatchery_tests::{BOUND, eventually, ignores, runs, send, state};
 use rustix::process::Signal;
 
 use crate::runner::Program;
@@ -192,6 +192,29 @@ fn a_root_that_blocks_or_is_stopped_for_ten_seconds_loses_no_worker() {
     }
 }
 
+/// The same for one that is on its way out: it has closed link and channel, and is frozen together with its parent.
+#[test]
+fn a_worker_that_is_frozen_with_its_root_on_its_way_out_is_not_blamed() {
+    let program = Program::start("freezes on the way out").until("started", 1);
+    let (root, worker) = (program.child.id(), program.workers[0]);
+    let frozen = |pid| state(pid) == Some('T');
+    eventually("both stand still", || frozen(root) && frozen(worker));
+    pass(Duration::from_millis(1500));
+    send(root, Signal::CONT);
+    send(worker, Signal::CONT);
+    let end = program.end();
+    assert_eq!(end.said.last().unwrap(), "exitcode Some(0), reason None", "{}", end.stderr);
+}
+
+#[test]
+fn a_worker_that_closes_link_and_channel_and_lives_on_is_ended() {
+    let program = Program::start("closes everything").until("started", 1);
+    let end = program.end();
+    let said = end.said.last().unwrap();
+    assert!(said.starts_with("exitcode Some(-9), reason Some(\"it closed its "), "{said} {}", end.stderr);
+    assert!(said.ends_with(" but lived on\")"), "{said}");
+}
+
 #[test]
 fn a_worker_that_floods_its_output_misses_no_heartbeat() {
     let end = Program::start("noisy").end();
@@ -224,6 +247,15 @@ fn a_program_can_name_the_variables_that_its_workers_inherit() {
     // What was set for one worker is no variable of the list for the next one down.
     let said = ["HATCHERY_PARENT PROGRAM", "HATCHERY_PARENT PROGRAM_FILE"];
     assert_eq!(end.said, said, "{}", end.stderr);
+}
+
+#[test]
+fn a_panic_hook_of_each_process_leaves_places_known_in_root_and_workers() {
+    let end = Program::start("sets a hook").end();
+    assert_eq!(end.status.code(), Some(0), "{:?} {}", end.said, end.stderr);
+    for line in ["local, its place known: true", "worker, its place known: true"] {
+        assert!(end.says(line), "{:?} {}", end.said, end.stderr);
+    }
 }
 
 /// A variable is inherited by grandchildren of all kinds, an invitation is not.

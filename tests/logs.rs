@@ -100,11 +100,13 @@ impl Notes {
 /// The header of a trace, and the span above.
 type Trace = Option<(String, Option<u64>)>;
 
+type Later = (Reply<Vec<Trace>>, BTreeMap<String, Trace>);
+
 /// Logs what it is told.
 #[derive(Default)]
 struct Chatty {
     /// Whom to tell of the traces of messages that it sends itself, and what they were.
-    later: Option<(Reply<Vec<Trace>>, BTreeMap<String, Trace>)>,
+    later: Option<Later>,
     ticks: Option<hatchery::Timer>,
 }
 

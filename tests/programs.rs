@@ -6,6 +6,7 @@
 mod trouble;
 
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
 use hatchery::prelude::*;
@@ -52,6 +53,9 @@ impl Polite {
     fn lives(&self) {}
     fn aborts(&self) {
         std::process::abort()
+    }
+    fn panics(&self) {
+        panic!("not again")
     }
     /// Writes to standard error without end, as far as anybody takes it.
     fn floods(&self, milliseconds: u64) {
@@ -127,7 +131,10 @@ fn main() {
         "keep alive" => {
             door = door.thread_keep_alive(Duration::from_millis(100)).flavor(hatchery::Flavor::MultiThread);
         }
-        "panics that abort" => door = door.each_process(aborting::sets_a_hook),
+        "fails unread, threads" | "panics unread, threads" => {
+            door = door.flavor(hatchery::Flavor::MultiThread);
+        }
+        "panics that abort" | "sets a hook" => door = door.each_process(aborting::sets_a_hook),
         "logs off" => door = door.logs(hatchery::logs::Logs::Off),
         "logs beside" => {
             door = door.each_process(|| {
@@ -178,6 +185,12 @@ async fn program(word: &str, file: String) -> hatchery::Result<()> {
             say(&format!("worker {}", process.pid()));
             let _tree = polite().await?;
             panic!("a worse day")
+        }
+        "fails unread" | "fails unread, threads" | "panics unread" | "panics unread, threads" => {
+            let _tree = polite().await?;
+            trouble::fill_stderr().await;
+            assert!(!word.starts_with("panics"), "a day that nobody reads of");
+            Err(hatchery::Error::msg("a day that nobody reads of"))
         }
         "exits" => {
             let process = Process::spawn(stays, ()).await?;
@@ -336,6 +349,9 @@ async fn program(word: &str, file: String) -> hatchery::Result<()> {
             stands_still(file, [Heartbeat::default(), quick]).await
         }
         "freezes" => stands_still(file, [Heartbeat::default().misses(6); 2]).await,
+        "freezes on the way out" => becomes("kill -STOP $PPID; kill -STOP $$; exit 0").await,
+        "closes everything" => becomes("exec sleep 1000").await,
+        "sets a hook" => sets_a_hook().await,
         "noisy" => noisy().await,
         "leaks" => leaks().await,
         "logs" | "logs off" | "logs beside" => logs_something().await,
@@ -426,6 +442,37 @@ async fn stands_still(file: String, heartbeats: [Heartbeat; 2]) -> hatchery::Res
     }
     let first = all.iter().filter(|polite| polite.incarnation() == Some(1)).count();
     say(&format!("{first} of {} live, nested: {}", all.len(), nested.is_alive()));
+    tree.stop().await
+}
+
+/// A worker that executes a shell script in its own place: with that it has closed its link and its channel.
+async fn becomes(script: &str) -> hatchery::Result<()> {
+    let process = Process::spawn(executes, script.to_owned()).await?;
+    say(&format!("worker {}", process.pid()));
+    say("started");
+    let exit = process.wait().await;
+    say(&format!("exitcode {:?}, reason {:?}", exit.exitcode(), exit.reason()));
+    Ok(())
+}
+
+#[hatchery::task]
+fn executes(script: String) -> hatchery::Result<()> {
+    Err(std::process::Command::new("sh").args(["-c", &script]).exec().into())
+}
+
+/// The hook of this program knows nothing of those before it.
+async fn sets_a_hook() -> hatchery::Result<()> {
+    let tree = Supervisor::new(Strategy::OneForOne).start().await?;
+    let here = tree.start_child(local::<Polite>("here", ())).await?;
+    let there = tree.start_child(worker::<Polite>("there", ())).await?;
+    for (kind, polite) in [("local", here), ("worker", there)] {
+        let error = polite.panics().await.unwrap_err();
+        let place = error.exit().and_then(|exit| exit.panic()).and_then(|panic| panic.place.as_deref());
+        say(&format!(
+            "{kind}, its place known: {}",
+            place.is_some_and(|place| place.contains("programs.rs:"))
+        ));
+    }
     tree.stop().await
 }
 

@@ -8,9 +8,22 @@ use std::time::Duration;
 
 use hatchery::prelude::*;
 use hatchery_tests::{becomes_true, children, ends, eventually, own_memory, runs, send, state};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Resource, Rlimit, Signal, WaitOptions, getrlimit, setrlimit, waitpid};
 
 use crate::{holdings, leaked, returns, say, stays};
+
+/// Fills this process's own stderr for as long as nobody reads it, on a thread that then holds it.
+pub(crate) async fn fill_stderr() {
+    std::thread::spawn(|| while std::io::stderr().write_all(&[b'x'; 4096]).is_ok() {});
+    becomes_true("stderr is full", || {
+        let stderr = std::io::stderr();
+        let mut fds = [PollFd::new(&stderr, PollFlags::OUT)];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut fds, Some(&at_once)) == Ok(0)
+    })
+    .await;
+}
 
 /// Does what it is told, and goes on.
 struct Sturdy {

@@ -20,6 +20,7 @@ use serde::Serialize;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::collector::{Collector, Logs};
+use crate::failing;
 use crate::forward;
 use crate::frames::{Frame, Hello, Identity, Invitation, LastWords, PROTOCOL};
 use crate::inside::{self, BROKEN, Ended, Inside};
@@ -165,9 +166,7 @@ impl Door {
         panics::note_places();
         os::heed_sigchld();
         let config = door.take_config().unwrap_or_else(|why| refuse(&why));
-        for f in std::mem::take(&mut door.each) {
-            f();
-        }
+        each_process(std::mem::take(&mut door.each));
         let program = Arc::new(Program {
             root: Root::new(String::new()),
             depth: 0,
@@ -190,8 +189,19 @@ impl Door {
     }
 }
 
+/// Does what is to be done in every process.
+pub(crate) fn each_process(each: Vec<Box<dyn FnOnce()>>) {
+    if !each.is_empty() {
+        for f in each {
+            f();
+        }
+        // One of them may have set a panic hook of its own.
+        panics::note_places_again();
+    }
+}
+
 fn refuse(why: &str) -> ! {
-    eprintln!("hatchery: {why}");
+    failing::say(&format!("hatchery: {why}"));
     exit(1)
 }
 
@@ -201,22 +211,19 @@ fn refuse(why: &str) -> ! {
     label = "write `-> hatchery::Result<()>`, or no result at all"
 )]
 pub trait Outcome {
-    /// Whether it is a success; a failure is printed.
-    fn succeeded(&self) -> bool;
+    /// What is to be said of it, if it is a failure.
+    fn failure(&self) -> Option<String>;
 }
 
 impl Outcome for () {
-    fn succeeded(&self) -> bool {
-        true
+    fn failure(&self) -> Option<String> {
+        None
     }
 }
 
 impl<E: std::fmt::Debug> Outcome for Result<(), E> {
-    fn succeeded(&self) -> bool {
-        if let Err(error) = self {
-            eprintln!("Error: {error:?}");
-        }
-        self.is_ok()
+    fn failure(&self) -> Option<String> {
+        self.as_ref().err().map(|error| format!("Error: {error:?}"))
     }
 }
 
@@ -256,20 +263,21 @@ where
     Fut::Output: Outcome,
 {
     program.enter();
-    let succeeded = runtime.block_on(async {
+    failing::watch_main(program, runtime.handle());
+    let failed = runtime.block_on(async {
         let root = program.root.clone();
         let whole = async {
-            let outcome = panics::catch(async { main().await }).await;
-            let succeeded = outcome.map(|outcome| outcome.succeeded());
-            if let Ok(true) = succeeded {
+            let outcome = panics::catch(failing::as_main(async { main().await })).await;
+            let failed = outcome.map(|outcome| outcome.failure().map(|failure| failing::say(&failure)));
+            if let Ok(None) = failed {
                 root.linger().await;
             }
-            succeeded
+            failed
         };
-        let succeeded = if orderly_signals {
+        let failed = if orderly_signals {
             tokio::select! {
                 biased;
-                succeeded = whole => succeeded,
+                failed = whole => failed,
                 number = a_signal() => {
                     tokio::spawn(async { exit(128 + a_signal().await) });
                     program.root.close().await;
@@ -282,10 +290,11 @@ where
             whole.await
         };
         program.root.close().await;
-        succeeded
+        failed
     });
     program.logs.flush();
     program.printer.flush();
+    let succeeded = failed.map(|failed| failed.map(|saying| saying.wait()).is_none());
     runtime.shutdown_background();
     Program::leave();
     succeeded
@@ -384,13 +393,7 @@ pub(crate) fn be_worker(
     };
     let (warden, program) = (inside.warden, inside.program.clone());
     let caught = panics::catch_call(move || {
-        if !each.is_empty() {
-            for f in each {
-                f();
-            }
-            // One of them may have set a panic hook of its own.
-            panics::note_places_again();
-        }
+        each_process(each);
         forward::install();
         inside::live(inside)
     });

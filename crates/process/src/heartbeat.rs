@@ -11,7 +11,8 @@
 //! One ping at a time is under way: a second one could only be answered after the first. While it waits, the child is
 //! looked at every quarter of a period. The time between two looks counts against the child only if it is at most half
 //! a period: else it was the *parent* that was away (stopped, suspended, starved), and the child gets at least one full
-//! period more. So whatever stops both of them, the child is judged by time in which the parent certainly ran.
+//! period more. So whatever stops both of them, the child is judged by time in which the parent certainly ran. The same
+//! holds for one that has closed link or channel, and so should be about to end.
 //!
 //! All children of a warden are pinged at multiples of their period since the same moment: those with equal periods,
 //! which is mostly all, cost one wake-up together.
@@ -37,8 +38,8 @@ pub(crate) struct Pulse {
 enum State {
     /// The next ping is due then; never, if that is beyond the clock.
     Quiet { until: Option<Instant> },
-    /// The last ping has no answer yet, for so long as far as this side can vouch for it.
-    Waiting { looked: Instant, waited: Duration },
+    /// The last ping has no answer yet.
+    Waiting(Grace),
     /// It has been given up.
     Hung,
 }
@@ -75,27 +76,14 @@ impl Pulse {
             self.rest(now);
             return Beat::Nothing;
         }
-        let step = self.step();
         match &mut self.state {
             State::Quiet { until: Some(at) } if *at <= now => {
                 self.sent += 1;
-                self.state = State::Waiting { looked: now, waited: Duration::ZERO };
+                self.state = State::Waiting(Grace::new(self.patience, self.every, now));
                 Beat::Ping(self.sent)
             }
-            State::Waiting { looked, waited } => {
-                let since = now.saturating_duration_since(*looked);
-                if since < step {
-                    return Beat::Nothing;
-                }
-                *looked = now;
-                if examined() {
-                    *waited = Duration::ZERO;
-                } else if since > self.every / 2 {
-                    *waited = (*waited).min(self.patience.saturating_sub(self.every));
-                } else {
-                    *waited += since;
-                }
-                if *waited < self.patience {
+            State::Waiting(grace) => {
+                if !grace.is_over(now, examined) {
                     return Beat::Nothing;
                 }
                 self.state = State::Hung;
@@ -114,7 +102,7 @@ impl Pulse {
             return Err(format!("an answer to ping {number}, of {} that were sent", self.sent));
         }
         // An answer to an earlier one, from before a pause, says nothing about this one: it follows at once.
-        if number == self.sent && matches!(self.state, State::Waiting { .. }) {
+        if number == self.sent && matches!(self.state, State::Waiting(_)) {
             self.rest(now);
         }
         Ok(())
@@ -124,23 +112,19 @@ impl Pulse {
     pub(crate) fn next(&self) -> Option<Instant> {
         match &self.state {
             State::Quiet { until } => *until,
-            State::Waiting { looked, .. } => looked.checked_add(self.step()),
+            State::Waiting(grace) => grace.next(),
             State::Hung => None,
         }
     }
 
     /// Whether an answer is missing.
     pub(crate) fn is_waiting(&self) -> bool {
-        matches!(self.state, State::Waiting { .. })
+        matches!(self.state, State::Waiting(_))
     }
 
     /// How long it may be silent.
     pub(crate) fn patience(&self) -> Duration {
         self.patience
-    }
-
-    fn step(&self) -> Duration {
-        self.every / 4
     }
 
     fn rest(&mut self, now: Instant) {
@@ -149,6 +133,48 @@ impl Pulse {
             (passed + 1).checked_mul(self.every.as_nanos()).and_then(|nanos| u64::try_from(nanos).ok());
         let until = next.and_then(|nanos| self.epoch.checked_add(Duration::from_nanos(nanos)));
         self.state = State::Quiet { until };
+    }
+}
+
+/// How long a child may go on as it does, counted in time in which its parent certainly ran.
+#[derive(Debug)]
+pub(crate) struct Grace {
+    limit: Duration,
+    /// What the child has left at least when its parent comes back; the looks are a quarter of it apart.
+    period: Duration,
+    looked: Instant,
+    waited: Duration,
+}
+
+impl Grace {
+    pub(crate) fn new(limit: Duration, period: Duration, now: Instant) -> Grace {
+        Grace { limit, period, looked: now, waited: Duration::ZERO }
+    }
+
+    /// Whether it is over. `examined` as in [`Pulse::poll`].
+    pub(crate) fn is_over(&mut self, now: Instant, examined: impl FnOnce() -> bool) -> bool {
+        let since = now.saturating_duration_since(self.looked);
+        if since < self.step() {
+            return false;
+        }
+        self.looked = now;
+        if examined() {
+            self.waited = Duration::ZERO;
+        } else if since > self.period / 2 {
+            self.waited = self.waited.min(self.limit.saturating_sub(self.period));
+        } else {
+            self.waited += since;
+        }
+        self.waited >= self.limit
+    }
+
+    /// When to look again.
+    pub(crate) fn next(&self) -> Option<Instant> {
+        self.looked.checked_add(self.step())
+    }
+
+    fn step(&self) -> Duration {
+        self.period / 4
     }
 }
 
@@ -271,6 +297,22 @@ mod tests {
                 assert_eq!(now, back + left, "{misses} misses, {waited} quarters waited");
             }
         }
+    }
+
+    /// The same rule, for a child that should be about to end.
+    #[test]
+    fn a_grace_begins_anew_when_the_parent_was_away_and_is_over_when_it_was_there() {
+        let mut now = Instant::now();
+        let mut grace = Grace::new(SECOND, SECOND, now);
+        for late in [0, 0, 1, 0, 20] {
+            now = grace.next().unwrap() + late * SECOND;
+            assert!(!grace.is_over(now, || false));
+        }
+        let back = now;
+        while !grace.is_over(now, || false) {
+            now = grace.next().unwrap();
+        }
+        assert_eq!(now, back + SECOND);
     }
 
     #[test]

@@ -40,9 +40,6 @@ pub(crate) const INVITED_BY: &str = "HATCHERY_PARENT";
 /// How long a start may take unless told otherwise.
 pub const START_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a worker may live on after its channel closed.
-const WITHOUT_CHANNEL: Duration = Duration::from_secs(1);
-
 /// What to start, and how.
 #[derive(Clone)]
 pub(crate) struct Launch {
@@ -318,8 +315,9 @@ pub(crate) fn live<D: Desk + Unpin>(
                 let over = over.unwrap_or_else(|panic| Err(format!("its channel failed here: {panic}")));
                 if let Err(reason) = over {
                     ward.condemn(reason);
-                } else if tokio::time::timeout(WITHOUT_CHANNEL, ward.exited()).await.is_err() {
-                    ward.condemn("it closed its channel but lived on");
+                } else if let Ok(warden) = Warden::get() {
+                    // It is there, since it watches over this one; and it knows when this process was away.
+                    warden.channel_closed(&ward);
                 }
             }
             _ = ward.exited() => {

@@ -16,6 +16,7 @@ mod callsites;
 mod collector;
 mod resources;
 pub mod program;
+mod failing;
 mod spawner;
 mod outputs;
 mod ward;

@@ -126,6 +126,7 @@ impl<R> Builder<R> {
     }
 
     settings!();
+
     /// How a process that stands still as a whole is noticed; see [`Heartbeat`].
     pub fn heartbeat(mut self, heartbeat: Heartbeat) -> Self {
         self.heartbeat = heartbeat;

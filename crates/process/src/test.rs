@@ -22,7 +22,7 @@ use hatchery_actor::panics;
 use hatchery_actor::root::Root;
 
 use crate::collector::Collector;
-use crate::door::{Door, Flavor, Invited, Outcome, be_worker, runtime};
+use crate::door::{Door, Flavor, Invited, Outcome, be_worker, each_process, runtime};
 use crate::inside::PANICKED;
 use crate::os;
 use crate::printer::{Mode, Printer};
@@ -146,7 +146,8 @@ where
     program.enter();
     let (outcome, left) = runtime.block_on(async {
         let outcome = panics::catch(async { body().await }).await;
-        let outcome = outcome.map(|outcome| outcome.succeeded());
+        let outcome =
+            outcome.map(|outcome| outcome.failure().map(|failure| eprintln!("{failure}")).is_none());
         if let Ok(true) = outcome {
             linger(&program, name, options.patience).await;
         }
@@ -183,7 +184,7 @@ fn once(program: fn() -> Door, each: Vec<Box<dyn FnOnce()>>) {
     let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
     let program = program as usize;
     if !done.contains(&program) {
-        each.into_iter().for_each(|f| f());
+        each_process(each);
         done.push(program);
     }
 }

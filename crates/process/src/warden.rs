@@ -38,8 +38,6 @@ use crate::program::Program;
 use crate::ward::Ward;
 use crate::watched::{Adoption, Watched};
 
-/// How long a child may live on without its link.
-const UNLINKED: Duration = Duration::from_secs(1);
 /// How often the link of a child that has ended is read; each read takes about two frames of the largest size.
 const LAST_READS: usize = 64;
 /// Ended children whose pipes something that they started still holds: with one more, the oldest one's are closed.
@@ -74,6 +72,8 @@ enum Command {
     Adopt(Box<Watched>),
     /// Tells a child something.
     Tell(u64, Frame),
+    /// A child has closed its channel.
+    ChannelClosed(u64),
     /// Tells the children which events their logs shall have.
     FilterChanged,
     /// The link up did not take everything at once; the sender learns when it has.
@@ -171,6 +171,13 @@ impl Warden {
     /// Tells a child something; false if there is no room for it.
     pub(crate) fn tell(&self, ward: &Ward, frame: Frame) -> bool {
         self.post(Command::Tell(ward.id, frame))
+    }
+
+    /// A child has closed its channel: it should be about to end, and otherwise is made to.
+    pub(crate) fn channel_closed(&self, ward: &Ward) {
+        if !self.post(Command::ChannelClosed(ward.id)) {
+            ward.condemn("its parent's warden is overloaded");
+        }
     }
 
     /// Which events are wanted has changed: tells those children that do not know the latest.
@@ -340,14 +347,9 @@ impl Rounds {
         let now = Instant::now();
         self.next = None;
         for (id, child) in &mut self.children {
-            if child.unlinked.is_some_and(|since| now >= since + UNLINKED) {
-                child.unlinked = None;
-                child.ward.condemn("it closed its link but lived on");
-            }
-            child.beat(now);
+            child.look(now);
             write_link(self.poll, *id, child);
-            let unlinked = child.unlinked.map(|since| since + UNLINKED);
-            self.next = self.next.into_iter().chain(unlinked).chain(child.next_beat()).min();
+            self.next = self.next.into_iter().chain(child.next_look()).min();
         }
     }
 
@@ -363,6 +365,7 @@ impl Rounds {
                     }
                     self.watch_link(id);
                 }
+                Command::ChannelClosed(id) => self.sever(id, "it closed its channel but lived on"),
                 Command::FilterChanged => self.send_filters(),
                 Command::FlushUp(ack) => {
                     self.acks.extend(ack);
@@ -435,8 +438,8 @@ impl Rounds {
         let Some(child) = self.children.get_mut(&id) else { return };
         if child.read_link() {
             // With its hello, its heartbeat begins.
-            let beat = child.next_beat();
-            self.look_no_later_than(beat);
+            let look = child.next_look();
+            self.look_no_later_than(look);
             self.watch_link(id);
             return;
         }
@@ -445,14 +448,22 @@ impl Rounds {
         }
         if child.ward.exit().is_none() {
             if child.ward.pidfd.is_some() {
-                let now = Instant::now();
-                child.unlinked = Some(now);
-                self.look_no_later_than(Some(now + UNLINKED));
+                self.sever(id, "it closed its link but lived on");
             } else {
                 // Somebody reaped it before we could look: the link is all there was.
                 self.end(id);
             }
         }
+    }
+
+    /// A child that lives has closed what should end with it.
+    fn sever(&mut self, id: u64, otherwise: &'static str) {
+        let Some(child) = self.children.get_mut(&id).filter(|child| child.ward.exit().is_none()) else {
+            return;
+        };
+        child.sever(otherwise);
+        let look = child.next_look();
+        self.look_no_later_than(look);
     }
 
     /// The five steps on top of this file.
@@ -502,7 +513,6 @@ impl Rounds {
         if let Some(link) = child.link.take() {
             let _ = epoll::delete(self.poll, &link);
         }
-        child.unlinked = None;
         child.read_stderr(1024);
         child.read_stdout(1024);
         child.exit(status);

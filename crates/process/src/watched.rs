@@ -14,7 +14,7 @@ use rustix::process::{Resource, Signal, getrlimit};
 
 use crate::filter::Wanted;
 use crate::frames::{Frame, Hello, Identity, LastWords, PROTOCOL};
-use crate::heartbeat::{Beat, Pulse, is_examined};
+use crate::heartbeat::{Beat, Grace, Pulse, is_examined};
 use crate::outputs::Outputs;
 use crate::pipe::Pipe;
 use crate::printer::{Printer, Stream};
@@ -22,6 +22,8 @@ use crate::ward::Ward;
 
 /// How many lines of stderr an exit carries.
 const TAIL: usize = 100;
+/// How long a child may live on without its link or its channel, which otherwise end with it.
+const SEVERED: Duration = Duration::from_secs(1);
 
 /// What there is of a child that has just been spawned.
 pub(crate) struct Adoption {
@@ -48,8 +50,8 @@ pub(crate) struct Watched {
     words: Option<LastWords>,
     hello: bool,
     printer: Arc<Printer>,
-    /// When its link closed although it lives.
-    pub(crate) unlinked: Option<Instant>,
+    /// It has closed its link or its channel, and lives on: for how long yet, and what is said of it then.
+    severed: Option<(Grace, &'static str)>,
     /// Its link takes no more for now: the poll tells when it does.
     pub(crate) link_full: bool,
     presence: Option<Presence>,
@@ -76,7 +78,7 @@ impl Watched {
             words: None,
             hello: false,
             printer,
-            unlinked: None,
+            severed: None,
             presence,
             resources,
             outputs,
@@ -172,19 +174,34 @@ impl Watched {
         self.link.is_some() && self.pulse.as_ref().is_some_and(Pulse::is_waiting)
     }
 
-    /// When its heartbeat wants to be looked at.
-    pub(crate) fn next_beat(&self) -> Option<Instant> {
-        // Without a link it can answer nothing, and has been given a deadline of another kind.
-        self.link.as_ref().and(self.pulse.as_ref()).and_then(Pulse::next)
+    /// It has closed its link or its channel, so it should be about to end.
+    pub(crate) fn sever(&mut self, otherwise: &'static str) {
+        self.severed.get_or_insert_with(|| (Grace::new(SEVERED, SEVERED, Instant::now()), otherwise));
     }
 
-    /// Does what its heartbeat asks for now.
-    pub(crate) fn beat(&mut self, now: Instant) {
+    /// When it wants to be looked at.
+    pub(crate) fn next_look(&self) -> Option<Instant> {
+        // Without a link it can answer nothing, and has been given a deadline of another kind.
+        let beat = self.link.as_ref().and(self.pulse.as_ref()).and_then(Pulse::next);
+        beat.into_iter().chain(self.severed.as_ref().and_then(|(grace, _)| grace.next())).min()
+    }
+
+    /// Does what its heartbeat asks for now, and ends it if it should have ended by itself.
+    pub(crate) fn look(&mut self, now: Instant) {
+        if let Some((grace, otherwise)) = &mut self.severed {
+            if grace.is_over(now, || self.ward.may_be_paused() || is_examined(self.ward.pid)) {
+                // One that has ended has reasons of its own.
+                if self.ward.is_alive() {
+                    self.ward.condemn(*otherwise);
+                }
+                self.severed = None;
+            }
+        }
         let (Some(pulse), true) = (&mut self.pulse, self.link.is_some()) else { return };
         match pulse.poll(now, self.ward.may_be_paused(), || is_examined(self.ward.pid)) {
             Beat::Nothing => {}
             Beat::Ping(number) => self.send(Frame::Ping(number)),
-            // One that has ended has reasons of its own.
+            // As above.
             Beat::Hung if self.ward.is_alive() => {
                 let patience = pulse.patience();
                 self.ward.condemn(format!("no heartbeat for {patience:?}"));
@@ -236,6 +253,7 @@ impl Watched {
                 outputs.line(printer, stream, line);
             });
         }
+        self.severed = None;
         let words = self.words.take();
         let status = match (status, &words) {
             // Nobody could tell, but it did.

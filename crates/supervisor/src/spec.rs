@@ -59,6 +59,7 @@ impl<S: Start> ChildSpec<S> {
     }
 
     settings!();
+
     /// How it is noticed that it stands still as a whole; every second, with 3 misses, unless told otherwise. See
     /// [`Heartbeat`].
     pub fn heartbeat(mut self, heartbeat: Heartbeat) -> Self {
