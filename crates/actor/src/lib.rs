@@ -18,6 +18,7 @@ pub mod streams;
 pub mod outlet;
 pub mod monitor;
 pub mod seat;
+pub mod spin;
 pub mod settings;
 pub mod child;
 pub mod mailbox;

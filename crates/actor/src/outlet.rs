@@ -106,6 +106,8 @@ struct State {
     next_id: u64,
     queue: VecDeque<u64>,
     requests: HashMap<u64, Slot, BuildHasherDefault<OwnIds>>,
+    /// How many of them are sent, and not done.
+    owed: usize,
     /// Streams of the present incarnation whose callers have left and that have not ended yet.
     left: HashMap<u64, Box<Intake>, BuildHasherDefault<OwnIds>>,
 }
@@ -250,6 +252,9 @@ impl Outlet {
             // Items may be under way. The producer says when it has ended.
             state.left.insert(id, intake.forgotten());
         }
+        if matches!(phase, Phase::Sent { .. }) {
+            state.owed -= 1;
+        }
         state.tidy();
         drop(state);
         // Only now, as in `poll`.
@@ -280,6 +285,11 @@ impl Outlet {
         true
     }
 
+    /// Whether a caller waits for the answer to a request that was sent.
+    pub(crate) fn is_owed(&self) -> bool {
+        self.lock().owed > 0
+    }
+
     /// An answer arrived. With `release`, it also gives back a place in the window.
     pub(crate) fn answered(
         &self,
@@ -298,6 +308,7 @@ impl Outlet {
             if matches!(slot.phase, Phase::Sent { incarnation: to } if to == incarnation) {
                 slot.phase = Phase::Done(answer);
                 first = slot.waker.take();
+                state.owed -= 1;
             }
         } else if !state.left.is_empty() {
             state.left.remove(&id);
@@ -359,7 +370,8 @@ impl Outlet {
             state.left.clear();
         }
         let mut wakers = Vec::new();
-        for slot in state.requests.values_mut() {
+        let State { requests, owed, .. } = &mut *state;
+        for slot in requests.values_mut() {
             let has_begun = slot.intake.as_ref().is_some_and(|intake| intake.has_begun());
             let fault = match slot.phase {
                 Phase::Queued { only: Some(only), .. } if only == incarnation => incarnation::over(exit),
@@ -372,6 +384,9 @@ impl Outlet {
                 }
                 _ => continue,
             };
+            if matches!(slot.phase, Phase::Sent { .. }) {
+                *owed -= 1;
+            }
             slot.phase = Phase::Done(Answer::Fault(fault));
             wakers.extend(slot.waker.take());
         }
@@ -451,7 +466,9 @@ impl State {
             match line.send(Request { id, ask, deadline, body }) {
                 Ok(()) => {
                     *places -= 1;
-                    if !ask {
+                    if ask {
+                        self.owed += 1;
+                    } else {
                         slot.phase = Phase::Done(Answer::None);
                         wakers.extend(slot.waker.take());
                     }

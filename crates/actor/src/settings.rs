@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::fault::Fault;
+use crate::spin::Spin;
 
 /// The settings of a worker process. Every incarnation gets the same.
 #[doc(hidden)]
@@ -20,6 +21,8 @@ pub struct Settings {
     pub env_only: Option<BTreeSet<OsString>>,
     /// Where it works, if not where its parent does.
     pub current_dir: Option<PathBuf>,
+    /// Whether the ends of its channel spin, if not as the program says.
+    pub spin: Option<Spin>,
     /// What it sets for itself at its door.
     pub resources: Resources,
 }

@@ -1,14 +1,19 @@
 //! A channel between two processes: one task that reads, writes and delivers.
 
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Instant;
 
 use bytes::BytesMut;
 use hatchery_actor::fault::Fault;
+use hatchery_actor::spin::Spin;
 use hatchery_wire::{Body, Connection, Envelope, Kind, Limits, WireError, encode};
 use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::task::yield_now;
+
+use crate::spin::Spinner;
 
 /// What arrives on a channel is laid here.
 pub(crate) trait Desk: Send + 'static {
@@ -17,6 +22,11 @@ pub(crate) trait Desk: Send + 'static {
     /// # Errors
     /// Why this peer does not keep to the protocol; the channel ends then.
     fn deliver(&mut self, envelope: Envelope) -> Result<(), String>;
+
+    /// Whether a message is likely to come at once.
+    fn is_due(&self) -> bool {
+        false
+    }
 }
 
 /// The sending side of a channel, for any thread.
@@ -98,6 +108,8 @@ pub(crate) struct Channel<D> {
     crowd: bool,
     /// The others have been let before this time.
     gave_way: bool,
+    /// Whether to look again before it sleeps, if it ever does.
+    spinner: Option<Spinner>,
 }
 
 /// If the last write took at least so many messages along, the next one on a runtime of several threads waits until the
@@ -111,6 +123,7 @@ impl<D: Desk> Channel<D> {
         stream: std::os::unix::net::UnixStream,
         outgoing: Arc<Outgoing>,
         desk: D,
+        spin: Spin,
     ) -> std::io::Result<Channel<D>> {
         let connection = Connection::new(stream, Limits::default())?;
         let threads = Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread;
@@ -123,6 +136,7 @@ impl<D: Desk> Channel<D> {
             threads,
             crowd: false,
             gave_way: false,
+            spinner: (spin == Spin::Adaptive && has_several_cpus()).then(Spinner::new),
         })
     }
 
@@ -131,7 +145,12 @@ impl<D: Desk> Channel<D> {
             // Reading first: what arrived may be answered in the same write.
             loop {
                 match self.connection.poll_recv(cx) {
-                    Poll::Ready(Ok(Some(envelope))) => self.desk.deliver(envelope)?,
+                    Poll::Ready(Ok(Some(envelope))) => {
+                        if let Some(spinner) = &mut self.spinner {
+                            spinner.arrived(Instant::now());
+                        }
+                        self.desk.deliver(envelope)?;
+                    }
                     // Cut off in the middle of a message is how a killed process ends, too.
                     Poll::Ready(Ok(None) | Err(WireError::Truncated)) => return Poll::Ready(Ok(())),
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(said(&error))),
@@ -155,6 +174,16 @@ impl<D: Desk> Channel<D> {
             if self.nothing_new() {
                 return Poll::Pending;
             }
+        }
+    }
+
+    /// Nothing is to do: sleeps until something is, unless it is better to look again, when the others have had their
+    /// turn and the runtime has asked the system what there is to read.
+    fn rest(&mut self, cx: &mut Context<'_>) {
+        let Some(spinner) = &mut self.spinner else { return };
+        if spinner.looks_again(self.desk.is_due(), Instant::now()) {
+            // That is when tokio wakes who yields.
+            let _ = pin!(yield_now()).poll(cx);
         }
     }
 
@@ -210,8 +239,18 @@ impl<D: Desk + Unpin> Future for Channel<D> {
     type Output = Result<(), String>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.get_mut().poll_once(cx)
+        let channel = self.get_mut();
+        let polled = channel.poll_once(cx);
+        if polled.is_pending() {
+            channel.rest(cx);
+        }
+        polled
     }
+}
+
+/// On a single CPU, or a share of one, whoever spins keeps away the one it waits for.
+fn has_several_cpus() -> bool {
+    std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1)
 }
 
 /// Queues for the connection. An answer over a limit is replaced by the reason, which its caller gets instead; requests

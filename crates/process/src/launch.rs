@@ -17,6 +17,7 @@ use hatchery_actor::fault::Fault;
 use hatchery_actor::heartbeat::Heartbeat;
 use hatchery_actor::panics;
 use hatchery_actor::settings::Settings;
+use hatchery_actor::spin::Spin;
 use hatchery_wire::LinkSocket;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -57,6 +58,7 @@ pub(crate) struct Launch {
 pub(crate) struct Launched {
     pub(crate) ward: Arc<Ward>,
     pub(crate) channel: UnixStream,
+    spin: Spin,
     active: ActiveChild,
     program: Arc<Program>,
 }
@@ -87,7 +89,8 @@ pub(crate) async fn launch(program: &Arc<Program>, launch: Launch) -> Result<Lau
         })?;
     unless_left.forget();
     let active = ActiveChild { name: launch.name, path: launch.path, pid: ward.pid_number() };
-    Ok(Launched { ward, channel, active, program: program.clone() })
+    let spin = launch.settings.spin.unwrap_or(program.spin);
+    Ok(Launched { ward, channel, spin, active, program: program.clone() })
 }
 
 /// Waits for the hello of a worker, its end or the deadline, whichever is first. Dropping the future kills it.
@@ -165,6 +168,8 @@ fn spawn(
         depth: program.depth + 1,
         what: launch.what.clone(),
         config: program.config.to_bytes().to_vec(),
+        spin: launch.settings.spin.unwrap_or(program.spin),
+        spin_below: program.spin,
         settings: Box::new(launch.settings.resources.clone()),
     };
     let frame = Frame::Invitation(invitation, fds).pack().map_err(io::Error::other)?;
@@ -276,9 +281,9 @@ pub(crate) fn live<D: Desk + Unpin>(
     desk: D,
     at_end: impl FnOnce(&Exit) + Send + 'static,
 ) -> Result<Ended, Fault> {
-    let Launched { ward, channel, active, program } = launched;
+    let Launched { ward, channel, spin, active, program } = launched;
     let unless_living = KillOnDrop(Some(ward.clone()));
-    let mut channel = Channel::new(channel, outgoing.clone(), desk)
+    let mut channel = Channel::new(channel, outgoing.clone(), desk, spin)
         .map_err(|error| cannot("use the channel of the worker", &error))?;
     unless_living.forget();
     let (sender, receiver) = watch::channel(None);

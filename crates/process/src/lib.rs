@@ -18,6 +18,7 @@ mod heartbeat;
 mod pipe;
 mod watched;
 mod warden;
+mod spin;
 mod channel;
 pub mod launch;
 pub mod worker;

@@ -77,7 +77,7 @@ impl TestOptions {
         self
     }
 
-    /// What `each_process`, `worker_config` and `hosts` the test and its workers have. The runtime is the test's own.
+    /// What `each_process`, `worker_config`, `spin` and `hosts` the test and its workers have. The runtime is the test's own.
     pub const fn program(mut self, program: fn() -> Door) -> TestOptions {
         self.program = Some(program);
         self
@@ -134,6 +134,7 @@ where
         capture_stdout: true,
         config,
         env_only: door.worker_env_only.take(),
+        spin: door.spin,
         printer: Printer::new(Mode::Captured),
         children: Default::default(),
     });
