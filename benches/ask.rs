@@ -47,13 +47,20 @@ struct Case {
     busy: usize,
     /// Those who sleep, those who spin.
     took: [Row; 2],
+    mean: [Row; 2],
     spent: [Row; 2],
 }
 
 impl Case {
     fn new(names: [&'static str; 2], cpus: [&[usize]; 2], busy: usize, target: Target) -> Case {
         let rows = |target| names.map(|name| Row::new(name, target));
-        Case { cpus: cpus.map(<[usize]>::to_vec), busy, took: rows(target), spent: rows(Target::None) }
+        Case {
+            cpus: cpus.map(<[usize]>::to_vec),
+            busy,
+            took: rows(target),
+            mean: rows(Target::None),
+            spent: rows(Target::None),
+        }
     }
 }
 
@@ -81,7 +88,7 @@ async fn ask() -> hatchery::Result<()> {
         cases.push(Case::new(["anywhere, others busy", "  spinning"], [&all, &all], busy, Target::None));
     }
     for _ in 0..effort.rounds {
-        for Case { cpus: [here, there], busy, took, spent } in &mut cases {
+        for Case { cpus: [here, there], busy, took, mean, spent } in &mut cases {
             pin(id(), here)?;
             for pid in [asleep.pid(), awake.pid(), Some(peer_pid)].into_iter().flatten() {
                 pin(pid, there)?;
@@ -102,6 +109,8 @@ async fn ask() -> hatchery::Result<()> {
                 let pid = echo.pid().unwrap_or_default();
                 let (subject, subject_spent) =
                     measure(pid, samples, async || Ok(echo.echo(vec![7; PAYLOAD]).await?.len())).await?;
+                mean[n].ruler.round(vec![mean_of(&ruler)]);
+                mean[n].subject.round(vec![mean_of(&subject)]);
                 took[n].ruler.round(ruler.clone());
                 took[n].subject.round(subject);
                 spent[n].ruler.round(vec![ruler_spent]);
@@ -113,12 +122,22 @@ async fn ask() -> hatchery::Result<()> {
         }
     }
     pin(id(), &all)?;
-    let (took, spent): (Vec<_>, Vec<_>) = cases.into_iter().map(|case| (case.took, case.spent)).unzip();
     let title = "ask round trip, 64 bytes each way, one in flight, single-threaded root";
-    print(title, effort, &took.into_iter().flatten().collect::<Vec<_>>());
-    print("CPU time of both ends per ask", effort, &spent.into_iter().flatten().collect::<Vec<_>>());
+    let (mut took, mut mean, mut spent) = (Vec::new(), Vec::new(), Vec::new());
+    for case in cases {
+        took.extend(case.took);
+        mean.extend(case.mean);
+        spent.extend(case.spent);
+    }
+    print(title, effort, &took);
+    print("the same, mean of a round: with what the scheduler makes some asks wait for", effort, &mean);
+    print("CPU time of both ends an ask, mean of a round", effort, &spent);
     peer.end().await?;
     tree.stop().await
+}
+
+fn mean_of(samples: &[Duration]) -> Duration {
+    samples.iter().sum::<Duration>() / u32::try_from(samples.len()).unwrap_or(u32::MAX)
 }
 
 /// So many calls one after the other: how long each took, and the CPU time of both ends a call.
