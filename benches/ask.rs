@@ -38,13 +38,15 @@ impl Echo {
 }
 
 fn main() {
-    hatchery::program().flavor(Flavor::CurrentThread).run(ask)
+    hatchery::program().flavor(if std::env::var("MULTI").is_ok() {Flavor::MultiThread} else {Flavor::CurrentThread}).run(ask)
 }
 
 /// Where both ends run, and what is measured of it.
 struct Case {
     cpus: [Vec<usize>; 2],
     busy: usize,
+    /// Between two asks.
+    pause: Duration,
     /// Those who sleep, those who spin.
     took: [Row; 2],
     mean: [Row; 2],
@@ -57,6 +59,7 @@ impl Case {
         Case {
             cpus: cpus.map(<[usize]>::to_vec),
             busy,
+            pause: Duration::ZERO,
             took: rows(target),
             mean: rows(Target::None),
             spent: rows(Target::None),
@@ -87,8 +90,10 @@ async fn ask() -> hatchery::Result<()> {
         cases.push(Case::new(["each CPU, others busy", "  spinning"], [first, last], busy, Target::None));
         cases.push(Case::new(["anywhere, others busy", "  spinning"], [&all, &all], busy, Target::None));
     }
+    let seldom = Case::new(["anywhere, one a ms", "  spinning"], [&all, &all], 0, Target::None);
+    cases.push(Case { pause: Duration::from_millis(1), ..seldom });
     for _ in 0..effort.rounds {
-        for Case { cpus: [here, there], busy, took, mean, spent } in &mut cases {
+        for Case { cpus: [here, there], busy, pause, took, mean, spent } in &mut cases {
             pin(id(), here)?;
             for pid in [asleep.pid(), awake.pid(), Some(peer_pid)].into_iter().flatten() {
                 pin(pid, there)?;
@@ -100,15 +105,18 @@ async fn ask() -> hatchery::Result<()> {
                 others.push(other);
             }
             // Fewer: they take long.
-            let samples = if *busy > 0 { effort.samples.div_ceil(5) } else { effort.samples };
+            let samples =
+                if *busy > 0 || !pause.is_zero() { effort.samples.div_ceil(6) } else { effort.samples };
 
-            let (ruler, ruler_spent) =
-                measure(peer_pid, samples, async || Ok(peer.ask(Bytes::from(vec![7; PAYLOAD])).await?.len()))
-                    .await?;
+            let (ruler, ruler_spent) = measure(peer_pid, samples, *pause, async || {
+                Ok(peer.ask(Bytes::from(vec![7; PAYLOAD])).await?.len())
+            })
+            .await?;
             for (n, echo) in [&asleep, &awake].into_iter().enumerate() {
                 let pid = echo.pid().unwrap_or_default();
                 let (subject, subject_spent) =
-                    measure(pid, samples, async || Ok(echo.echo(vec![7; PAYLOAD]).await?.len())).await?;
+                    measure(pid, samples, *pause, async || Ok(echo.echo(vec![7; PAYLOAD]).await?.len()))
+                        .await?;
                 mean[n].ruler.round(vec![mean_of(&ruler)]);
                 mean[n].subject.round(vec![mean_of(&subject)]);
                 took[n].ruler.round(ruler.clone());
@@ -144,6 +152,7 @@ fn mean_of(samples: &[Duration]) -> Duration {
 async fn measure(
     other: u32,
     samples: usize,
+    pause: Duration,
     mut call: impl AsyncFnMut() -> hatchery::Result<usize>,
 ) -> hatchery::Result<(Vec<Duration>, Duration)> {
     for _ in 0..WARM_UP {
@@ -156,6 +165,9 @@ async fn measure(
         let bytes = call().await?;
         took.push(begun.elapsed());
         assert_eq!(bytes, PAYLOAD);
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
     }
     Ok((took, meter.end(samples)?))
 }
