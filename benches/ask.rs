@@ -38,7 +38,7 @@ impl Echo {
 }
 
 fn main() {
-    hatchery::program().flavor(if std::env::var("MULTI").is_ok() {Flavor::MultiThread} else {Flavor::CurrentThread}).run(ask)
+    hatchery::program().flavor(Flavor::CurrentThread).run(ask)
 }
 
 /// Where both ends run, and what is measured of it.

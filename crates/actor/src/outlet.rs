@@ -723,6 +723,35 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_is_owed_from_the_sending_of_an_ask_to_its_one_outcome() {
+        let outlet = Outlet::default();
+        let queued = outlet.ask();
+        assert!(!outlet.is_owed(), "nobody sits there");
+        let _line = outlet.sit(1);
+        assert!(outlet.is_owed());
+        outlet.answered(1, queued, value(1), true).unwrap();
+        assert!(!outlet.is_owed());
+        // Again, by a peer that does not keep count.
+        outlet.answered(1, queued, value(1), false).unwrap();
+        let tell = outlet.tell();
+        assert!(!outlet.is_owed(), "a tell is done when it is sent");
+        assert_eq!(outlet.now(tell), Some(Answer::None));
+        let left = outlet.ask();
+        assert_eq!(outlet.cancel(left), Left::Sent);
+        outlet.answered(1, left, value(1), true).unwrap();
+        assert!(!outlet.is_owed(), "its caller has left");
+        let refused = outlet.submit(true, None, body(true), None);
+        assert!(!outlet.is_owed(), "it could not travel");
+        assert_eq!(outlet.now(refused), Some(Answer::Fault(too_large())));
+        let ends = outlet.ask();
+        assert!(outlet.is_owed());
+        outlet.ended(1, &exit());
+        assert!(!outlet.is_owed());
+        assert_eq!(outlet.cancel(ends), Left::Over(ended()));
+        assert!(!outlet.is_owed());
+    }
+
+    #[test]
     fn who_leaves_after_the_outcome_gets_the_outcome() {
         let outlet = Outlet::default();
         let _line = outlet.sit(1);

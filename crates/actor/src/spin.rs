@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 /// shortens waits. Where both ends share a CPU, or others want it, it does not; each end of each channel finds that out
 /// for itself, and tries again now and then.
 ///
-/// It concerns what is asked with few requests under way and answered in microseconds. Nobody spins while nothing is
+/// It concerns what is asked with few requests under way and answered in microseconds, by a process whose runtime has
+/// one thread: a worker, or a root of that flavor. With several threads it is always off. Nobody spins while nothing is
 /// due.
 #[doc(alias = "busy_poll")]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -281,3 +281,87 @@ fn said(error: &WireError) -> String {
 pub(crate) fn fault_of(body: &Body) -> Result<Fault, String> {
     hatchery_wire::decode(body).map_err(|error| format!("a malformed fault: {error}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// Sends back what it gets, so many times, and then expects nothing more.
+    struct Player {
+        outgoing: Arc<Outgoing>,
+        left: usize,
+        over: Arc<AtomicBool>,
+    }
+
+    impl Desk for Player {
+        fn deliver(&mut self, envelope: Envelope) -> Result<(), String> {
+            if self.left == 0 {
+                self.over.store(true, Ordering::Relaxed);
+                return Ok(());
+            }
+            self.left -= 1;
+            self.outgoing.send(envelope);
+            Ok(())
+        }
+
+        fn is_due(&self) -> bool {
+            !self.over.load(Ordering::Relaxed)
+        }
+    }
+
+    /// A channel, and how often it is polled.
+    struct Counted(Channel<Player>, Arc<AtomicUsize>);
+
+    impl Future for Counted {
+        type Output = Result<(), String>;
+
+        fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            Pin::new(&mut self.0).poll(cx)
+        }
+    }
+
+    /// How often two channels are polled for 500 messages each way, and how often in some time after.
+    async fn polls(spin: Spin) -> (usize, usize) {
+        let (here, there) = UnixStream::pair().unwrap();
+        let (over, polled) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
+        let serve = Arc::<Outgoing>::default();
+        for (stream, outgoing) in [(here, serve.clone()), (there, Arc::default())] {
+            let desk = Player { outgoing: outgoing.clone(), left: 500, over: over.clone() };
+            let channel = Channel::new(stream, outgoing, desk, spin).unwrap();
+            tokio::spawn(Counted(channel, polled.clone()));
+        }
+        serve.send(Envelope::new(Kind::Ask, 0, 0, encode(&7).unwrap()));
+        while !over.load(Ordering::Relaxed) {
+            yield_now().await;
+        }
+        // Both may have to learn of it.
+        for _ in 0..10 {
+            yield_now().await;
+        }
+        let during = polled.load(Ordering::Relaxed);
+        for _ in 0..10_000 {
+            yield_now().await;
+        }
+        (during, polled.load(Ordering::Relaxed) - during)
+    }
+
+    #[tokio::test]
+    async fn channels_on_which_nothing_is_due_are_not_polled_whether_they_spin_or_not() {
+        for spin in [Spin::Off, Spin::Adaptive] {
+            let (during, after) = polls(spin).await;
+            assert!(during >= 1000, "{spin:?}: {during}");
+            assert_eq!(after, 0, "{spin:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn channels_with_spinning_switched_off_have_nothing_that_spins() {
+        let (here, _there) = UnixStream::pair().unwrap();
+        let desk = Player { outgoing: Arc::default(), left: 0, over: Arc::default() };
+        assert!(Channel::new(here, Arc::default(), desk, Spin::Off).unwrap().spinner.is_none());
+    }
+}

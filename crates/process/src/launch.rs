@@ -21,6 +21,7 @@ use hatchery_actor::spin::Spin;
 use hatchery_wire::LinkSocket;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -76,9 +77,10 @@ pub(crate) async fn launch(program: &Arc<Program>, launch: Launch) -> Result<Lau
     let warden =
         Warden::get().map_err(|error| cannot("start the thread that watches over workers", &error))?;
     let (program_there, launch_there) = (program.clone(), launch.clone());
+    let spin = spin(program, &launch);
     let spawned = spawner::run(move || {
         // A caller who leaves while it is spawned gets nothing to end it with; this does.
-        spawn(&program_there, warden, &launch_there)
+        spawn(&program_there, warden, &launch_there, spin)
             .map(|(ward, channel)| (KillOnDrop(Some(ward.clone())), ward, channel))
     });
     let (unless_left, ward, channel) =
@@ -89,8 +91,16 @@ pub(crate) async fn launch(program: &Arc<Program>, launch: Launch) -> Result<Lau
         })?;
     unless_left.forget();
     let active = ActiveChild { name: launch.name, path: launch.path, pid: ward.pid_number() };
-    let spin = launch.settings.spin.unwrap_or(program.spin);
     Ok(Launched { ward, channel, spin, active, program: program.clone() })
+}
+
+/// Whether both ends of a channel spin. On a runtime of several threads answers go from thread to thread in any case,
+/// and another end to look out only takes CPUs from them.
+fn spin(program: &Program, launch: &Launch) -> Spin {
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::CurrentThread => launch.settings.spin.unwrap_or(program.spin),
+        _ => Spin::Off,
+    }
 }
 
 /// Waits for the hello of a worker, its end or the deadline, whichever is first. Dropping the future kills it.
@@ -148,6 +158,7 @@ fn spawn(
     program: &Arc<Program>,
     warden: &'static Warden,
     launch: &Launch,
+    spin: Spin,
 ) -> io::Result<(Arc<Ward>, UnixStream)> {
     let (ours, theirs) = LinkSocket::pair()?;
     let (channel, their_channel) = UnixStream::pair()?;
@@ -168,7 +179,7 @@ fn spawn(
         depth: program.depth + 1,
         what: launch.what.clone(),
         config: program.config.to_bytes().to_vec(),
-        spin: launch.settings.spin.unwrap_or(program.spin),
+        spin,
         spin_below: program.spin,
         settings: Box::new(launch.settings.resources.clone()),
     };
