@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Spin {
     /// It sleeps at once.
+    #[default]
     Off,
     /// It keeps looking for up to 50 µs while that pays.
-    #[default]
     Adaptive,
 }

@@ -120,7 +120,7 @@ impl Door {
     }
 
     /// Whether the ends of the channels to workers, at all levels, look out for answers and requests before they sleep;
-    /// they do, where it pays, unless told otherwise, here or in a worker's spec. See [`Spin`].
+    /// they do not unless told otherwise, here or in a worker's spec. See [`Spin`].
     pub fn spin(mut self, spin: Spin) -> Self {
         self.spin = spin;
         self
