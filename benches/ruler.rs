@@ -116,6 +116,8 @@ pub enum Job {
     Bulk,
     /// A few bytes, with no buffer but a small one: for a process that mostly does nothing.
     Idle,
+    /// None: it only computes, until its parent has gone.
+    Busy,
 }
 
 /// Starts the other process with a job; gives this end of the socket.
@@ -139,6 +141,14 @@ pub fn start(program: impl AsRef<Path>, job: Job) -> io::Result<(Child, std::os:
 pub fn child() -> io::Result<()> {
     let stdin = io::stdin().as_fd().try_clone_to_owned()?;
     let job = std::env::args().nth(1).unwrap_or_default();
+    if job == "Busy" {
+        std::thread::spawn(|| {
+            loop {
+                std::hint::spin_loop();
+            }
+        });
+        return io::copy(&mut io::stdin(), &mut io::sink()).map(drop);
+    }
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let stream = std::os::unix::net::UnixStream::from(stdin);
         if job != "Frames" {

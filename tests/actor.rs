@@ -12,7 +12,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use hatchery::prelude::*;
-use hatchery::{CallError, ChildSpec};
+use hatchery::{CallError, ChildSpec, Spin};
 use hatchery_tests::{BOUND, Dice, becomes_true, ends, own_channel, runs, send, stands_still, state};
 use rustix::process::Signal;
 
@@ -1428,4 +1428,44 @@ async fn polled<F: Future>(times: u64, future: F) -> Option<F::Output> {
         tokio::task::yield_now().await;
     }
     None
+}
+
+fn with_spinning() -> hatchery::Door {
+    hatchery::program().spin(Spin::Adaptive)
+}
+
+async fn answers_and_dies(spec: ChildSpec<impl hatchery::Start<Handle = WorkerHandle>>) {
+    let tree = Supervisor::new(Strategy::OneForOne).start().await.unwrap();
+    let worker = tree.start_child(spec).await.unwrap();
+    for n in 1..=1000 {
+        assert_eq!(worker.note(0).await.unwrap(), n);
+    }
+    let pid = worker.pid().unwrap();
+    let asks = async {
+        loop {
+            if let Err(error) = worker.note(0).await {
+                break error;
+            }
+        }
+    };
+    let (error, ()) = tokio::join!(asks, async {
+        tokio::task::yield_now().await;
+        send(pid, Signal::KILL);
+    });
+    assert!(error.is_crash(), "{error}");
+    // The next incarnation begins anew.
+    assert_eq!(worker.note(0).await.unwrap(), 1);
+    tree.stop().await.unwrap();
+}
+
+#[hatchery::test]
+async fn workers_answer_and_die_alike_with_and_without_spinning() {
+    answers_and_dies(worker::<Worker>("sleeps", None)).await;
+    answers_and_dies(worker::<Worker>("spins", None).spin(Spin::Adaptive)).await;
+}
+
+#[hatchery::test(program = with_spinning)]
+async fn workers_answer_and_die_alike_where_the_program_switches_spinning_on() {
+    answers_and_dies(worker::<Worker>("spins", None)).await;
+    answers_and_dies(worker::<Worker>("sleeps", None).spin(Spin::Off)).await;
 }

@@ -22,6 +22,7 @@ pub mod monitor;
 pub mod seat;
 mod deadlines;
 pub mod output;
+pub mod spin;
 pub mod settings;
 pub mod child;
 pub mod mailbox;

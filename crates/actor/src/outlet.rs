@@ -115,6 +115,8 @@ struct State {
     last_ended: u64,
     queue: VecDeque<u64>,
     requests: Slots<Slot>,
+    /// How many of them are sent, and not done.
+    owed: usize,
     /// Streams of the present incarnation whose callers have left and that have not ended yet.
     left: HashMap<u64, Box<Intake>>,
     /// When the watcher of deadlines looks next, never later than the first of them; `None` if there is no watcher.
@@ -227,7 +229,7 @@ impl Outlet {
         let trace = TraceContext::current().map(Box::new);
         let (deadline, left) = (until.map(|until| until.at), until.map(|until| until.left));
         let slot = |phase| Slot { phase, waker, until: deadline, intake: None };
-        let State { way, queue, requests, .. } = &mut *state;
+        let State { way, queue, requests, owed, .. } = &mut *state;
         let id = match way {
             // The short way: nobody is in line, and there is a place.
             Way::Open { incarnation, places, line }
@@ -251,6 +253,7 @@ impl Outlet {
                 if !ask {
                     return Begun::Done(Answer::None);
                 }
+                *owed += 1;
                 id
             }
             _ => {
@@ -275,7 +278,8 @@ impl Outlet {
         let mut state = self.lock();
         if state.look.is_some_and(|look| look <= now) {
             let (mut wakers, mut late, mut next) = (Vec::new(), Vec::new(), None::<Instant>);
-            for (id, slot) in state.requests.iter_mut() {
+            let State { requests, owed, .. } = &mut *state;
+            for (id, slot) in requests.iter_mut() {
                 let (Some(until), false) = (slot.until, matches!(slot.phase, Phase::Done(_))) else {
                     continue;
                 };
@@ -286,6 +290,7 @@ impl Outlet {
                 let maybe_executed = matches!(slot.phase, Phase::Sent { .. });
                 if maybe_executed {
                     late.push(id);
+                    *owed -= 1;
                 }
                 slot.phase = Phase::Done(Answer::Fault(Fault::Timeout { maybe_executed }));
                 wakers.extend(slot.waker.take());
@@ -418,6 +423,9 @@ impl Outlet {
             // Items may be under way. The producer says when it has ended.
             state.left.insert(id, intake.forgotten());
         }
+        if matches!(phase, Phase::Sent { .. }) {
+            state.owed -= 1;
+        }
         state.tidy();
         drop(state);
         // Only now, as in `poll`.
@@ -448,6 +456,11 @@ impl Outlet {
         true
     }
 
+    /// Whether a caller waits for the answer to a request that was sent.
+    pub(crate) fn is_owed(&self) -> bool {
+        self.lock().owed > 0
+    }
+
     /// An answer arrived. With `release`, it also gives back a place in the window.
     pub(crate) fn answered(
         &self,
@@ -466,6 +479,7 @@ impl Outlet {
             if matches!(slot.phase, Phase::Sent { incarnation: to } if to == incarnation) {
                 slot.phase = Phase::Done(answer);
                 first = slot.waker.take();
+                state.owed -= 1;
             }
         } else if !state.left.is_empty() {
             state.left.remove(&id);
@@ -527,7 +541,8 @@ impl Outlet {
             state.left.clear();
         }
         let mut wakers = Vec::new();
-        for (_, slot) in state.requests.iter_mut() {
+        let State { requests, owed, .. } = &mut *state;
+        for (_, slot) in requests.iter_mut() {
             let has_begun = slot.intake.as_ref().is_some_and(|intake| intake.has_begun());
             let fault = match slot.phase {
                 Phase::Queued { only: Some(only), .. } if only == incarnation => incarnation::over(exit),
@@ -540,6 +555,9 @@ impl Outlet {
                 }
                 _ => continue,
             };
+            if matches!(slot.phase, Phase::Sent { .. }) {
+                *owed -= 1;
+            }
             slot.phase = Phase::Done(Answer::Fault(fault));
             wakers.extend(slot.waker.take());
         }
@@ -621,7 +639,9 @@ impl State {
             match line.send(Request { id, ask, deadline, left, trace, body }) {
                 Ok(()) => {
                     *places -= 1;
-                    if !ask {
+                    if ask {
+                        self.owed += 1;
+                    } else {
                         slot.phase = Phase::Done(Answer::None);
                         wakers.extend(slot.waker.take());
                     }
@@ -873,6 +893,35 @@ mod tests {
         let second = outlet.sit(2);
         assert_eq!(outlet.cancel(id), Left::Sent);
         assert_eq!((first.withdrawn(), second.withdrawn()), (vec![], vec![]));
+    }
+
+    #[test]
+    fn an_answer_is_owed_from_the_sending_of_an_ask_to_its_one_outcome() {
+        let outlet = Outlet::default();
+        let queued = outlet.ask();
+        assert!(!outlet.is_owed(), "nobody sits there");
+        let _line = outlet.sit(1);
+        assert!(outlet.is_owed());
+        outlet.answered(1, queued, value(1), true).unwrap();
+        assert!(!outlet.is_owed());
+        // Again, by a peer that does not keep count.
+        outlet.answered(1, queued, value(1), false).unwrap();
+        let tell = outlet.tell();
+        assert!(!outlet.is_owed(), "a tell is done when it is sent");
+        assert_eq!(outlet.now(tell), Some(Answer::None));
+        let left = outlet.ask();
+        assert_eq!(outlet.cancel(left), Left::Sent);
+        outlet.answered(1, left, value(1), true).unwrap();
+        assert!(!outlet.is_owed(), "its caller has left");
+        let refused = outlet.submit(true, None, body(true), None);
+        assert!(!outlet.is_owed(), "it could not travel");
+        assert_eq!(outlet.now(refused), Some(Answer::Fault(too_large())));
+        let ends = outlet.ask();
+        assert!(outlet.is_owed());
+        outlet.ended(1, &exit());
+        assert!(!outlet.is_owed());
+        assert_eq!(outlet.cancel(ends), Left::Over(ended()));
+        assert!(!outlet.is_owed());
     }
 
     #[test]
@@ -1497,8 +1546,12 @@ mod begun {
                 for known in known.values() {
                     prop_assert_eq!(outlet.poll(known.id, cx), Poll::Pending);
                 }
-                let look = outlet.lock().look;
+                let (look, owed) = {
+                    let state = outlet.lock();
+                    (state.look, state.owed)
+                };
                 prop_assert!(known.is_empty() || look.is_some(), "nobody watches");
+                prop_assert_eq!(owed, known.values().filter(|known| known.sent).count());
             }
             prop_assert_eq!(outlet.lock().requests.len(), known.len());
         }

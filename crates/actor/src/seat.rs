@@ -236,6 +236,11 @@ impl Seat {
         self.outlet.released(incarnation, places)
     }
 
+    /// Whether somebody waits for the answer to a request that was sent.
+    pub fn is_owed(&self) -> bool {
+        self.outlet.is_owed()
+    }
+
     /// An item of a streamed answer of this incarnation.
     ///
     /// # Errors

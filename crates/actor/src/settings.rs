@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::fault::Fault;
 use crate::output::Output;
+use crate::spin::Spin;
 
 /// The settings of a worker process. Every incarnation gets the same.
 #[doc(hidden)]
@@ -25,6 +26,8 @@ pub struct Settings {
     pub stdout: Output,
     /// Where its standard error goes, besides the exit.
     pub stderr: Output,
+    /// Whether the ends of its channel spin, if not as the program says.
+    pub spin: Option<Spin>,
     /// What it sets for itself at its door.
     pub resources: Resources,
 }

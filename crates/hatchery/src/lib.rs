@@ -35,6 +35,7 @@ pub use hatchery_actor::items::Items;
 pub use hatchery_actor::monitor::{Down, Downs, Monitor};
 pub use hatchery_actor::output::Output;
 pub use hatchery_actor::reply::Reply;
+pub use hatchery_actor::spin::Spin;
 pub use hatchery_actor::timer::Timer;
 pub use hatchery_actor::trace::{NoTraceparent, TraceContext};
 pub use hatchery_actor::watch::Watch;

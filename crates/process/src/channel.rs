@@ -1,13 +1,18 @@
 //! A channel between two processes: one task that reads, writes and delivers.
 
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Instant;
 
 use bytes::BytesMut;
 use hatchery_actor::fault::Fault;
+use hatchery_actor::spin::Spin;
 use hatchery_wire::{Body, Connection, Envelope, Kind, Limits, WireError, encode};
+use tokio::task::yield_now;
+
+use crate::spin::Spinner;
 
 /// What arrives on a channel is laid here.
 pub(crate) trait Desk: Send + 'static {
@@ -19,6 +24,11 @@ pub(crate) trait Desk: Send + 'static {
     /// # Errors
     /// Why this peer does not keep to the protocol; the channel ends then.
     fn deliver(&mut self, envelope: Envelope) -> Result<(), String>;
+
+    /// Whether a message is likely to come at once.
+    fn is_due(&self) -> bool {
+        false
+    }
 }
 
 /// The sending side of a channel, for any thread.
@@ -98,6 +108,8 @@ pub(crate) struct Channel<D> {
     crowd: bool,
     /// The others have been let before this time.
     gave_way: bool,
+    /// Whether to look again before it sleeps, if it ever does.
+    spinner: Option<Spinner>,
 }
 
 /// If the last write took at least so many messages along, one of fewer than [`ENOUGH`] waits until the other tasks that
@@ -114,6 +126,7 @@ impl<D: Desk> Channel<D> {
         stream: std::os::unix::net::UnixStream,
         outgoing: Arc<Outgoing>,
         desk: D,
+        spin: Spin,
     ) -> std::io::Result<Channel<D>> {
         let connection = Connection::new(stream, Limits::default())?;
         Ok(Channel {
@@ -124,6 +137,7 @@ impl<D: Desk> Channel<D> {
             deaf: false,
             crowd: false,
             gave_way: false,
+            spinner: (spin == Spin::Adaptive && has_several_cpus()).then(Spinner::new),
         })
     }
 
@@ -133,7 +147,12 @@ impl<D: Desk> Channel<D> {
             self.desk.arriving();
             loop {
                 match self.connection.poll_recv(cx) {
-                    Poll::Ready(Ok(Some(envelope))) => self.desk.deliver(envelope)?,
+                    Poll::Ready(Ok(Some(envelope))) => {
+                        if let Some(spinner) = &mut self.spinner {
+                            spinner.arrived(Instant::now());
+                        }
+                        self.desk.deliver(envelope)?;
+                    }
                     // Cut off in the middle of a message is how a killed process ends, too.
                     Poll::Ready(Ok(None) | Err(WireError::Truncated)) => return Poll::Ready(Ok(())),
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(said(&error))),
@@ -157,6 +176,16 @@ impl<D: Desk> Channel<D> {
             if self.nothing_new() {
                 return Poll::Pending;
             }
+        }
+    }
+
+    /// Nothing is to do: sleeps until something is, unless it is better to look again, when the others have had their
+    /// turn and the runtime has asked the system what there is to read.
+    fn rest(&mut self, cx: &mut Context<'_>) {
+        let Some(spinner) = &mut self.spinner else { return };
+        if spinner.looks_again(self.desk.is_due(), Instant::now()) {
+            // That is when tokio wakes who yields.
+            let _ = pin!(yield_now()).poll(cx);
         }
     }
 
@@ -212,8 +241,18 @@ impl<D: Desk + Unpin> Future for Channel<D> {
     type Output = Result<(), String>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.get_mut().poll_once(cx)
+        let channel = self.get_mut();
+        let polled = channel.poll_once(cx);
+        if polled.is_pending() {
+            channel.rest(cx);
+        }
+        polled
     }
+}
+
+/// On a single CPU, or a share of one, whoever spins keeps away the one it waits for.
+fn has_several_cpus() -> bool {
+    std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1)
 }
 
 /// Queues for the connection. An answer over a limit is replaced by the reason, which its caller gets instead; requests
@@ -243,4 +282,88 @@ fn said(error: &WireError) -> String {
 /// The frame is malformed.
 pub(crate) fn fault_of(body: &Body) -> Result<Fault, String> {
     hatchery_wire::decode(body).map_err(|error| format!("a malformed fault: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// Sends back what it gets, so many times, and then expects nothing more.
+    struct Player {
+        outgoing: Arc<Outgoing>,
+        left: usize,
+        over: Arc<AtomicBool>,
+    }
+
+    impl Desk for Player {
+        fn deliver(&mut self, envelope: Envelope) -> Result<(), String> {
+            if self.left == 0 {
+                self.over.store(true, Ordering::Relaxed);
+                return Ok(());
+            }
+            self.left -= 1;
+            self.outgoing.send(envelope);
+            Ok(())
+        }
+
+        fn is_due(&self) -> bool {
+            !self.over.load(Ordering::Relaxed)
+        }
+    }
+
+    /// A channel, and how often it is polled.
+    struct Counted(Channel<Player>, Arc<AtomicUsize>);
+
+    impl Future for Counted {
+        type Output = Result<(), String>;
+
+        fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            Pin::new(&mut self.0).poll(cx)
+        }
+    }
+
+    /// How often two channels are polled for 500 messages each way, and how often in some time after.
+    async fn polls(spin: Spin) -> (usize, usize) {
+        let (here, there) = UnixStream::pair().unwrap();
+        let (over, polled) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
+        let serve = Arc::<Outgoing>::default();
+        for (stream, outgoing) in [(here, serve.clone()), (there, Arc::default())] {
+            let desk = Player { outgoing: outgoing.clone(), left: 500, over: over.clone() };
+            let channel = Channel::new(stream, outgoing, desk, spin).unwrap();
+            tokio::spawn(Counted(channel, polled.clone()));
+        }
+        serve.send(Envelope::new(Kind::Ask, 0, 0, encode(&7).unwrap()));
+        while !over.load(Ordering::Relaxed) {
+            yield_now().await;
+        }
+        // Both may have to learn of it.
+        for _ in 0..10 {
+            yield_now().await;
+        }
+        let during = polled.load(Ordering::Relaxed);
+        for _ in 0..10_000 {
+            yield_now().await;
+        }
+        (during, polled.load(Ordering::Relaxed) - during)
+    }
+
+    #[tokio::test]
+    async fn channels_on_which_nothing_is_due_are_not_polled_whether_they_spin_or_not() {
+        for spin in [Spin::Off, Spin::Adaptive] {
+            let (during, after) = polls(spin).await;
+            assert!(during >= 1000, "{spin:?}: {during}");
+            assert_eq!(after, 0, "{spin:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn channels_with_spinning_switched_off_have_nothing_that_spins() {
+        let (here, _there) = UnixStream::pair().unwrap();
+        let desk = Player { outgoing: Arc::default(), left: 0, over: Arc::default() };
+        assert!(Channel::new(here, Arc::default(), desk, Spin::Off).unwrap().spinner.is_none());
+    }
 }

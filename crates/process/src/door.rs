@@ -14,6 +14,7 @@ use hatchery_actor::error::Error;
 use hatchery_actor::exit::Panic;
 use hatchery_actor::panics;
 use hatchery_actor::root::Root;
+use hatchery_actor::spin::Spin;
 use hatchery_wire::{Body, EncodeError, LinkSocket, encode};
 use rustix::process::Signal;
 use serde::Serialize;
@@ -61,6 +62,7 @@ pub struct Door {
     config: Option<Result<Body, EncodeError>>,
     orderly_signals: bool,
     pub(crate) logs: Logs,
+    pub(crate) spin: Spin,
     pub(crate) worker_env_only: Option<BTreeSet<OsString>>,
 }
 
@@ -128,6 +130,13 @@ impl Door {
         self
     }
 
+    /// Whether the ends of the channels to workers, at all levels, look out for answers and requests before they sleep;
+    /// they do not unless told otherwise, here or in a worker's spec. See [`Spin`].
+    pub fn spin(mut self, spin: Spin) -> Self {
+        self.spin = spin;
+        self
+    }
+
     /// Of a process's environment, its workers inherit these variables only; what a spec or a builder sets by `env`
     /// comes on top, and its `env_only` takes the place of this list. It holds for workers of workers as well.
     ///
@@ -174,6 +183,7 @@ impl Door {
             capture_stdout: false,
             config,
             env_only: door.worker_env_only.take(),
+            spin: door.spin,
             printer: Printer::new(Mode::Plain),
             logs: Collector::new(door.logs),
             children: Default::default(),
@@ -447,6 +457,7 @@ fn settle_in(
         capture_stdout,
         config: Body::from_bytes(invitation.config.clone().into()),
         env_only,
+        spin: invitation.spin_below,
         printer: Printer::new(Mode::Plain),
         logs: Collector::new(Logs::Forward),
         children: Default::default(),

@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use hatchery_actor::error::Error;
 use hatchery_actor::exit::Panic;
 use hatchery_actor::settings::Resources;
+use hatchery_actor::spin::Spin;
 use hatchery_wire::{Body, LinkFrame, decode, encode};
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +32,10 @@ pub(crate) struct Invitation {
     /// The program's `worker_config`, encoded.
     #[serde(with = "serde_bytes")]
     pub(crate) config: Vec<u8>,
+    /// Whether its end of the channel spins.
+    pub(crate) spin: Spin,
+    /// The same for the channels to workers of its own.
+    pub(crate) spin_below: Spin,
     /// What it sets for itself before it says hello.
     pub(crate) settings: Box<Resources>,
 }

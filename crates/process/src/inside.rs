@@ -2,7 +2,7 @@
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use hatchery_actor::actor::AnyActor;
 use hatchery_actor::context::Context;
@@ -11,6 +11,7 @@ use hatchery_actor::exit::Panic;
 use hatchery_actor::fault::Fault;
 use hatchery_actor::mailbox::{Mailbox, Parcel, ReturnPath};
 use hatchery_actor::outlet::{Answer, WINDOW};
+use hatchery_actor::spin::Spin;
 use hatchery_actor::trace::TraceContext;
 use hatchery_actor::{panics, runner};
 use hatchery_wire::{Body, Envelope, Kind, decode, encode};
@@ -106,12 +107,16 @@ pub(crate) fn host_actor<A: AnyActor>(inside: Inside) -> Ended {
         Err(error) => return Ended::broken(format!("no runtime: {error}")),
     };
     let outgoing = Arc::new(Outgoing::default());
-    let back = Arc::new(ChannelReturn { outgoing: outgoing.clone(), taken: AtomicU32::new(0) });
+    let back = Arc::new(ChannelReturn {
+        outgoing: outgoing.clone(),
+        taken: AtomicU32::new(0),
+        answered: AtomicBool::new(false),
+    });
     let (args_in, args) = oneshot::channel();
     let desk =
         MailDesk { mailbox: mailbox.clone(), places: back.clone(), back, args: Some(args_in), now: None };
     let ended = runtime.block_on(async {
-        let mut channel = match Channel::new(channel, outgoing.clone(), desk) {
+        let mut channel = match Channel::new(channel, outgoing.clone(), desk, invitation.spin) {
             Ok(channel) => tokio::spawn(channel),
             Err(error) => return Ended::broken(format!("no channel: {error}")),
         };
@@ -176,7 +181,7 @@ fn host_task(entry: &'static TaskEntry, inside: Inside) -> Ended {
     let (args_in, args) = oneshot::channel();
     let desk = TaskDesk { args: Some(args_in) };
     let begun = runtime.block_on(async {
-        let mut channel = match Channel::new(channel, outgoing.clone(), desk) {
+        let mut channel = match Channel::new(channel, outgoing.clone(), desk, Spin::Off) {
             Ok(channel) => tokio::spawn(channel),
             Err(error) => return Err(Ended::broken(format!("no channel: {error}"))),
         };
@@ -269,6 +274,7 @@ impl Desk for MailDesk {
 
     fn deliver(&mut self, envelope: Envelope) -> Result<(), String> {
         let Envelope { kind, id, target, deadline, trace, body, .. } = envelope;
+        self.places.answered.store(false, Ordering::Relaxed);
         if target != TENANT {
             return Err(format!("a message to target {target}, which does not exist"));
         }
@@ -297,6 +303,11 @@ impl Desk for MailDesk {
         self.mailbox.push(parcel).unwrap_or_else(Parcel::refuse);
         Ok(())
     }
+
+    fn is_due(&self) -> bool {
+        // Whoever got an answer is likely to ask again.
+        self.places.answered.load(Ordering::Relaxed)
+    }
 }
 
 /// Takes a task's arguments.
@@ -323,6 +334,8 @@ struct ChannelReturn {
     outgoing: Arc<Outgoing>,
     /// Places of the parent's window that are taken.
     taken: AtomicU32,
+    /// Since the last message came.
+    answered: AtomicBool,
 }
 
 impl ChannelReturn {
@@ -346,6 +359,7 @@ impl ChannelReturn {
 impl ReturnPath for ChannelReturn {
     fn answer(&self, id: u64, answer: Answer) {
         self.taken.fetch_sub(1, Ordering::Relaxed);
+        self.answered.store(true, Ordering::Relaxed);
         self.send(id, answer, true);
     }
 

@@ -18,9 +18,11 @@ use hatchery_actor::heartbeat::Heartbeat;
 use hatchery_actor::output::Output;
 use hatchery_actor::panics;
 use hatchery_actor::settings::Settings;
+use hatchery_actor::spin::Spin;
 use hatchery_wire::LinkSocket;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -57,6 +59,7 @@ pub(crate) struct Launch {
 pub(crate) struct Launched {
     pub(crate) ward: Arc<Ward>,
     pub(crate) channel: UnixStream,
+    spin: Spin,
     active: ActiveChild,
     program: Arc<Program>,
 }
@@ -75,9 +78,10 @@ pub(crate) async fn launch(program: &Arc<Program>, launch: Launch) -> Result<Lau
     let warden =
         Warden::get().map_err(|error| cannot("start the thread that watches over workers", &error))?;
     let (program_there, launch_there) = (program.clone(), launch.clone());
+    let spin = spin(program, &launch);
     let spawned = spawner::run(move || {
         // A caller who leaves while it is spawned gets nothing to end it with; this does.
-        spawn(&program_there, warden, &launch_there, sink)
+        spawn(&program_there, warden, &launch_there, sink, spin)
             .map(|(ward, channel)| (KillOnDrop(Some(ward.clone())), ward, channel))
     });
     let (unless_left, ward, channel) =
@@ -88,7 +92,16 @@ pub(crate) async fn launch(program: &Arc<Program>, launch: Launch) -> Result<Lau
         })?;
     unless_left.forget();
     let active = ActiveChild { name: launch.name, path: launch.path, pid: ward.pid_number() };
-    Ok(Launched { ward, channel, active, program: program.clone() })
+    Ok(Launched { ward, channel, spin, active, program: program.clone() })
+}
+
+/// Whether both ends of a channel spin. On a runtime of several threads answers go from thread to thread in any case,
+/// and another end to look out only takes CPUs from them.
+fn spin(program: &Program, launch: &Launch) -> Spin {
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::CurrentThread => launch.settings.spin.unwrap_or(program.spin),
+        _ => Spin::Off,
+    }
 }
 
 /// Waits for the hello of a worker, its end or the deadline, whichever is first. Dropping the future kills it.
@@ -147,6 +160,7 @@ fn spawn(
     warden: &'static Warden,
     launch: &Launch,
     sink: Option<Sink>,
+    spin: Spin,
 ) -> io::Result<(Arc<Ward>, UnixStream)> {
     let (ours, theirs) = LinkSocket::pair()?;
     let (channel, their_channel) = UnixStream::pair()?;
@@ -180,6 +194,8 @@ fn spawn(
         stdout: stdout.is_some(),
         logs: log.is_some().then(|| filter.directives().to_string()),
         config: program.config.to_bytes().to_vec(),
+        spin,
+        spin_below: program.spin,
         settings: Box::new(launch.settings.resources.clone()),
     };
     let frame = Frame::Invitation(invitation, fds).pack().map_err(io::Error::other)?;
@@ -299,9 +315,9 @@ pub(crate) fn live<D: Desk + Unpin>(
     desk: D,
     at_end: impl FnOnce(&Exit) + Send + 'static,
 ) -> Result<Ended, Fault> {
-    let Launched { ward, channel, active, program } = launched;
+    let Launched { ward, channel, spin, active, program } = launched;
     let unless_living = KillOnDrop(Some(ward.clone()));
-    let mut channel = Channel::new(channel, outgoing.clone(), desk)
+    let mut channel = Channel::new(channel, outgoing.clone(), desk, spin)
         .map_err(|error| cannot("use the channel of the worker", &error))?;
     unless_living.forget();
     let (sender, receiver) = watch::channel(None);

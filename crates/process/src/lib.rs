@@ -24,6 +24,7 @@ mod heartbeat;
 mod pipe;
 mod watched;
 mod warden;
+mod spin;
 mod channel;
 pub mod launch;
 pub mod logs;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use hatchery_actor::error::{Error, Result};
 use hatchery_actor::fault::Fault;
 use hatchery_actor::root::Root;
+use hatchery_actor::spin::Spin;
 use hatchery_wire::{Body, decode};
 use serde::de::DeserializeOwned;
 
@@ -36,6 +37,8 @@ pub(crate) struct Program {
     pub(crate) config: Body,
     /// Which variables of this process its workers inherit; all if `None`.
     pub(crate) env_only: Option<BTreeSet<OsString>>,
+    /// Whether the ends of channels to workers spin, unless a worker's spec says otherwise.
+    pub(crate) spin: Spin,
     pub(crate) printer: Arc<Printer>,
     pub(crate) logs: Collector,
     pub(crate) children: Mutex<BTreeMap<u64, (ActiveChild, Arc<Ward>)>>,

@@ -78,7 +78,7 @@ impl TestOptions {
         self
     }
 
-    /// What `each_process`, `worker_config` and `hosts` the test and its workers have. The runtime is the test's own.
+    /// What `each_process`, `worker_config`, `spin` and `hosts` the test and its workers have. The runtime is the test's own.
     pub const fn program(mut self, program: fn() -> Door) -> TestOptions {
         self.program = Some(program);
         self
@@ -135,6 +135,7 @@ where
         capture_stdout: true,
         config,
         env_only: door.worker_env_only.take(),
+        spin: door.spin,
         printer: Printer::new(Mode::Captured),
         logs: Collector::new(door.logs),
         children: Default::default(),

@@ -244,6 +244,10 @@ impl Desk for SeatDesk {
         };
         self.seat.answered(self.incarnation, id, answer, release).map_err(|_| too_many())
     }
+
+    fn is_due(&self) -> bool {
+        self.seat.is_owed()
+    }
 }
 
 fn too_many() -> String {

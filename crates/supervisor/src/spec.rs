@@ -11,6 +11,7 @@ use hatchery_actor::outlet::WINDOW;
 use hatchery_actor::root::check_segment;
 use hatchery_actor::settings;
 use hatchery_actor::settings::Settings;
+use hatchery_actor::spin::Spin;
 
 /// A child to be: something that can be started, and what its supervisor needs to know of it.
 #[must_use = "a spec starts nothing: give it to a supervisor"]
@@ -55,6 +56,13 @@ impl<S: Start> ChildSpec<S> {
     /// a window of 1, a request that kills its worker fails alone.
     pub fn window(mut self, requests: u32) -> Self {
         self.window = requests;
+        self
+    }
+
+    /// Whether its channel's ends look out for answers and requests before they sleep, instead of what
+    /// `program().spin(..)` says. See [`Spin`].
+    pub fn spin(mut self, spin: Spin) -> Self {
+        self.settings.spin = Some(spin);
         self
     }
 
