@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use hatchery::prelude::*;
 use hatchery::{CallError, ChildSpec};
-use hatchery_tests::{BOUND, Dice, becomes_true, ends, own_channel, runs, send, state};
+use hatchery_tests::{BOUND, Dice, becomes_true, ends, own_channel, runs, send, stands_still, state};
 use rustix::process::Signal;
 
 struct Worker {
@@ -529,7 +529,7 @@ async fn a_suspended_or_paused_worker_that_is_killed_is_started_again_and_goes_o
     let actor = tree.start_child(plain("victim")).await.unwrap();
     for (round, pause) in [(1, true), (2, false)] {
         if pause {
-            actor.pause().unwrap()
+            pauses(&actor).await
         } else {
             ends("suspend", actor.suspend()).await.unwrap()
         }
@@ -542,11 +542,18 @@ async fn a_suspended_or_paused_worker_that_is_killed_is_started_again_and_goes_o
         assert!(!actor.is_paused());
     }
     // Who is asked to suspend and dies instead says so.
-    actor.pause().unwrap();
+    pauses(&actor).await;
     let suspended = suspends(&actor);
     tokio::task::yield_now().await;
     actor.kill();
     assert!(ends("suspend", suspended).await.unwrap().unwrap_err().is_crash());
+}
+
+/// Pauses it, and waits until that has taken hold.
+async fn pauses(actor: &WorkerHandle) {
+    actor.pause().unwrap();
+    let pid = actor.pid().unwrap();
+    becomes_true("it stands still", || stands_still(pid)).await;
 }
 
 #[hatchery::test]

@@ -58,6 +58,16 @@ pub fn state(pid: u32) -> Option<char> {
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
+/// Whether all threads of a process have been stopped. A signal that stops it takes hold in each of them by itself.
+pub fn stands_still(pid: u32) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    let stopped = |thread: fs::DirEntry| {
+        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+    };
+    threads.flatten().all(stopped)
+}
+
 /// Whether a process exists and is no zombie.
 pub fn runs(pid: u32) -> bool {
     !matches!(state(pid), None | Some('Z' | 'X'))

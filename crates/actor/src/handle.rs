@@ -196,7 +196,8 @@ pub trait AnyHandle {
 
     /// Has the worker process of the present incarnation stand still wherever it is, with SIGSTOP to its process group,
     /// until [`resume`](AnyHandle::resume). Requests wait within their deadlines, and no heartbeat is expected. Any way
-    /// to stop it works as ever: it is woken up for that.
+    /// to stop it works as ever: it is woken up for that. The signal is sent when this returns; it takes hold a moment
+    /// later, and until then a request may still be answered.
     ///
     /// If it dies and is started again, the next incarnation is not paused. A worker that somebody else stops is ended
     /// when its [`Heartbeat`](crate::heartbeat::Heartbeat) runs out of patience.

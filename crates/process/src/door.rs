@@ -401,9 +401,10 @@ pub(crate) fn be_worker(
     if let Some(reason) = &words.reason {
         eprintln!("hatchery: {reason}");
     }
-    // What workers of this one have logged goes first.
+    // What workers of this one have logged and written goes first.
     program.logs.flush();
     forward::finish();
+    program.printer.flush();
     let _ = std::io::Write::flush(&mut std::io::stdout());
     let code = words.code;
     warden.last_words(words);
