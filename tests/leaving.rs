@@ -195,7 +195,11 @@ fn a_root_that_blocks_or_is_stopped_for_ten_seconds_loses_no_worker() {
 /// The same for one that is on its way out: it has closed link and channel, and is frozen together with its parent.
 #[test]
 fn a_worker_that_is_frozen_with_its_root_on_its_way_out_is_not_blamed() {
-    let program = Program::start("freezes on the way out").until("started", 1);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("go");
+    let program = Program::start_with("freezes on the way out", file.to_str().unwrap()).until("started", 1);
+    // Not sooner: its worker stops it.
+    std::fs::write(file, "").unwrap();
     let (root, worker) = (program.child.id(), program.workers[0]);
     let frozen = |pid| state(pid) == Some('T');
     eventually("both stand still", || frozen(root) && frozen(worker));
@@ -208,7 +212,7 @@ fn a_worker_that_is_frozen_with_its_root_on_its_way_out_is_not_blamed() {
 
 #[test]
 fn a_worker_that_closes_link_and_channel_and_lives_on_is_ended() {
-    let program = Program::start("closes everything").until("started", 1);
+    let program = Program::start_with("closes everything", "/").until("started", 1);
     let end = program.end();
     let said = end.said.last().unwrap();
     assert!(said.starts_with("exitcode Some(-9), reason Some(\"it closed its "), "{said} {}", end.stderr);

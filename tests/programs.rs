@@ -349,8 +349,8 @@ async fn program(word: &str, file: String) -> hatchery::Result<()> {
             stands_still(file, [Heartbeat::default(), quick]).await
         }
         "freezes" => stands_still(file, [Heartbeat::default().misses(6); 2]).await,
-        "freezes on the way out" => becomes("kill -STOP $PPID; kill -STOP $$; exit 0").await,
-        "closes everything" => becomes("exec sleep 1000").await,
+        "freezes on the way out" => becomes("kill -STOP $PPID; kill -STOP $$; exit 0", file).await,
+        "closes everything" => becomes("exec sleep 1000", file).await,
         "sets a hook" => sets_a_hook().await,
         "noisy" => noisy().await,
         "leaks" => leaks().await,
@@ -446,8 +446,9 @@ async fn stands_still(file: String, heartbeats: [Heartbeat; 2]) -> hatchery::Res
 }
 
 /// A worker that executes a shell script in its own place: with that it has closed its link and its channel.
-async fn becomes(script: &str) -> hatchery::Result<()> {
-    let process = Process::spawn(executes, script.to_owned()).await?;
+/// It does so when the file is there.
+async fn becomes(script: &str, file: String) -> hatchery::Result<()> {
+    let process = Process::spawn(executes, (script.to_owned(), file)).await?;
     say(&format!("worker {}", process.pid()));
     say("started");
     let exit = process.wait().await;
@@ -456,7 +457,8 @@ async fn becomes(script: &str) -> hatchery::Result<()> {
 }
 
 #[hatchery::task]
-fn executes(script: String) -> hatchery::Result<()> {
+fn executes((script, file): (String, String)) -> hatchery::Result<()> {
+    hatchery_tests::eventually("it may go on", || std::path::Path::new(&file).exists());
     Err(std::process::Command::new("sh").args(["-c", &script]).exec().into())
 }
 

@@ -26,7 +26,8 @@ use crate::frames::{Frame, Invitation, LastWords, What};
 use crate::program::Program;
 use crate::registry;
 use crate::task::{TaskEntry, TaskOutcome, TaskRun};
-use crate::warden::{Warden, Wish};
+use crate::warden::Warden;
+use crate::wishes::Wish;
 use crate::worker::TENANT;
 
 /// Exit code after a panic, as Rust's own.

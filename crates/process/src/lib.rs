@@ -23,6 +23,7 @@ mod ward;
 mod heartbeat;
 mod pipe;
 mod watched;
+mod wishes;
 mod warden;
 mod spin;
 mod channel;

@@ -208,33 +208,24 @@ async fn linger(program: &Program, name: &str, patience: Duration) {
 
 /// Stops everything in order, as the end of a program does. Gives what did not end by that, and kills it.
 async fn close(program: &Program, patience: Duration) -> Option<String> {
-    let mut left: Vec<String> = Vec::new();
     let mut closing = pin!(program.root.close());
-    let mut living = program.living().len();
-    let mut since = Instant::now();
+    let mut remains = Remains::new(patience, program.living().len(), Instant::now());
     let closed = loop {
         if within(LOOK, &mut closing).await.is_some() {
             break true;
         }
         let still = program.living();
-        if still.len() != living {
-            (living, since) = (still.len(), Instant::now());
-        } else if since.elapsed() >= patience {
-            // What has not been asked yet still gets its turn.
-            let named = left.len();
-            for (child, ward) in still.iter().filter(|(_, ward)| ward.is_stopping()) {
-                let shown = child.to_string();
-                if !left.contains(&shown) {
-                    left.push(shown);
-                    ward.condemn("its test left it behind");
-                }
+        let shown: Vec<_> =
+            still.iter().map(|(child, ward)| (child.to_string(), ward.is_stopping())).collect();
+        match remains.look(&shown, Instant::now()) {
+            Next::Wait => {}
+            Next::Kill(those) => {
+                those.into_iter().for_each(|at| still[at].1.condemn("its test left it behind"));
             }
-            if left.len() == named {
-                break false;
-            }
-            since = Instant::now();
+            Next::GiveUp => break false,
         }
     };
+    let mut left = remains.named;
     // A start that was under way is given up, which is no fault of the test's.
     for (child, ward) in program.living() {
         ward.condemn("the test is over");
@@ -258,6 +249,52 @@ async fn close(program: &Program, patience: Duration) -> Option<String> {
     })
 }
 
+/// What has not ended yet of a test that is over.
+struct Remains {
+    patience: Duration,
+    /// Those that were given up, as they are shown.
+    named: Vec<String>,
+    living: usize,
+    /// When anything ended last, or was made to.
+    since: Instant,
+}
+
+/// What is to be done about what remains.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    Wait,
+    /// Kill those at these places of the list.
+    Kill(Vec<usize>),
+    /// Nothing can be done any more: what is left is none of our processes, or one that the kernel cannot kill.
+    GiveUp,
+}
+
+impl Remains {
+    fn new(patience: Duration, living: usize, now: Instant) -> Remains {
+        Remains { patience, named: Vec::new(), living, since: now }
+    }
+
+    /// Looks at the processes that still live, each with whether it has been asked to end.
+    fn look(&mut self, still: &[(String, bool)], now: Instant) -> Next {
+        if still.len() != self.living {
+            (self.living, self.since) = (still.len(), now);
+            return Next::Wait;
+        }
+        if now.saturating_duration_since(self.since) < self.patience {
+            return Next::Wait;
+        }
+        // What has not been asked yet still gets its turn.
+        let late = |(shown, asked): &(String, bool)| *asked && !self.named.contains(shown);
+        let late: Vec<usize> = (0..still.len()).filter(|at| late(&still[*at])).collect();
+        if late.is_empty() {
+            return Next::GiveUp;
+        }
+        self.named.extend(late.iter().map(|at| still[*at].0.clone()));
+        self.since = now;
+        Next::Kill(late)
+    }
+}
+
 /// What the future gives, if it does so within that time. The time is the machine's: a test may have paused tokio's.
 async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
     let begun = Instant::now();
@@ -269,5 +306,57 @@ async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T
         if begun.elapsed() >= limit {
             return None;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    fn living<const N: usize>(all: [(&str, bool); N]) -> [(String, bool); N] {
+        all.map(|(shown, asked)| (shown.to_owned(), asked))
+    }
+
+    #[test]
+    fn as_long_as_something_ends_there_is_patience() {
+        let begun = Instant::now();
+        let mut remains = Remains::new(PATIENCE, 3, begun);
+        let early = PATIENCE - Duration::from_millis(1);
+        assert_eq!(remains.look(&living([("a", true), ("b", true), ("c", true)]), begun + early), Next::Wait);
+        assert_eq!(remains.look(&living([("a", true), ("b", true)]), begun + PATIENCE), Next::Wait);
+        let still = living([("a", true), ("b", true)]);
+        assert_eq!(remains.look(&still, begun + PATIENCE + early), Next::Wait);
+        assert_eq!(remains.look(&still, begun + 2 * PATIENCE), Next::Kill(vec![0, 1]));
+        assert_eq!(remains.named, ["a", "b"]);
+    }
+
+    #[test]
+    fn what_has_not_been_asked_yet_gets_its_turn() {
+        let begun = Instant::now();
+        let mut remains = Remains::new(PATIENCE, 2, begun);
+        let one = living([("not yet", false), ("deaf", true)]);
+        assert_eq!(remains.look(&one, begun + PATIENCE), Next::Kill(vec![1]));
+        let other = living([("not yet", true)]);
+        assert_eq!(remains.look(&other, begun + PATIENCE), Next::Wait);
+        assert_eq!(remains.look(&other, begun + 2 * PATIENCE), Next::Kill(vec![0]));
+    }
+
+    #[test]
+    fn one_that_cannot_be_killed_is_named_once_and_given_up() {
+        let begun = Instant::now();
+        let mut remains = Remains::new(PATIENCE, 1, begun);
+        let still = living([("undying", true)]);
+        assert_eq!(remains.look(&still, begun + PATIENCE), Next::Kill(vec![0]));
+        assert_eq!(remains.look(&still, begun + PATIENCE), Next::Wait);
+        assert_eq!(remains.look(&still, begun + 2 * PATIENCE), Next::GiveUp);
+        assert_eq!(remains.named, ["undying"]);
+    }
+
+    #[test]
+    fn what_has_no_process_is_given_up() {
+        let begun = Instant::now();
+        assert_eq!(Remains::new(PATIENCE, 0, begun).look(&[], begun + PATIENCE), Next::GiveUp);
     }
 }

@@ -37,6 +37,7 @@ use crate::frames::{Frame, LastWords};
 use crate::program::Program;
 use crate::ward::Ward;
 use crate::watched::{Adoption, Watched};
+use crate::wishes::{OnWish, Wish, Wishes};
 
 /// How often the link of a child that has ended is read; each read takes about two frames of the largest size.
 const LAST_READS: usize = 64;
@@ -79,28 +80,6 @@ enum Command {
     /// The link up did not take everything at once; the sender learns when it has.
     FlushUp(Option<SyncSender<()>>),
 }
-
-/// What a parent may want of the actor in this process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wish {
-    /// Stop in order.
-    Stop,
-    /// Begin nothing new.
-    Suspend,
-    /// Go on.
-    Resume,
-}
-
-/// The parent may want something before there is anything that could do it.
-#[derive(Default)]
-struct Wishes {
-    stop: bool,
-    suspend: bool,
-    act: Option<OnWish>,
-}
-
-/// Called when the parent wants something; must not block.
-pub(crate) type OnWish = Box<dyn Fn(Wish) + Send>;
 
 impl Warden {
     /// The warden of this process, started on first use.
@@ -200,26 +179,11 @@ impl Warden {
 
     /// What to do when the parent wants something; done at once for what it wants already.
     pub(crate) fn on_wish(&self, act: OnWish) {
-        let mut wishes = self.wishes();
-        if wishes.suspend {
-            act(Wish::Suspend);
-        }
-        if wishes.stop {
-            act(Wish::Stop);
-        }
-        wishes.act = Some(act);
+        self.wishes().heed(act);
     }
 
     fn fulfil(&self, wish: Wish) {
-        let mut wishes = self.wishes();
-        match wish {
-            Wish::Stop => wishes.stop = true,
-            Wish::Suspend => wishes.suspend = true,
-            Wish::Resume => wishes.suspend = false,
-        }
-        if let Some(act) = &wishes.act {
-            act(wish);
-        }
+        self.wishes().fulfil(wish);
     }
 
     fn wishes(&self) -> MutexGuard<'_, Wishes> {
