@@ -10,6 +10,7 @@
 //! | an actor, in a worker process or here | [`actor`], [`worker()`], [`local()`], [`local_with()`], [`Ask`], [`Items`], [`AnyHandle`], [`Context`], [`Reply`] |
 //! | who has ended, and how | [`Monitor`], [`Down`] |
 //! | keeping them alive | [`Supervisor`], [`Tree`] |
+//! | what a worker may have, and how it is watched and stopped | [`ChildSpec`], [`ProcessBuilder`], [`Output`], [`Heartbeat`], [`Shutdown`] |
 //! | what workers log | [`logs`], [`TraceContext`] |
 //! | what went wrong | [`Error`], [`CallError`], [`ProcessError`], [`Exit`] |
 
