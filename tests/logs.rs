@@ -229,7 +229,11 @@ impl Chatty {
             let path = entry.ok()?.path();
             let number: i32 = path.file_name()?.to_str()?.parse().ok()?;
             let is_pipe = std::fs::read_link(&path).ok()?.to_str()?.starts_with("pipe:");
-            (number > 2 && is_pipe).then_some(path)
+            // What the launcher of the tests left open is inherited, so it is not close-on-exec.
+            let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}")).ok()?;
+            let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?.trim();
+            let is_own = u32::from_str_radix(flags, 8).ok()? & 0o2_000_000 != 0;
+            (number > 2 && is_pipe && is_own).then_some(path)
         });
         pipes
             .filter_map(|path| std::fs::OpenOptions::new().write(true).open(path).ok())
