@@ -5,8 +5,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
+use crate::address::ProcessId;
 use crate::error::Error;
 use crate::exit::{Exit, Status};
 use crate::fault::Fault;
@@ -122,6 +124,11 @@ pub trait Child: Send + Sync + 'static {
     /// The process it lives in, while it lives.
     fn pid(&self) -> Option<u32>;
 
+    /// The process that requests to it go to, if that is another one than this.
+    fn process(&self) -> Option<ProcessId> {
+        None
+    }
+
     /// Resolves when it has ended and everything it said has been delivered; at once if that was long ago.
     fn exited(&self) -> BoxFuture<Arc<Exit>>;
 
@@ -169,7 +176,7 @@ pub async fn ended(mut ended: Ended) -> Arc<Exit> {
 }
 
 /// How hard to ask for the end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Rung {
     /// Finish the current message, answer the rest `Stopping`, leave.
     Graceful,

@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod address;
 pub mod exit;
 pub mod fault;
 pub mod error;
@@ -20,16 +21,20 @@ mod slots;
 pub mod outlet;
 pub mod monitor;
 pub mod seat;
+mod far;
 mod deadlines;
 pub mod output;
 pub mod spin;
 pub mod settings;
 pub mod child;
+pub mod exchange;
 pub mod mailbox;
+pub mod directory;
+pub mod root;
 pub mod ask;
 pub mod items;
 pub mod handle;
-mod near;
+pub mod near;
 mod tasks;
 pub mod timer;
 pub mod watch;
@@ -40,4 +45,3 @@ pub mod flow;
 pub mod actor;
 pub mod runner;
 pub mod local;
-pub mod root;

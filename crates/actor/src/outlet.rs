@@ -14,6 +14,7 @@
 //! Each entry is owned by a living future, so the queue is bounded by what callers themselves hold.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -99,7 +100,7 @@ pub enum Answer {
 
 /// See the picture on top of this file.
 pub(crate) struct Outlet {
-    window: u32,
+    window: AtomicU32,
     state: Mutex<State>,
 }
 
@@ -122,6 +123,8 @@ struct State {
     /// When the watcher of deadlines looks next, never later than the first of them; `None` if there is no watcher.
     look: Option<Instant>,
     watcher: Option<Waker>,
+    /// Woken when somebody gets in line and there is no way.
+    opener: Option<Waker>,
 }
 
 #[derive(Default)]
@@ -198,7 +201,17 @@ pub struct TooManyReleases;
 impl Outlet {
     /// At most so many requests are under way at once.
     pub(crate) fn new(window: u32) -> Outlet {
-        Outlet { window, state: Mutex::default() }
+        Outlet { window: window.into(), state: Mutex::default() }
+    }
+
+    /// How many requests may be under way at once.
+    pub(crate) fn window(&self) -> u32 {
+        self.window.load(Ordering::Relaxed)
+    }
+
+    /// At most so many requests are under way at once, to incarnations from here on.
+    pub(crate) fn set_window(&self, window: u32) {
+        self.window.store(window, Ordering::Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -447,12 +460,41 @@ impl Outlet {
         if incarnation <= state.last_ended || matches!(state.way, Way::Closed(_)) {
             return false;
         }
-        let old = std::mem::replace(&mut state.way, Way::Open { incarnation, places: self.window, line });
+        let old = std::mem::replace(&mut state.way, Way::Open { incarnation, places: self.window(), line });
         state.left.clear();
         let wakers = state.pump();
         drop(state);
         drop(old);
         wake(wakers);
+        true
+    }
+
+    /// Resolves when somebody is in line and there is no way.
+    pub(crate) fn poll_needs_way(&self, cx: &Context<'_>) -> Poll<()> {
+        let mut state = self.lock();
+        if matches!(state.way, Way::Vacant) && !state.queue.is_empty() {
+            return Poll::Ready(());
+        }
+        let old = state.opener.replace(cx.waker().clone());
+        drop(state);
+        drop(old);
+        Poll::Pending
+    }
+
+    /// Takes the way to this incarnation away if nothing is under way on it; whether that was so.
+    pub(crate) fn disconnect(&self, incarnation: u64) -> bool {
+        let mut state = self.lock();
+        match &state.way {
+            Way::Open { incarnation: now, places, .. }
+                if *now == incarnation
+                    && *places == self.window()
+                    && state.owed == 0
+                    && state.left.is_empty() => {}
+            _ => return false,
+        }
+        let old = std::mem::take(&mut state.way);
+        drop(state);
+        drop(old);
         true
     }
 
@@ -471,7 +513,7 @@ impl Outlet {
     ) -> Result<(), TooManyReleases> {
         let mut state = self.lock();
         if release {
-            state.give_back(incarnation, 1, self.window)?;
+            state.give_back(incarnation, 1, self.window())?;
         }
         let mut first = None;
         if let Some(slot) = state.requests.get_mut(id) {
@@ -522,7 +564,7 @@ impl Outlet {
     /// Places in the window came back.
     pub(crate) fn released(&self, incarnation: u64, places: u32) -> Result<(), TooManyReleases> {
         let mut state = self.lock();
-        state.give_back(incarnation, places, self.window)?;
+        state.give_back(incarnation, places, self.window())?;
         let wakers = state.pump();
         drop(state);
         wake(wakers);
@@ -620,7 +662,12 @@ impl State {
     /// Moves what is in line into the window, oldest first. Gives the wakers of those that are done by it.
     fn pump(&mut self) -> Vec<Waker> {
         let mut wakers = Vec::new();
-        let Way::Open { incarnation, places, line } = &mut self.way else { return wakers };
+        let Way::Open { incarnation, places, line } = &mut self.way else {
+            if !self.queue.is_empty() {
+                wakers.extend(self.opener.take());
+            }
+            return wakers;
+        };
         while *places > 0 {
             let Some(id) = self.queue.pop_front() else { break };
             // Gone from the table: its caller left while it was in line.

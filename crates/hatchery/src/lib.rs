@@ -30,7 +30,7 @@ pub use hatchery_actor::child::{Shutdown, Start};
 pub use hatchery_actor::context::Context;
 pub use hatchery_actor::error::{CallError, Error, Never, Result, SendError};
 pub use hatchery_actor::exit::{Exit, Limit, Panic, Status};
-pub use hatchery_actor::handle::{ActorRef, AnyHandle};
+pub use hatchery_actor::handle::{ActorRef, AnyHandle, lookup};
 pub use hatchery_actor::heartbeat::Heartbeat;
 pub use hatchery_actor::items::Items;
 pub use hatchery_actor::monitor::{Down, Downs, Monitor};

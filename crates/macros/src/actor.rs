@@ -6,7 +6,7 @@ use syn::ext::IdentExt;
 use syn::spanned::Spanned;
 use syn::{
     Attribute, FnArg, GenericParam, Ident, ImplItem, ImplItemFn, Item, ItemImpl, Receiver, Signature,
-    TraitBoundModifier, Type, TypeParamBound, Visibility,
+    TraitBoundModifier, Type, TypeParamBound, Visibility, parse_quote,
 };
 
 use crate::stream::{Streamed, let_outlive, streamed};
@@ -206,6 +206,12 @@ impl Actor {
         let bare = self.bare_generics();
         let (declared, arguments, _) = bare.split_for_impl();
         let types = bare.type_params().map(|parameter| &parameter.ident);
+        let actor = &self.block.self_ty;
+        // To name the actor takes its bounds.
+        let bounds = self.block.generics.split_for_impl().2;
+        let mut decoding = self.block.generics.clone();
+        decoding.params.insert(0, parse_quote!('de));
+        let (decoding, ..) = decoding.split_for_impl();
         quote! {
             #(#conditions)*
             #[doc = #documentation]
@@ -237,6 +243,27 @@ impl Actor {
             impl #declared ::core::clone::Clone for #handle #arguments {
                 fn clone(&self) -> Self {
                     Self(::core::clone::Clone::clone(&self.0), ::core::marker::PhantomData)
+                }
+            }
+
+            #(#conditions)*
+            impl #declared ::hatchery::__private::serde::Serialize for #handle #arguments {
+                fn serialize<__S: ::hatchery::__private::serde::Serializer>(
+                    &self,
+                    __serializer: __S,
+                ) -> ::core::result::Result<__S::Ok, __S::Error> {
+                    ::hatchery::__private::serde::Serialize::serialize(&self.0, __serializer)
+                }
+            }
+
+            #(#conditions)*
+            impl #decoding ::hatchery::__private::serde::Deserialize<'de> for #handle #arguments #bounds {
+                fn deserialize<__D: ::hatchery::__private::serde::Deserializer<'de>>(
+                    __deserializer: __D,
+                ) -> ::core::result::Result<Self, __D::Error> {
+                    let __name = <#actor as ::hatchery::__private::AnyActor>::name();
+                    let __actor = ::hatchery::__private::ActorRef::deserialize(__deserializer, __name);
+                    ::core::result::Result::map(__actor, ::core::convert::From::from)
                 }
             }
 

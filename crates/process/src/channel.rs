@@ -10,6 +10,7 @@ use bytes::BytesMut;
 use hatchery_actor::fault::Fault;
 use hatchery_actor::spin::Spin;
 use hatchery_wire::{Body, Connection, Envelope, Kind, Limits, WireError, encode};
+use tokio::sync::watch;
 use tokio::task::yield_now;
 
 use crate::spin::Spinner;
@@ -35,6 +36,7 @@ pub(crate) trait Desk: Send + 'static {
 #[derive(Default)]
 pub(crate) struct Outgoing {
     state: Mutex<State>,
+    over: watch::Sender<bool>,
 }
 
 #[derive(Default)]
@@ -89,6 +91,12 @@ impl Outgoing {
 
     pub(crate) fn finish(&self) {
         self.with(|state| state.orders.finish = true);
+    }
+
+    /// Resolves when the channel is over: with [`finish`](Outgoing::finish), when all that was queued is written.
+    pub(crate) async fn over(&self) {
+        // The sender is here, so there is no error.
+        let _ = self.over.subscribe().wait_for(|over| *over).await;
     }
 
     pub(crate) fn drain(&self) {
@@ -234,6 +242,12 @@ impl<D: Desk> Channel<D> {
             self.desk.deliver(envelope)?;
         }
         Ok(())
+    }
+}
+
+impl<D> Drop for Channel<D> {
+    fn drop(&mut self) {
+        self.outgoing.over.send_replace(true);
     }
 }
 

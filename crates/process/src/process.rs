@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use hatchery_actor::address::random;
 use hatchery_actor::ask::deadline;
 use hatchery_actor::child::{BoxFuture, Ended, ended as wait};
 use hatchery_actor::exit::{Exit, Panic};
@@ -171,6 +172,8 @@ impl<R> Builder<R> {
             path: path.clone(),
             name: name.clone(),
             incarnation: 1,
+            seat: 0,
+            birth: random(),
             what: What::Task { name: self.entry.name.to_owned(), place: self.entry.place.to_string() },
             settings: Arc::new(self.settings),
             presence: None,

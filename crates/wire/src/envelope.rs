@@ -45,6 +45,10 @@ pub enum Kind {
     End = 9,
     /// The caller has taken items of a streamed answer; how many is the body.
     Credit = 10,
+    /// From here on `target` is the actor that the body names.
+    Bind = 11,
+    /// There will be no more about `target`.
+    Unbind = 12,
 }
 
 impl Kind {
@@ -75,6 +79,8 @@ impl TryFrom<u8> for Kind {
             8 => Kind::Item,
             9 => Kind::End,
             10 => Kind::Credit,
+            11 => Kind::Bind,
+            12 => Kind::Unbind,
             unknown => return Err(WireError::UnknownKind(unknown)),
         })
     }
