@@ -1,7 +1,7 @@
 //! Handles that travel: any process of a tree reaches any actor of it, and knows how it ended.
 
-use hatchery::prelude::*;
 use hatchery::CallError;
+use hatchery::prelude::*;
 use std::time::Duration;
 
 use hatchery_tests::{ends, send};

@@ -49,7 +49,14 @@ pub(crate) struct Far {
 
 impl Far {
     pub(crate) fn new(address: Address, seat: Weak<Seat>, exchange: Weak<dyn Exchange>) -> Far {
-        Far { address, seat, exchange, follows: AtomicBool::new(false), number: AtomicU64::new(0), task: Mutex::default() }
+        Far {
+            address,
+            seat,
+            exchange,
+            follows: AtomicBool::new(false),
+            number: AtomicU64::new(0),
+            task: Mutex::default(),
+        }
     }
 
     pub(crate) fn address(&self) -> &Address {
@@ -157,7 +164,12 @@ impl Follower {
         {
             let seat = self.seat.upgrade()?;
             self.number = seat.next_far(found.tenure.incarnation);
-            let child = FarChild { found: found.clone(), path: address.path.clone(), seat: self.seat.clone(), exited };
+            let child = FarChild {
+                found: found.clone(),
+                path: address.path.clone(),
+                seat: self.seat.clone(),
+                exited,
+            };
             seat.set_window(found.window);
             if !seat.sit(self.number, found.tenure, Arc::new(child)) {
                 self.over = true;

@@ -756,6 +756,7 @@ mod tests {
     use hatchery_wire::encode;
 
     use super::*;
+    use crate::address::Tenure;
     use crate::exit::Status;
 
     /// A line that writes down what it is given, and refuses what says so.
@@ -1056,7 +1057,7 @@ mod tests {
     #[test]
     fn a_request_for_one_incarnation_ends_with_it_wherever_it_is() {
         let outlet = Outlet::default();
-        let first = Incarnation::new(1);
+        let first = Incarnation::new(1, Tenure { seat: 0, incarnation: 1 });
         let early = outlet.submit(true, None, body(false), Some(&first));
         let line = outlet.sit(1);
         assert_eq!(line.sent(), [early]);
@@ -1078,7 +1079,7 @@ mod tests {
     #[test]
     fn a_request_for_one_incarnation_is_never_sent_to_another_whose_end_is_late() {
         let outlet = Outlet::default();
-        let first = Incarnation::new(1);
+        let first = Incarnation::new(1, Tenure { seat: 0, incarnation: 1 });
         let id = outlet.submit(true, None, body(false), Some(&first));
         let line = outlet.sit(2);
         assert_eq!((outlet.now(id), line.sent()), (None, vec![]));

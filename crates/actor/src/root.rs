@@ -104,7 +104,8 @@ impl Root {
         };
         if address.tree != self.tree {
             return closed(
-                "the reference comes from another run of the program, and leads nowhere in this one".to_owned(),
+                "the reference comes from another run of the program, and leads nowhere in this one"
+                    .to_owned(),
             );
         }
         if let Some(seat) = self.directory.seat(&address.path) {

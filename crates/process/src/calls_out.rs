@@ -292,7 +292,9 @@ impl Desk for AnswersIn {
                 Some(at) => (at.seat.upgrade(), at.number),
                 // Late words to somebody who has left.
                 None if envelope.target <= seats.last => return Ok(()),
-                None => return Err(format!("an answer from target {}, which does not exist", envelope.target)),
+                None => {
+                    return Err(format!("an answer from target {}, which does not exist", envelope.target));
+                }
             }
         };
         if envelope.kind == Kind::Unbind {

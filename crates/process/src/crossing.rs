@@ -14,8 +14,8 @@ use crate::frames::Frame;
 use crate::program::Program;
 use crate::questions::{Answer, Question, Said};
 use crate::routes::{Party, Routes, way};
-use crate::watched::Watched;
 use crate::warden::{Command, Rounds};
+use crate::watched::Watched;
 
 /// What gets the answer to a question of this process.
 pub(crate) type Reply = Box<dyn FnOnce(Answer) + Send>;

@@ -9,8 +9,8 @@ use std::process::exit;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hatchery_actor::address::ProcessId;
 use hatchery_actor::actor::AnyActor;
+use hatchery_actor::address::ProcessId;
 use hatchery_actor::error::Error;
 use hatchery_actor::exit::Panic;
 use hatchery_actor::panics;
@@ -452,10 +452,7 @@ fn settle_in(
         parent: Some(parent),
     });
     let program = Program::new(Parts {
-        root: Root::of(
-            ProcessId { path: invitation.path.clone(), birth: invitation.birth },
-            invitation.tree,
-        ),
+        root: Root::of(ProcessId { path: invitation.path.clone(), birth: invitation.birth }, invitation.tree),
         depth: invitation.depth,
         again,
         capture_stdout,

@@ -146,7 +146,7 @@ async fn act<A: AnyActor>(
     program: &Program,
 ) -> Ended {
     let Ok(args) = args.await else { return std::future::pending().await };
-    let cx = Context::new::<A::Handle>(&invitation.path, invitation.incarnation, mailbox.clone());
+    let cx = Context::new::<A>(&invitation.path, invitation.incarnation, mailbox.clone());
     let args = match decode::<A::Args>(&args) {
         Ok(args) => args,
         Err(error) => {

@@ -120,3 +120,234 @@ pub(crate) fn way<'a>(
     let child = children.into_iter().find(|(_, child)| leads(child));
     child.map_or(Party::Own, |(id, _)| Party::Child(id))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, HashSet, VecDeque};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_question_goes_up_until_it_is_above_its_path_and_then_down() {
+        let children = [(1, "/a/b"), (2, "/a/bc")];
+        let to = |path, of_process| way("/a", path, of_process, children);
+        assert_eq!(to("/a/b", false), Party::Own, "its parent owns the seat");
+        assert_eq!(to("/a/b", true), Party::Child(1));
+        assert_eq!(to("/a/b/x", false), Party::Child(1));
+        assert_eq!(to("/a/bc/x/y", false), Party::Child(2));
+        assert_eq!(to("/a/gone/x", false), Party::Own);
+        assert_eq!(to("/a", true), Party::Own);
+        assert_eq!(to("/a", false), Party::Up);
+        assert_eq!(to("/ab/x", false), Party::Up);
+        assert_eq!(to("", true), Party::Up);
+        assert_eq!(way("", "", true, children), Party::Own);
+        assert_eq!(way("", "/x/y", false, children), Party::Own);
+    }
+
+    /// What goes over the links of a tree of processes, in order on each.
+    #[derive(Clone, Copy, Debug)]
+    enum Said {
+        Question(u64, &'static str),
+        Answer(u64, bool),
+        Forget(u64),
+    }
+
+    const PATHS: [&str; 7] = ["", "/a", "/b", "/a/c", "/a/d", "/b/e", "/a/c/f"];
+
+    fn parent(process: usize) -> Option<usize> {
+        let path = PATHS[process];
+        let above = &path[..path.rfind('/')?];
+        PATHS.iter().position(|path| *path == above)
+    }
+
+    /// A tree of processes that all decide by the code above.
+    #[derive(Default)]
+    struct World {
+        processes: BTreeMap<usize, Process>,
+        links: BTreeMap<(usize, usize), VecDeque<Said>>,
+        asked: u64,
+    }
+
+    #[derive(Default)]
+    struct Process {
+        routes: Routes,
+        /// Its own questions that wait for an answer, and the answers of those that have one.
+        waits: HashSet<u64>,
+        got: BTreeMap<u64, bool>,
+        /// What it has been asked and answers later.
+        owes: Vec<(Party, u64)>,
+    }
+
+    impl World {
+        fn new() -> World {
+            let processes = (0..PATHS.len()).map(|process| (process, Process::default())).collect();
+            World { processes, ..World::default() }
+        }
+
+        fn party(at: usize, from: usize) -> Party {
+            if parent(at) == Some(from) { Party::Up } else { Party::Child(from as u64) }
+        }
+
+        fn say(&mut self, at: usize, to: Party, said: Said) {
+            let to = match to {
+                Party::Own => return,
+                Party::Up => parent(at).unwrap(),
+                Party::Child(child) => child as usize,
+            };
+            // Words to the dead are lost.
+            if self.processes.contains_key(&to) {
+                self.links.entry((at, to)).or_default().push_back(said);
+            }
+        }
+
+        fn question(&mut self, at: usize, from: Party, number: u64, path: &'static str) {
+            let children: Vec<_> = (1..PATHS.len())
+                .filter(|child| parent(*child) == Some(at) && self.processes.contains_key(child))
+                .map(|child| (child as u64, PATHS[child]))
+                .collect();
+            match way(PATHS[at], path, false, children) {
+                Party::Own => self.processes.get_mut(&at).unwrap().owes.push((from, number)),
+                Party::Up if at == 0 => self.answer(at, from, number, false),
+                to => {
+                    let process = self.processes.get_mut(&at).unwrap();
+                    let number = process.routes.pass(from, number, to).unwrap();
+                    self.say(at, to, Said::Question(number, path));
+                }
+            }
+        }
+
+        fn answer(&mut self, at: usize, to: Party, number: u64, good: bool) {
+            if to == Party::Own {
+                let process = self.processes.get_mut(&at).unwrap();
+                if process.waits.remove(&number) {
+                    assert!(process.got.insert(number, good).is_none(), "answered twice");
+                }
+            }
+            self.say(at, to, Said::Answer(number, good));
+        }
+
+        fn forget(&mut self, at: usize, from: Party, number: u64) {
+            let process = self.processes.get_mut(&at).unwrap();
+            process.owes.retain(|owed| *owed != (from, number));
+            if let Some((to, number)) = process.routes.forgotten(from, number) {
+                self.say(at, to, Said::Forget(number));
+            }
+        }
+
+        /// Delivers the next word on one of the links.
+        fn deliver(&mut self, link: usize) -> bool {
+            let busy: Vec<_> =
+                self.links.iter().filter(|(_, link)| !link.is_empty()).map(|(at, _)| *at).collect();
+            if busy.is_empty() {
+                return false;
+            }
+            let (from, at) = busy[link % busy.len()];
+            let said = self.links.get_mut(&(from, at)).unwrap().pop_front().unwrap();
+            let party = World::party(at, from);
+            match said {
+                Said::Question(number, path) => self.question(at, party, number, path),
+                Said::Forget(number) => self.forget(at, party, number),
+                Said::Answer(number, good) => {
+                    let process = self.processes.get_mut(&at).unwrap();
+                    if let Some((to, number)) = process.routes.answered(party, number) {
+                        self.answer(at, to, number, good);
+                    }
+                }
+            }
+            true
+        }
+
+        /// A process ends, and with it all below; its parent learns it after all that it said.
+        fn kill(&mut self, process: usize) {
+            let below: Vec<_> = (0..PATHS.len())
+                .filter(|other| *other == process || is_below(PATHS[*other], PATHS[process]))
+                .collect();
+            for other in &below {
+                self.processes.remove(other);
+                self.links.retain(|(from, to), _| from != other && to != other);
+            }
+            let Some(at) = parent(process).filter(|at| self.processes.contains_key(at)) else { return };
+            let routes = &mut self.processes.get_mut(&at).unwrap().routes;
+            let (unanswered, unasked) = routes.ended(Party::Child(process as u64));
+            let owes = &mut self.processes.get_mut(&at).unwrap().owes;
+            owes.retain(|(from, _)| *from != Party::Child(process as u64));
+            unanswered.into_iter().for_each(|(to, number)| self.answer(at, to, number, false));
+            unasked.into_iter().for_each(|(to, number)| self.say(at, to, Said::Forget(number)));
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Ask(usize, usize),
+        Leave(usize, usize),
+        Deliver(usize),
+        Answer(usize, usize),
+        Kill(usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let process = 0..PATHS.len();
+        prop_oneof![
+            6 => (process.clone(), process.clone()).prop_map(|(at, path)| Step::Ask(at, path)),
+            2 => (process.clone(), any::<usize>()).prop_map(|(at, which)| Step::Leave(at, which)),
+            20 => any::<usize>().prop_map(Step::Deliver),
+            6 => (process.clone(), any::<usize>()).prop_map(|(at, which)| Step::Answer(at, which)),
+            1 => (1..PATHS.len()).prop_map(Step::Kill),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn every_question_that_is_waited_for_is_answered_once_and_none_stays_behind(
+            steps in prop::collection::vec(step(), 1..300),
+        ) {
+            let mut world = World::new();
+            for step in steps {
+                match step {
+                    Step::Ask(at, path) if world.processes.contains_key(&at) => {
+                        world.asked += 1;
+                        let number = world.asked;
+                        world.processes.get_mut(&at).unwrap().waits.insert(number);
+                        world.question(at, Party::Own, number, PATHS[path]);
+                    }
+                    Step::Leave(at, which) => {
+                        let Some(process) = world.processes.get_mut(&at) else { continue };
+                        let mut waits: Vec<_> = process.waits.iter().copied().collect();
+                        waits.sort_unstable();
+                        if let Some(number) = waits.get(which % waits.len().max(1)).copied() {
+                            process.waits.remove(&number);
+                            world.forget(at, Party::Own, number);
+                        }
+                    }
+                    Step::Deliver(link) => drop(world.deliver(link)),
+                    Step::Answer(at, which) => {
+                        let Some(process) = world.processes.get_mut(&at) else { continue };
+                        if !process.owes.is_empty() {
+                            let which = which % process.owes.len();
+                            let (to, number) = process.owes.remove(which);
+                            world.answer(at, to, number, true);
+                        }
+                    }
+                    Step::Kill(process) if world.processes.contains_key(&process) => world.kill(process),
+                    _ => {}
+                }
+            }
+            // Whatever is still owed is given, and everything arrives.
+            loop {
+                let owing = world.processes.iter().find(|(_, process)| !process.owes.is_empty());
+                let Some(at) = owing.map(|(at, _)| *at) else {
+                    if world.deliver(0) { continue } else { break }
+                };
+                let (to, number) = world.processes.get_mut(&at).unwrap().owes.remove(0);
+                world.answer(at, to, number, true);
+            }
+            for (at, process) in &world.processes {
+                prop_assert!(process.waits.is_empty(), "{} waits for ever", PATHS[*at]);
+                prop_assert_eq!(process.routes.len(), 0, "{} remembers something", PATHS[*at]);
+                prop_assert!(process.routes.open.values().all(|open| *open == 0));
+            }
+        }
+    }
+}

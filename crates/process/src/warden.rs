@@ -110,7 +110,8 @@ impl Warden {
             if let Ok(warden) = gone.recv() {
                 let (children, held, acks, crossing) = Default::default();
                 let (poll, bell) = (&warden.poll, &warden.bell);
-                Rounds { warden, poll, bell, children, held, next: None, up_full: false, acks, crossing }.walk();
+                Rounds { warden, poll, bell, children, held, next: None, up_full: false, acks, crossing }
+                    .walk();
             }
         })?;
         let warden = WARDEN.get_or_init(|| Warden {
@@ -169,13 +170,7 @@ impl Warden {
     }
 
     /// Asks something of the other processes of a tree; false if there is no room for it.
-    pub(crate) fn ask(
-        &self,
-        program: Arc<Program>,
-        number: u64,
-        question: Question,
-        reply: Reply,
-    ) -> bool {
+    pub(crate) fn ask(&self, program: Arc<Program>, number: u64, question: Question, reply: Reply) -> bool {
         self.post(Command::ask(program, number, question, reply))
     }
 

@@ -76,8 +76,20 @@ pub(crate) struct Watched {
 
 impl Watched {
     pub(crate) fn new(adoption: Adoption, epoch: Instant) -> Watched {
-        let Adoption { ward, program, process, link, stderr, stdout, printer, presence, resources, outputs, logs, heartbeat } =
-            adoption;
+        let Adoption {
+            ward,
+            program,
+            process,
+            link,
+            stderr,
+            stdout,
+            printer,
+            presence,
+            resources,
+            outputs,
+            logs,
+            heartbeat,
+        } = adoption;
         Watched {
             ward,
             program,

@@ -332,10 +332,10 @@ mod tests {
 
     #[test]
     fn every_kind_survives_its_byte() {
-        for byte in 0..=10 {
+        for byte in 0..=12 {
             assert_eq!(Kind::try_from(byte).unwrap() as u8, byte);
         }
-        assert_eq!(Kind::try_from(11), Err(WireError::UnknownKind(11)));
+        assert_eq!(Kind::try_from(13), Err(WireError::UnknownKind(13)));
     }
 
     #[test]
