@@ -2,6 +2,10 @@
 
 use hatchery::CallError;
 use hatchery::prelude::*;
+use std::collections::BTreeSet;
+use std::future::{Future, poll_fn};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use hatchery_tests::{ends, send};
@@ -232,4 +236,340 @@ impl Middle {
     fn below(&self) -> PeerHandle {
         self.below.clone()
     }
+}
+
+/// Asks many others.
+struct Crowd {
+    others: Vec<PeerHandle>,
+}
+
+#[hatchery::actor]
+impl Crowd {
+    fn start(others: Vec<PeerHandle>) -> Self {
+        Crowd { others }
+    }
+
+    /// Each of them once, and how many sockets this process had open at most.
+    async fn ask_all(&self) -> Result<(usize, usize), String> {
+        let (mut named, mut most) = (0, 0);
+        for other in &self.others {
+            other.name().await.map_err(|error| error.to_string())?;
+            named += 1;
+            most = most.max(hatchery_tests::open_sockets().len());
+        }
+        Ok((named, most))
+    }
+
+    fn forget_all(&mut self) {
+        self.others.clear();
+    }
+
+    fn sockets(&self) -> usize {
+        hatchery_tests::open_sockets().len()
+    }
+}
+
+#[hatchery::test]
+async fn idle_channels_are_closed_when_there_are_many_and_opened_again() {
+    let tree = tree("idle").await;
+    let mut others = Vec::new();
+    for n in 0..30 {
+        others.push(peer(&tree, &format!("peer-{n}")).await);
+    }
+    // An eighth of these may be channels.
+    let crowd = worker::<Crowd>("crowd", others.clone()).open_files_limit(100);
+    let crowd = tree.start_child(crowd).await.unwrap();
+    let alone = crowd.sockets().await.unwrap();
+    for _ in 0..3 {
+        let (named, most) = crowd.ask_all().await.unwrap();
+        assert_eq!(named, 30);
+        // One may be on its way out while the next one opens.
+        assert!(most <= alone + 12 + 2, "{alone} of its own, {most} at most");
+    }
+    // Those of nobody are closed by themselves.
+    crowd.forget_all().await.unwrap();
+    says("all closed", alone, async || crowd.sockets().await.unwrap()).await;
+    tree.stop().await.unwrap();
+}
+
+#[hatchery::test]
+async fn a_worker_without_descriptors_is_reached_when_it_has_some_again() {
+    let tree = tree("full").await;
+    let full = tree.start_child(worker::<Full>("full", ()).open_files_limit(60)).await.unwrap();
+    let a = peer(&tree, "a").await;
+    let asks = tree.start_child(worker::<Asks>("asks", (full.clone(), a.clone()))).await.unwrap();
+    full.fill().await.unwrap();
+    // No channel reaches it: what asks it waits, within its deadline, and nobody is harmed.
+    assert!(asks.held().timeout(Duration::from_millis(300)).await.unwrap_err().is_timeout());
+    // It can reach nobody either, and answers all the same.
+    assert!(full.ask(a.clone()).timeout(Duration::from_millis(300)).await.is_err());
+    full.free().await.unwrap();
+    assert_eq!(asks.held().await.unwrap(), 0);
+    assert_eq!(full.ask(a.clone()).await.unwrap(), "a");
+    assert_eq!((full.incarnation(), asks.incarnation()), (Some(1), Some(1)));
+    tree.stop().await.unwrap();
+}
+
+/// Uses up its descriptors.
+struct Full {
+    held: Vec<std::fs::File>,
+}
+
+#[hatchery::actor]
+impl Full {
+    fn start() -> Self {
+        Full { held: Vec::new() }
+    }
+
+    fn fill(&mut self) {
+        self.held.extend(std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()));
+    }
+
+    fn free(&mut self) {
+        self.held.clear();
+    }
+
+    fn held(&self) -> usize {
+        self.held.len()
+    }
+
+    async fn ask(&self, other: PeerHandle) -> Result<String, String> {
+        let name = other.name().timeout(Duration::from_millis(200)).await;
+        name.map_err(|error| error.to_string())
+    }
+}
+
+struct Asks(FullHandle, PeerHandle);
+
+#[hatchery::actor]
+impl Asks {
+    fn start(full: FullHandle, other: PeerHandle) -> Self {
+        Asks(full, other)
+    }
+
+    async fn held(&self) -> Result<usize, String> {
+        self.1.name().await.map_err(|error| error.to_string())?;
+        self.0.held().await.map_err(|error| error.to_string())
+    }
+}
+
+/// Two tests of one binary are two runs of one process, side by side unless there is but one thread for them: each
+/// has a seat of the same path.
+async fn one_of_two(own: &str, others: &str) {
+    let tree = tree("twins").await;
+    let a = peer(&tree, own).await;
+    for _ in 0..100 {
+        assert_eq!(looked_up(&format!("/twins/{own}")).await.unwrap(), own);
+        let path = format!("/twins/{others}");
+        assert!(looked_up(&path).await.unwrap_err().contains("nobody is called"));
+        assert!(a.look_up(path).await.unwrap_err().to_string().contains("nobody is called"));
+    }
+    tree.stop().await.unwrap();
+}
+
+#[hatchery::test]
+async fn two_runs_of_one_process_do_not_see_each_other() {
+    one_of_two("a", "b").await;
+}
+
+#[hatchery::test]
+async fn nor_does_the_other() {
+    one_of_two("b", "a").await;
+}
+
+#[hatchery::test]
+async fn a_handle_is_plain_data_and_means_nothing_in_another_run() {
+    let tree = tree("stored").await;
+    let a = peer(&tree, "a").await;
+    let stored = serde_json::to_value(&a).unwrap();
+    let known: PeerHandle = serde_json::from_value(stored.clone()).unwrap();
+    assert_eq!(known.name().await.unwrap(), "a");
+    let mistaken = serde_json::from_value::<CrowdHandle>(stored.clone()).unwrap_err();
+    assert!(mistaken.to_string().contains("was taken for a anywhere::Crowd"), "{mistaken}");
+
+    let mut foreign = stored.clone();
+    foreign["tree"] = 7.into();
+    let foreign: PeerHandle = serde_json::from_value(foreign).unwrap();
+    let error = foreign.name().await.unwrap_err();
+    assert!(error.is_closed() && error.to_string().contains("another run"), "{error}");
+
+    // Of one incarnation, also where it is read again.
+    let pinned = serde_json::to_value(a.pinned().unwrap()).unwrap();
+    let b = peer(&tree, "b").await;
+    let read: PeerHandle = serde_json::from_value(pinned.clone()).unwrap();
+    assert_eq!(read.name().await.unwrap(), "a");
+    assert_eq!(b.name_of(read.clone()).await.unwrap(), "a");
+    a.kill();
+    hatchery_tests::becomes_true("the next one", || a.incarnation() == Some(2)).await;
+    for late in [read, serde_json::from_value(pinned).unwrap()] {
+        let error = late.name().await.unwrap_err();
+        assert!(error.is_crash() && !error.maybe_executed(), "{error}");
+        assert!(b.name_of(late).await.unwrap_err().to_string().contains("SIGKILL"), "{error}");
+    }
+    assert_eq!(a.name().await.unwrap(), "a");
+    tree.stop().await.unwrap();
+}
+
+/// One of many that ask each other.
+struct Member {
+    ring: Vec<MemberHandle>,
+    storm: std::sync::Arc<Storm>,
+}
+
+#[derive(Default)]
+struct Storm {
+    calm: AtomicBool,
+    begun: AtomicU64,
+    ended: AtomicU64,
+    /// Errors that nobody should get.
+    wrong: std::sync::Mutex<Vec<String>>,
+}
+
+#[hatchery::actor]
+impl Member {
+    fn start(size: u64) -> hatchery::Result<Self> {
+        // By name, and looked for only when they are asked.
+        let ring = (0..size).map(|n| hatchery::lookup::<Member>(&format!("/mesh/{n}")));
+        Ok(Member { ring: ring.collect::<Result<_, _>>()?, storm: Default::default() })
+    }
+
+    fn echo(&self, n: u64) -> (u64, u32) {
+        (n, std::process::id())
+    }
+
+    fn number_of_sockets(&self) -> usize {
+        hatchery_tests::open_sockets().len()
+    }
+
+    /// Each of the others once. Answered from a task: whoever is asked meanwhile asks back.
+    fn ask_all(&self, reply: Reply<Result<BTreeSet<u32>, String>>, cx: &Context) {
+        let ring = self.ring.clone();
+        cx.spawn(async move {
+            let mut pids = BTreeSet::new();
+            for (n, other) in ring.iter().enumerate() {
+                match other.echo(n as u64).await {
+                    Ok((same, pid)) if same == n as u64 => drop(pids.insert(pid)),
+                    other => return drop(reply.send(Err(format!("{other:?}")))),
+                }
+            }
+            let _ = reply.send(Ok(pids));
+        });
+    }
+
+    /// Asks all of them again and again, each one question at a time.
+    fn storm(&self, cx: &Context) {
+        for other in self.ring.clone() {
+            let storm = self.storm.clone();
+            cx.spawn(async move {
+                while !storm.calm.load(Ordering::Relaxed) {
+                    let n = storm.begun.fetch_add(1, Ordering::Relaxed);
+                    let answer = other.echo(n).await;
+                    storm.ended.fetch_add(1, Ordering::Relaxed);
+                    match answer {
+                        Ok((same, _)) if same == n => {}
+                        Err(error) if error.is_crash() => {}
+                        wrong => storm.wrong.lock().unwrap().push(format!("{wrong:?}")),
+                    }
+                    tokio::task::yield_now().await;
+                }
+            });
+        }
+    }
+
+    fn calm(&self) -> (u64, u64, Vec<String>) {
+        let Storm { calm, begun, ended, wrong } = &*self.storm;
+        calm.store(true, Ordering::Relaxed);
+        let ended = ended.load(Ordering::Relaxed);
+        (begun.load(Ordering::Relaxed), ended, wrong.lock().unwrap().clone())
+    }
+}
+
+async fn mesh(size: u64) -> (Tree, Vec<MemberHandle>) {
+    let tree = Supervisor::new(Strategy::OneForOne).name("mesh").intensity(1_000_000, Duration::from_secs(1));
+    let tree = tree.start().await.unwrap();
+    let starts = (0..size).map(|n| tree.start_child(worker::<Member>(n.to_string(), size)));
+    let members = futures(starts).await.into_iter().map(Result::unwrap).collect();
+    (tree, members)
+}
+
+/// All of them at the same time.
+async fn futures<T>(all: impl Iterator<Item: Future<Output = T>>) -> Vec<T> {
+    let mut all: Vec<_> = all.map(|one| (Box::pin(one), None)).collect();
+    poll_fn(|cx| {
+        for (one, done) in all.iter_mut().filter(|(_, done)| done.is_none()) {
+            if let Poll::Ready(value) = one.as_mut().poll(cx) {
+                *done = Some(value);
+            }
+        }
+        if all.iter().all(|(_, done)| done.is_some()) { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    all.into_iter().filter_map(|(_, done)| done).collect()
+}
+
+/// Everybody reaches everybody, each in a process of his own.
+async fn all_reach_all(members: &[MemberHandle]) {
+    let asked = futures(members.iter().map(|member| async { member.ask_all().await })).await;
+    for pids in asked {
+        assert_eq!(pids.unwrap().len(), members.len());
+    }
+}
+
+#[hatchery::test]
+async fn fifty_workers_each_ask_all_the_others() {
+    let (tree, members) = mesh(50).await;
+    let sockets = async || {
+        let sockets = members.iter().map(|member| async { member.number_of_sockets().await.unwrap() });
+        futures(sockets).await
+    };
+    let before = sockets().await;
+    ends("all reach all", all_reach_all(&members)).await;
+    let with_all = sockets().await;
+    for (before, with_all) in before.iter().zip(&with_all) {
+        // One to each of the others, and one from each of them.
+        assert_eq!(with_all - before, 2 * 49);
+    }
+    tree.stop().await.unwrap();
+}
+
+/// For how long, in seconds: 5 unless told otherwise.
+const STORM: &str = "HATCHERY_STORM_SECONDS";
+
+#[hatchery::test]
+async fn under_random_kills_every_ask_ends_once_and_whoever_is_back_is_reached() {
+    let seconds = std::env::var(STORM).ok().and_then(|seconds| seconds.parse().ok()).unwrap_or(5);
+    let (tree, members) = mesh(20).await;
+    let mut dice = hatchery_tests::Dice::new(11);
+    for member in &members {
+        member.storm().await.unwrap();
+    }
+    let begun = tokio::time::Instant::now();
+    let mut ticks = tokio::time::interval(Duration::from_millis(50));
+    let mut kills = 0;
+    while begun.elapsed() < Duration::from_secs(seconds) {
+        ticks.tick().await;
+        let member = &members[dice.throw(members.len() as u64) as usize];
+        if let Some(pid) = member.pid() {
+            send(pid, Signal::KILL);
+            kills += 1;
+            // Whoever comes next joins in.
+            let member = member.clone();
+            tokio::spawn(async move {
+                while member.storm().await.is_err() {
+                    tokio::task::yield_now().await;
+                }
+            });
+        }
+    }
+    println!("{kills} kills");
+    for member in &members {
+        says("all its asks have ended", true, async || {
+            let Ok((begun, ended, wrong)) = member.calm().await else { return false };
+            assert!(wrong.is_empty(), "{wrong:?}");
+            begun == ended
+        })
+        .await;
+    }
+    ends("all reach all", all_reach_all(&members)).await;
+    tree.stop().await.unwrap();
 }

@@ -160,7 +160,7 @@ impl Rounds {
                 let known = |child: &Watched| child.process.path != to.path || child.process == to;
                 let is_there = child.is_some_and(known);
                 if is_there {
-                    self.say(Party::Child(id), Frame::Connect(to, from, end));
+                    self.say(Party::Child(id), Frame::Connect(to, from, Some(end)));
                 }
                 is_there
             }

@@ -175,6 +175,7 @@ impl Door {
         }
         panics::note_places();
         os::heed_sigchld();
+        resources::raise_open_files();
         let config = door.take_config().unwrap_or_else(|why| refuse(&why));
         each_process(std::mem::take(&mut door.each));
         let program = Program::new(Parts {

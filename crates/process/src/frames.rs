@@ -134,8 +134,8 @@ pub(crate) enum Frame {
     Answer(u64, Answer),
     /// Either way: the answer to the question of this number is not waited for any more.
     Forget(u64),
-    /// Down: an end of a channel, for the first of these processes, opened by the second.
-    Connect(ProcessId, ProcessId, OwnedFd),
+    /// Down: an end of a channel, for the first of these processes, opened by the second. None if it found no room here.
+    Connect(ProcessId, ProcessId, Option<OwnedFd>),
 }
 
 const INVITATION: u8 = 0;
@@ -194,7 +194,7 @@ impl Frame {
                 (ANSWER, body(&(number, None::<Said>))?, vec![end])
             }
             Frame::Forget(number) => (FORGET, body(&number)?, Vec::new()),
-            Frame::Connect(to, from, end) => (CONNECT, body(&(to, from))?, vec![end]),
+            Frame::Connect(to, from, end) => (CONNECT, body(&(to, from))?, Vec::from_iter(end)),
         };
         Ok(LinkFrame { kind, body: body.to_bytes(), fds })
     }
@@ -252,6 +252,8 @@ impl Frame {
                 let answer = match (said, one(fds)?) {
                     (Some(said), None) => Answer::Said(said),
                     (None, Some(end)) => Answer::Channel(end),
+                    // It found no room here.
+                    (None, None) => Answer::Said(Said::Busy),
                     _ => return Err("an answer is either words or the end of a channel".to_owned()),
                 };
                 Frame::Answer(number, answer)
@@ -259,8 +261,7 @@ impl Frame {
             FORGET => Frame::Forget(body(&bytes)?),
             CONNECT => {
                 let (to, from) = body(&bytes)?;
-                let end = one(fds)?.ok_or("the end of a channel without a descriptor")?;
-                Frame::Connect(to, from, end)
+                Frame::Connect(to, from, one(fds)?)
             }
             other => return Err(format!("unknown kind of link frame: {other}")),
         })

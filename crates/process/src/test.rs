@@ -27,6 +27,7 @@ use crate::inside::PANICKED;
 use crate::os;
 use crate::printer::{Mode, Printer};
 use crate::program::{Parts, Program};
+use crate::resources;
 
 /// How long the end of a test may go on without anything ending. The default ladder of a stop ends a worker in 7 s.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -123,6 +124,7 @@ where
     }
     panics::note_places();
     os::heed_sigchld();
+    resources::raise_open_files();
     let mut door = program();
     let config = door.take_config().unwrap_or_else(|why| panic!("{why}"));
     if let Some(program) = options.program {

@@ -580,8 +580,8 @@ impl Rounds {
         for frame in crossing {
             match (frame, Program::settled()) {
                 (Frame::Connect(to, from, end), Some(program)) => {
-                    // If it is for nobody here, its other end shows that.
-                    self.connect(program, to, from, end);
+                    // If it is for nobody here, or found no room, its other end shows that.
+                    end.map(|end| self.connect(program, to, from, end));
                 }
                 (frame, _) => self.cross(Party::Up, frame),
             }
