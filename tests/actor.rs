@@ -256,7 +256,7 @@ async fn asks_made_while_nobody_sits_there_reach_the_next_incarnation() {
     let actor = tree.start_child(plain("seat")).await.unwrap();
     for round in 2..12 {
         assert!(ends("ask", actor.aborts()).await.unwrap_err().is_crash());
-        let waiting: Vec<_> = (0..200).map(|n| tokio::spawn(actor.note(n))).collect();
+        let waiting: Vec<_> = (0..300).map(|n| tokio::spawn(actor.note(n))).collect();
         for waiting in waiting {
             ends("ask", waiting).await.unwrap().unwrap();
         }
@@ -442,7 +442,7 @@ async fn a_suspended_actor_finishes_its_message_and_begins_nothing_until_it_is_r
         // One withdraws while nothing begins; the others wait, beyond the window, too.
         let error = ends("ask", actor.note(1000).timeout(Duration::from_millis(50))).await.unwrap_err();
         assert!(error.is_timeout(), "{error}");
-        let notes: Vec<_> = (0..100).map(|n| tokio::spawn(actor.note(n))).collect();
+        let notes: Vec<_> = (0..300).map(|n| tokio::spawn(actor.note(n))).collect();
         std::fs::write(go, "").unwrap();
         if let Some(running) = running {
             ends("the message that ran", running).await.unwrap().unwrap();
@@ -455,7 +455,7 @@ async fn a_suspended_actor_finishes_its_message_and_begins_nothing_until_it_is_r
         for note in notes {
             ends("ask", note).await.unwrap().unwrap();
         }
-        assert!(ends("ask", actor.seen()).await.unwrap().into_iter().eq(0..100));
+        assert!(ends("ask", actor.seen()).await.unwrap().into_iter().eq(0..300));
         assert_eq!(actor.incarnation(), Some(1));
     }
 }
@@ -787,9 +787,9 @@ async fn a_window_of_one_makes_a_crash_cost_one_request() {
         ends("ask", ask).await.unwrap().unwrap();
     }
     assert!(ends("ask", crash).await.unwrap().unwrap_err().is_crash());
-    for bad in [0, 65] {
+    for bad in [0, 257] {
         let error = tree.start_child(plain("bad").window(bad)).await.map(drop).unwrap_err();
-        assert!(error.to_string().contains("1 to 64"), "{error}");
+        assert!(error.to_string().contains("1 to 256"), "{error}");
     }
 }
 
@@ -805,10 +805,10 @@ async fn tells_to_a_busy_actor_wait_at_the_window() {
     let mut sent = 0;
     while let Ok(()) = actor.note(1).timeout(Duration::from_millis(100)).tell().await {
         sent += 1;
-        assert!(sent < 100);
+        assert!(sent < 256);
     }
     // The ask that runs has its place until it is answered.
-    assert_eq!(sent, 63);
+    assert_eq!(sent, 255);
     hanging.abort();
 }
 
@@ -913,13 +913,13 @@ async fn a_deferred_answer_arrives_and_its_err_is_a_reply() {
     }
 }
 
-/// A request gives its place in the window back when its handler returns: else 64 waiters would keep the release out.
+/// A request gives its place in the window back when its handler returns: else 256 waiters would keep the release out.
 #[hatchery::test]
-async fn a_hundred_may_wait_for_a_lock() {
+async fn three_hundred_may_wait_for_a_lock() {
     let tree = tree().await;
     for lock in locks(&tree).await {
         assert_eq!(ends("ask", lock.acquire()).await.unwrap(), 0);
-        let waiting: Vec<_> = (0..100)
+        let waiting: Vec<_> = (0..300)
             .map(|_| {
                 let lock = lock.clone();
                 tokio::spawn(async move {
@@ -929,13 +929,13 @@ async fn a_hundred_may_wait_for_a_lock() {
                 })
             })
             .collect();
-        waiters(&lock, 100).await;
+        waiters(&lock, 300).await;
         ends("ask", lock.release()).await.unwrap();
         let mut turns = Vec::new();
         for one in waiting {
             turns.push(ends("a turn", one).await.unwrap());
         }
-        assert_eq!(turns, (1..=100).collect::<Vec<_>>());
+        assert_eq!(turns, (1..=300).collect::<Vec<_>>());
         assert!(ends("ask", lock.release()).await.unwrap_err().handler_error().is_some());
     }
 }
@@ -976,8 +976,8 @@ async fn a_reply_without_an_answer_is_an_error_that_says_why() {
         for (how, why) in
             [("forgets", "was dropped unanswered"), ("stops", "the actor stopped while its `Reply` was open")]
         {
-            let waiting: Vec<_> = (0..70).map(|_| tokio::spawn(lock.acquire())).collect();
-            waiters(&lock, 70).await;
+            let waiting: Vec<_> = (0..270).map(|_| tokio::spawn(lock.acquire())).collect();
+            waiters(&lock, 270).await;
             match how {
                 "forgets" => ends("ask", lock.forgets_all()).await.unwrap(),
                 _ => ends("stop", lock.stop()).await.unwrap(),
@@ -1000,8 +1000,8 @@ async fn a_death_with_open_replies_is_a_crash_for_their_callers() {
     for lock in locks(&tree).await {
         for how in ["killed", "panicked"] {
             ends("ask", lock.acquire()).await.unwrap();
-            let waiting: Vec<_> = (0..70).map(|_| tokio::spawn(lock.acquire())).collect();
-            waiters(&lock, 70).await;
+            let waiting: Vec<_> = (0..270).map(|_| tokio::spawn(lock.acquire())).collect();
+            waiters(&lock, 270).await;
             let before = lock.incarnation().unwrap();
             if how == "killed" {
                 lock.kill();
@@ -1390,7 +1390,7 @@ async fn ten_thousand_asks_cancelled_anywhere_give_no_answer_to_the_wrong_caller
     assert_eq!(sum.iter().sum::<u32>(), 10_000);
     // The last kill may still be on its way; after it, every place is there.
     ends("the last kill", async { while actor.note(0).await.is_err() {} }).await;
-    let asking: Vec<_> = (0..64).map(|n| tokio::spawn(actor.repeats(n, Vec::new(), 0))).collect();
+    let asking: Vec<_> = (0..256).map(|n| tokio::spawn(actor.repeats(n, Vec::new(), 0))).collect();
     for (n, ask) in (0..).zip(asking) {
         match ends("an ask", ask).await.unwrap() {
             Ok((answered, _)) => assert_eq!(answered, n),
@@ -1410,9 +1410,9 @@ async fn ten_thousand_asks_cancelled_anywhere_give_no_answer_to_the_wrong_caller
     let mut told = 0;
     while let Ok(()) = actor.note(told).timeout(Duration::from_secs(1)).tell().await {
         told += 1;
-        assert!(told < 64, "more than the window");
+        assert!(told < 256, "more than the window");
     }
-    assert_eq!(told, 63);
+    assert_eq!(told, 255);
     assert_eq!(actor.incarnation(), Some(1));
     hanging.abort();
 }

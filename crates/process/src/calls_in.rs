@@ -47,7 +47,7 @@ impl Caller {
 
     /// Lays a message into the mailbox. `now` is when it arrived: one look at the clock for all of one read.
     pub(crate) fn deliver(&self, envelope: Envelope, now: &mut Option<Instant>) -> Result<(), String> {
-        let Envelope { kind, id, deadline, trace, body, .. } = envelope;
+        let Envelope { kind, id, deadline, origin, body, .. } = envelope;
         self.places.answered.store(false, Ordering::Relaxed);
         let ask = match kind {
             Kind::Withdraw => {
@@ -68,7 +68,7 @@ impl Caller {
         }
         // A deadline too far for the clock is none.
         let deadline = deadline.and_then(|left| now.get_or_insert_with(Instant::now).checked_add(left));
-        let trace = TraceContext::of_wire(&trace).map(Box::new);
+        let trace = origin.and_then(|origin| TraceContext::of_wire(&origin.trace)).map(Box::new);
         let parcel = Parcel { id, ask, deadline, trace, body, from: self.back.clone() };
         self.mailbox.push(parcel).unwrap_or_else(Parcel::refuse);
         Ok(())

@@ -12,7 +12,7 @@ use hatchery_actor::exchange::Over;
 use hatchery_actor::fault::Fault;
 use hatchery_actor::outlet::{Answer, Line, Request};
 use hatchery_actor::seat::Seat;
-use hatchery_wire::{Body, Envelope, Kind, encode};
+use hatchery_wire::{Body, Envelope, Kind, Origin, encode};
 use tokio::runtime::Handle;
 use tokio::sync::{OnceCell, oneshot};
 
@@ -270,7 +270,7 @@ pub(crate) fn send(outgoing: &Outgoing, target: u32, request: Request) {
     // Time left rather than a point in time: the two processes compare no clocks.
     envelope.deadline = left;
     if let Some(trace) = trace {
-        envelope.trace = trace.to_wire();
+        envelope.origin = Some(Box::new(Origin { trace: trace.to_wire(), ..Origin::default() }));
     }
     outgoing.send(envelope);
 }

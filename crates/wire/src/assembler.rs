@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::envelope::Head;
 use crate::limits::MIN_PART;
-use crate::{Body, Envelope, Limits, WireError};
+use crate::{Body, Envelope, Limits, Origin, WireError};
 
 /// Most bytes by which a body grows ahead of what has arrived, within the frame that is arriving.
 const AHEAD: usize = 256 * 1024;
@@ -205,8 +205,7 @@ fn header(head: &Head<'_>, body: Body) -> Envelope {
         id: head.id,
         target: head.target,
         deadline: head.deadline,
-        chain: copied(head.chain),
-        trace: copied(head.trace),
+        origin: Origin::new(head.chain, head.trace),
         body,
     }
 }
@@ -396,7 +395,8 @@ mod tests {
             |(kind, release, id, target, deadline, chain, trace, len)| {
                 let len = if kind.is_control() { len.min(100) } else { len };
                 let body = Body::from_bytes(vec![id as u8; len].into());
-                Envelope { kind, release, id, target, deadline, chain, trace, body }
+                let origin = Origin::new(&chain, &trace);
+                Envelope { kind, release, id, target, deadline, origin, body }
             },
         )
     }

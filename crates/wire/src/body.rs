@@ -25,15 +25,14 @@ use crate::{byte_string, depth, sink};
 #[derive(Clone, Default)]
 pub struct Body {
     first: Bytes,
-    /// None of them empty.
-    more: Option<Arc<[Bytes]>>,
-    len: usize,
+    /// None of them empty. Behind one thin pointer, since most have none, and a body is moved often.
+    more: Option<Arc<Vec<Bytes>>>,
 }
 
 impl Body {
     /// A body of bytes that are encoded already.
     pub fn from_bytes(bytes: Bytes) -> Self {
-        Body { len: bytes.len(), first: bytes, more: None }
+        Body { first: bytes, more: None }
     }
 
     /// A body of several pieces.
@@ -41,9 +40,8 @@ impl Body {
         if pieces.len() < 2 {
             return Body::from_bytes(pieces.pop().unwrap_or_default());
         }
-        let len = pieces.iter().map(Bytes::len).sum();
-        let first = std::mem::take(&mut pieces[0]);
-        Body { first, more: Some(pieces.drain(1..).collect()), len }
+        let first = pieces.remove(0);
+        Body { first, more: Some(Arc::new(pieces)) }
     }
 
     /// The encoded bytes in one piece; copies them if they lie in several.
@@ -51,7 +49,7 @@ impl Body {
         match &self.more {
             None => self.first.clone(),
             Some(_) => {
-                let mut flat = Vec::with_capacity(self.len);
+                let mut flat = Vec::with_capacity(self.len());
                 self.pieces().for_each(|piece| flat.extend_from_slice(piece));
                 flat.into()
             }
@@ -74,18 +72,19 @@ impl Body {
 
     /// The number of encoded bytes.
     pub fn len(&self) -> usize {
-        self.len
+        let more = self.more.iter().flat_map(|more| more.iter());
+        self.first.len() + more.map(Bytes::len).sum::<usize>()
     }
 
     /// Whether there are no bytes at all. No value encodes to nothing; frames without a value have an empty body.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
 }
 
 impl PartialEq for Body {
     fn eq(&self, other: &Body) -> bool {
-        self.len == other.len && self.to_bytes() == other.to_bytes()
+        self.len() == other.len() && self.to_bytes() == other.to_bytes()
     }
 }
 
@@ -122,10 +121,17 @@ pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Body, EncodeError> {
 ///
 /// When the bytes are no `T`, end early, nest too deeply, or go on after the value.
 pub fn decode<T: DeserializeOwned>(body: &Body) -> Result<T, DecodeError> {
-    let source = body.to_bytes();
-    let bytes: &[u8] = &source;
+    match &body.more {
+        // Not even cloned: a first clone costs an allocation.
+        None => decode_bytes(&body.first),
+        Some(_) => decode_bytes(&body.to_bytes()),
+    }
+}
+
+fn decode_bytes<T: DeserializeOwned>(source: &Bytes) -> Result<T, DecodeError> {
+    let bytes: &[u8] = source;
     let mut deserializer = rmp_serde::Deserializer::from_read_ref(bytes);
-    let value = byte_string::with_source(&source, || {
+    let value = byte_string::with_source(source, || {
         depth::limited(PhantomData::<T>, &mut deserializer, DEPTH, bytes.len())
     })?;
     // The deserializer does not say where it stands, but one that finds no further marker stands at the end.

@@ -59,7 +59,7 @@ pub use crate::body::{Body, DecodeError, EncodeError, decode, encode};
 pub use crate::byte_string::ByteString;
 pub use crate::chunks::Chunks;
 pub use crate::connection::Connection;
-pub use crate::envelope::{Envelope, Kind};
+pub use crate::envelope::{Envelope, Kind, Origin};
 pub use crate::error::WireError;
 pub use crate::limits::{CHAIN, DEPTH, LINK_FRAME, LOG_RECORD, Limits, MAX_FDS, MIN_FRAME, MIN_PART, TRACE};
 pub use crate::link::{Filled, LinkFrame, LinkSocket};
