@@ -1,6 +1,8 @@
 //! Actors in worker processes and in this one: calls, deaths, restarts, and peers that break the protocol.
 
 mod ends;
+mod once;
+mod seats;
 mod streams;
 
 use std::cell::Cell;
