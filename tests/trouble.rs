@@ -6,11 +6,13 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
+use hatchery::Status;
 use hatchery::prelude::*;
 use hatchery_tests::{becomes_true, children, ends, eventually, own_memory, runs, send, state};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Resource, Rlimit, Signal, WaitOptions, getrlimit, setrlimit, waitpid};
 
+use crate::foreign::{held_warden, waits_for_anybody};
 use crate::{holdings, leaked, returns, say, stays};
 
 /// Fills this process's own stderr for as long as nobody reads it, on a thread that then holds it.
@@ -442,12 +444,27 @@ async fn recycled_pids() -> hatchery::Result<()> {
     everything(&ended);
     drop(ended);
     unharmed(other);
-    // One that somebody else waited for, before its warden may have noticed.
+    // One that somebody else waited for, before its warden has noticed.
+    let holder = tree.start_child(worker::<Sturdy>("holder", ())).await?;
+    for _ in 0..3 {
+        let ended = Process::spawn(stays, ()).await?;
+        let go = held_warden(&holder).await;
+        send(ended.pid(), Signal::KILL);
+        eventually("it is waited for", || waits_for_anybody() == ended.pid());
+        let other = bystander(ended.pid());
+        everything(&ended);
+        drop(go);
+        let exit = ends("killed", ended.wait()).await;
+        assert_eq!(exit.status(), Status::Unknown, "{exit}");
+        everything(&ended);
+        unharmed(other);
+    }
+    // The same, where its warden may have been faster.
     for _ in 0..20 {
         let ended = Process::spawn(stays, ()).await?;
         let pid = rustix::process::Pid::from_raw(ended.pid() as i32).expect("not 0");
         send(ended.pid(), Signal::KILL);
-        // Interrupted by nothing; its warden may have been faster.
+        // Interrupted by nothing.
         let _ = waitpid(Some(pid), WaitOptions::empty());
         let other = bystander(ended.pid());
         everything(&ended);
