@@ -92,6 +92,16 @@ impl Sturdy {
         self.hoard.clear();
     }
 
+    /// Whether this process may start any more processes or threads.
+    fn may_start(&self, may: bool) {
+        match getrlimit(Resource::Nproc).maximum {
+            None if may => {
+                setrlimit(Resource::Nproc, Rlimit { current: None, maximum: None }).expect("no limit")
+            }
+            most => limit(Resource::Nproc, if may { most.unwrap_or_default() } else { 1 }),
+        }
+    }
+
     /// Starts a worker of its own; why it could not.
     async fn starts_one(&self) -> Result<(), String> {
         let process = Process::spawn(returns, ()).await.map_err(|error| error.to_string())?;
@@ -128,6 +138,7 @@ pub(crate) async fn program(word: &str, file: String) -> hatchery::Result<()> {
         "out of descriptors" => out_of_descriptors().await,
         "hoarding worker" => hoarding_worker().await,
         "out of processes" => out_of_processes().await,
+        "worker out of processes" => worker_out_of_processes().await,
         "replaced" => replaced(&file).await,
         "first process" => first_process().await,
         "recycled pids" => recycled_pids().await,
@@ -343,6 +354,29 @@ async fn out_of_processes() -> hatchery::Result<()> {
     becomes_true("nothing is left of the rest", || children(std::process::id()).len() == 2).await;
     assert!(refused > 0);
     say(&format!("{refused} refused, {started} started"));
+    tree.stop().await
+}
+
+/// The same in a worker: first its threads are what cannot be started, then its processes.
+async fn worker_out_of_processes() -> hatchery::Result<()> {
+    let tree = tree().await?;
+    let worker = sturdy(&tree).await?;
+    for round in 0..2 {
+        worker.may_start(false).await?;
+        let error = worker.starts_one().await.unwrap_err().to_string();
+        assert!(error.contains("Resource temporarily unavailable") && error.contains("ulimit -u"), "{error}");
+        assert_eq!(worker.echo(round).await?, round);
+        worker.may_start(true).await?;
+        worker.starts_one().await?;
+        assert_eq!(worker.incarnation(), Some(1));
+    }
+    // Its end is told, too.
+    worker.may_start(false).await?;
+    let exit = worker.exits(7).await.unwrap_err();
+    let exit = exit.exit().expect("a crash");
+    assert_eq!((exit.exitcode(), exit.stderr_tail()), (Some(7), &["last words".to_owned()][..]));
+    worker.starts_one().await?;
+    say("a worker without processes is a worker");
     tree.stop().await
 }
 
