@@ -48,7 +48,7 @@ impl ActorRef {
 
     /// A request that is answered with a stream.
     #[doc(hidden)]
-    pub fn items<M: Serialize, T, E>(
+    pub fn items<M: Serialize, T: Travels, E: Travels>(
         &self,
         method: &'static str,
         message: &M,
