@@ -138,7 +138,9 @@ pub trait Child: Send + Sync + 'static {
     /// # Errors
     /// It ended first, or knows no such thing.
     fn suspend(&self) -> BoxFuture<Result<(), Fault>> {
-        Box::pin(std::future::ready(Err(Fault::Refused("it cannot be suspended".to_owned()))))
+        Box::pin(std::future::ready(Err(Fault::Refused(
+            "a child of this kind cannot be suspended: stop it instead".to_owned(),
+        ))))
     }
 
     /// Has its process stand still, wherever it is.
@@ -146,7 +148,7 @@ pub trait Child: Send + Sync + 'static {
     /// # Errors
     /// It has ended, or has no process of its own.
     fn pause(&self) -> Result<(), Fault> {
-        Err(Fault::Refused("it cannot be paused".to_owned()))
+        Err(Fault::Refused("a child of this kind cannot be paused: suspend or stop it instead".to_owned()))
     }
 
     /// Undoes [`suspend`](Child::suspend) and [`pause`](Child::pause).
@@ -245,5 +247,8 @@ pub async fn stop(child: &dyn Child, shutdown: Shutdown) -> Result<Arc<Exit>, Er
             }
         }
     }
-    Err(Error::msg("it is still there 10 s after it was killed"))
+    Err(Error::msg(
+        "it is still there 10 s after it was killed: the kernel does not let it go, often for a disk or a file system that \
+         does not answer (`ps -o pid,stat,wchan` says where it waits)",
+    ))
 }

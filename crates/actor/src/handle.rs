@@ -52,7 +52,7 @@ impl ActorRef {
 
     /// A request that is answered with a stream.
     #[doc(hidden)]
-    pub fn items<M: Serialize, T, E>(
+    pub fn items<M: Serialize, T: Travels, E: Travels>(
         &self,
         method: &'static str,
         message: &M,
@@ -316,7 +316,10 @@ fn occupant<H: AnyHandle + ?Sized>(handle: &H) -> Result<Occupant, Fault> {
     let seat = &handle.actor_ref().seat;
     match seat.occupancy() {
         Occupancy::Occupied(occupant) => Ok(occupant),
-        Occupancy::Vacant => Err(Fault::Refused(format!("nobody sits at {} right now", seat.path()))),
+        Occupancy::Vacant => Err(Fault::Refused(format!(
+            "nobody sits at {} right now: try again when the next incarnation does, after any ask has been answered",
+            seat.path()
+        ))),
         Occupancy::Closed(why) => Err(Fault::Closed { why }),
     }
 }

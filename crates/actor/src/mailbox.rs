@@ -317,7 +317,9 @@ impl Mailbox {
         };
         let Some(flow) = flows.open(running.id, running.from.clone()) else {
             let open = flow::OPEN;
-            return Err(Fault::Refused(format!("the actor has {open} streams open, as many as it may")));
+            return Err(Fault::Refused(format!(
+                "the actor has {open} streams open, as many as it may: read some to their end, or drop them, and try again"
+            )));
         };
         running.is_put_off = true;
         Ok(flow)

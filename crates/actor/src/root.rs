@@ -166,7 +166,7 @@ impl Root {
         check_segment(name)?;
         if !self.lock().names.insert(name.to_owned()) {
             return Err(Fault::Refused(format!(
-                "the name {name:?} is taken: names are unique among siblings"
+                "the name {name:?} is taken: names are unique among siblings, choose another"
             )));
         }
         Ok(format!("{}/{name}", self.process.path))

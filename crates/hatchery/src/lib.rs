@@ -100,7 +100,9 @@ pub mod prelude {
 /// What the macros write; no part of the interface.
 #[doc(hidden)]
 pub mod __private {
-    pub use hatchery_actor::actor::{Actor, AnyActor, IntoStarted as Started, Place, ResultParts};
+    pub use hatchery_actor::actor::{
+        Actor, AnyActor, IntoStarted as Started, Place, ResultParts, SendUnlessItSaysNotSend,
+    };
     pub use hatchery_actor::child::BoxFuture;
     pub use hatchery_actor::context::Context;
     pub use hatchery_actor::error::Error;

@@ -181,8 +181,8 @@ fn host_task(entry: &'static TaskEntry, inside: Inside) -> Ended {
     };
     program.runs_on(runtime.handle());
     let outgoing = Arc::new(Outgoing::default());
-    let (args_in, args) = oneshot::channel();
-    let desk = TaskDesk { args: Some(args_in) };
+    let (begin, begun) = oneshot::channel();
+    let desk = TaskDesk { begin: Some(begin) };
     let begun = runtime.block_on(async {
         let mut channel = match Channel::new(channel, outgoing.clone(), desk, Spin::Off) {
             Ok(channel) => tokio::spawn(channel),
@@ -190,23 +190,32 @@ fn host_task(entry: &'static TaskEntry, inside: Inside) -> Ended {
         };
         tokio::select! {
             biased;
-            Ok(args) = args => Ok((args, channel)),
+            Ok(begun) = begun => Ok((begun, channel)),
             over = &mut channel => Err(lost(over)),
         }
     });
-    let (args, mut channel) = match begun {
+    let ((args, trace), mut channel) = match begun {
         Ok(begun) => begun,
         Err(ended) => return ended,
     };
     warden.up(Frame::Ready);
     program.has_started();
     let outcome = match entry.run {
-        TaskRun::Sync(run) => panics::catch_call(|| run(args)),
+        TaskRun::Sync(run) => panics::catch_call(|| match trace {
+            Some(trace) => trace.sync_scope(|| run(args)),
+            None => run(args),
+        }),
         TaskRun::Async(run) => {
+            let task = async {
+                match trace {
+                    Some(trace) => trace.scope(run(args)).await,
+                    None => run(args).await,
+                }
+            };
             let ran = runtime.block_on(async {
                 tokio::select! {
                     biased;
-                    outcome = panics::catch(run(args)) => Ok(outcome),
+                    outcome = panics::catch(task) => Ok(outcome),
                     over = &mut channel => Err(lost(over)),
                 }
             });
@@ -303,21 +312,25 @@ impl Desk for MailDesk {
     }
 }
 
-/// Takes a task's arguments.
+/// Takes a task's arguments, and the trace that it belongs to.
 struct TaskDesk {
-    args: Option<oneshot::Sender<Body>>,
+    begin: Option<oneshot::Sender<(Body, Option<TraceContext>)>>,
 }
 
 impl Desk for TaskDesk {
     fn deliver(&mut self, envelope: Envelope) -> Result<(), String> {
         match envelope.kind {
-            Kind::Start => begin(&mut self.args, envelope.body),
+            Kind::Start => {
+                // A span of its own, below that of whoever started it.
+                let trace = TraceContext::of_wire(&envelope.trace).map(|trace| trace.child());
+                begin(&mut self.begin, (envelope.body, trace))
+            }
             other => Err(format!("a message of kind {other:?}, which a task does not take")),
         }
     }
 }
 
-fn begin(args: &mut Option<oneshot::Sender<Body>>, body: Body) -> Result<(), String> {
+fn begin<T>(args: &mut Option<oneshot::Sender<T>>, with: T) -> Result<(), String> {
     // Nobody waits for the arguments any more only when the worker is about to leave.
-    args.take().map(|args| drop(args.send(body))).ok_or_else(|| "it was started twice".to_owned())
+    args.take().map(|args| drop(args.send(with))).ok_or_else(|| "it was started twice".to_owned())
 }

@@ -15,6 +15,7 @@ use hatchery_actor::predicates;
 use hatchery_actor::root::{Residence, Resident, check_segment};
 use hatchery_actor::settings;
 use hatchery_actor::settings::Settings;
+use hatchery_actor::trace::TraceContext;
 use hatchery_wire::{Body, DecodeError, EncodeError, Envelope, Kind};
 use rustix::process::Signal;
 
@@ -63,7 +64,8 @@ pub struct Builder<R> {
 }
 
 impl Process<()> {
-    /// Starts a task in a new process and resolves when that process has said hello.
+    /// Starts a task in a new process and resolves when that process has said hello. The task runs in the
+    /// [trace](TraceContext) that this is first polled in, in a span of its own.
     ///
     /// # Errors
     /// The program did not come through the door, is ending, or does not host the task; workers are nested 16 deep
@@ -146,6 +148,7 @@ impl<R> Builder<R> {
     }
 
     async fn try_spawn(self, short: String) -> Result<Process<R>, Fault> {
+        let trace = TraceContext::current();
         let program = Program::current()?;
         self.heartbeat.check()?;
         registry::task(self.entry.name, &self.entry.place.to_string())?;
@@ -183,7 +186,9 @@ impl<R> Builder<R> {
         let ward = launched.ward.clone();
         let result = Arc::new(Mutex::new(None));
         let outgoing = Arc::new(Outgoing::default());
-        outgoing.send(Envelope::new(Kind::Start, TENANT, 0, args));
+        let mut start = Envelope::new(Kind::Start, TENANT, 0, args);
+        start.trace = trace.map(|trace| trace.to_wire()).unwrap_or_default();
+        outgoing.send(start);
         let desk = ResultDesk { result: result.clone() };
         let residence: Arc<Mutex<Option<Residence>>> = Arc::default();
         let until_the_end = residence.clone();

@@ -151,7 +151,12 @@ impl Program {
     pub(crate) fn current() -> Result<Arc<Program>, Fault> {
         Root::current()?;
         let current = CURRENT.with_borrow(Clone::clone).or_else(|| SETTLED.get().cloned());
-        current.ok_or_else(|| Fault::Refused("not inside a program".to_owned()))
+        current.ok_or_else(|| {
+            Fault::Refused(
+                "not inside a program: start workers from `main`, a test, or a thread of their runtime"
+                    .to_owned(),
+            )
+        })
     }
 
     /// Makes this run the one of every thread of the process that has no other: a process that came through the door
@@ -256,9 +261,16 @@ pub fn parent() -> Option<u32> {
 pub fn config<T: DeserializeOwned>() -> Result<T> {
     let program = Program::current()?;
     if program.config.is_empty() {
-        return Err(Error::msg("no `worker_config` was given to this program"));
+        return Err(Error::msg(
+            "no `worker_config` was given to this program: in a `main` written by hand, say \
+             `hatchery::program().worker_config(&value).run(..)`; in a test, `program = ..` names what says so",
+        ));
     }
-    Ok(decode(&program.config)?)
+    decode(&program.config).map_err(|error| {
+        let asked = std::any::type_name::<T>();
+        Error::from(error)
+            .context(format!("the `worker_config` of this program is no {asked}: ask for what it was given"))
+    })
 }
 
 /// A worker process that this process has started and that has not ended.

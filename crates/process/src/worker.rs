@@ -175,7 +175,8 @@ impl Child for WorkerChild {
             return Ok(());
         }
         Err(Fault::Refused(
-            "it has ended, or its parent has lost track of it: it cannot be paused".to_owned(),
+            "it has ended, or somebody else has waited for it, and cannot be paused: try again when the next \
+             incarnation sits there".to_owned(),
         ))
     }
 

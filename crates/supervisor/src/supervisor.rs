@@ -125,8 +125,9 @@ impl Supervisor {
             }
         });
         if taken {
-            let fault =
-                Fault::Refused(format!("the name {name:?} is taken: names are unique among siblings"));
+            let fault = Fault::Refused(format!(
+                "the name {name:?} is taken: names are unique among siblings, choose another"
+            ));
             let _ = reply.send(Err(fault));
             return;
         }

@@ -56,15 +56,6 @@ impl Body {
         }
     }
 
-    /// The same with memory of its own and no more than it needs, to be kept for long.
-    #[must_use]
-    pub fn compact(&self) -> Body {
-        match &self.more {
-            None => Body::from_bytes(Bytes::copy_from_slice(&self.first)),
-            Some(_) => Body::from_bytes(self.to_bytes()),
-        }
-    }
-
     /// The pieces it lies in, in order.
     pub(crate) fn pieces(&self) -> impl Iterator<Item = &Bytes> {
         std::iter::once(&self.first).chain(self.more.iter().flat_map(|more| more.iter()))
