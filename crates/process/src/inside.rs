@@ -11,6 +11,7 @@ use hatchery_actor::error::Error;
 use hatchery_actor::exit::Panic;
 use hatchery_actor::mailbox::Mailbox;
 use hatchery_actor::spin::Spin;
+use hatchery_actor::trace::TraceContext;
 use hatchery_actor::{panics, runner};
 use hatchery_wire::{Body, Envelope, Kind, decode, encode};
 use rustix::process::Signal;
@@ -322,7 +323,8 @@ impl Desk for TaskDesk {
         match envelope.kind {
             Kind::Start => {
                 // A span of its own, below that of whoever started it.
-                let trace = TraceContext::of_wire(&envelope.trace).map(|trace| trace.child());
+                let trace = envelope.origin.and_then(|origin| TraceContext::of_wire(&origin.trace));
+                let trace = trace.map(|trace| trace.child());
                 begin(&mut self.begin, (envelope.body, trace))
             }
             other => Err(format!("a message of kind {other:?}, which a task does not take")),

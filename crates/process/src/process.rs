@@ -16,7 +16,7 @@ use hatchery_actor::root::{Residence, Resident, check_segment};
 use hatchery_actor::settings;
 use hatchery_actor::settings::Settings;
 use hatchery_actor::trace::TraceContext;
-use hatchery_wire::{Body, DecodeError, EncodeError, Envelope, Kind};
+use hatchery_wire::{Body, DecodeError, EncodeError, Envelope, Kind, Origin};
 use rustix::process::Signal;
 
 use crate::channel::{Desk, Outgoing, fault_of};
@@ -187,7 +187,8 @@ impl<R> Builder<R> {
         let result = Arc::new(Mutex::new(None));
         let outgoing = Arc::new(Outgoing::default());
         let mut start = Envelope::new(Kind::Start, TENANT, 0, args);
-        start.trace = trace.map(|trace| trace.to_wire()).unwrap_or_default();
+        let origin = |trace: TraceContext| Origin { trace: trace.to_wire(), ..Origin::default() };
+        start.origin = trace.map(|trace| Box::new(origin(trace)));
         outgoing.send(start);
         let desk = ResultDesk { result: result.clone() };
         let residence: Arc<Mutex<Option<Residence>>> = Arc::default();
