@@ -348,3 +348,344 @@ impl Child for FarChild {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use hatchery_wire::{Body, encode};
+    use proptest::prelude::*;
+    use tokio::task::JoinHandle;
+
+    use super::*;
+    use crate::ask::Ask;
+    use crate::error::{CallError, Never};
+    use crate::handle::ActorRef;
+    use crate::outlet::{Answer, Line, Request};
+
+    /// The process that owns the seat, those that live in it one after another, and what lies in between.
+    struct World {
+        state: Mutex<State>,
+        /// Goes on with every change.
+        changes: watch::Sender<u64>,
+    }
+
+    #[derive(Default)]
+    struct State {
+        /// Another one for each life of the owner.
+        owner: u64,
+        incarnation: u64,
+        /// Whether the present incarnation sits there.
+        sits: bool,
+        closed: bool,
+        exits: HashMap<Tenure, Exit>,
+        /// How many of the next questions a process on the way does not survive.
+        broken: u64,
+        /// How many of the next channels cannot be opened.
+        unopened: u64,
+        /// The channel, by its number: to whom it leads, and whether and why it is over.
+        channels: Vec<(Tenure, watch::Sender<Option<Over>>)>,
+        /// What has arrived and is not answered: the request and its seat's number for the incarnation.
+        requests: Vec<(Tenure, u64, Arc<Seat>, u64)>,
+        /// What each incarnation was given, in its order.
+        seen: Vec<(Tenure, u64)>,
+        /// The latest seat that a way was opened for, to disconnect it.
+        reached: Option<(Arc<Seat>, u64)>,
+    }
+
+    impl World {
+        fn new() -> Arc<World> {
+            let state = State { owner: 1, ..State::default() };
+            Arc::new(World { state: Mutex::new(state), changes: watch::Sender::new(0) })
+        }
+
+        fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+            let changed = change(&mut self.state.lock().unwrap());
+            self.changes.send_modify(|version| *version += 1);
+            changed
+        }
+
+        async fn until<T>(self: Arc<World>, mut look: impl FnMut(&mut State) -> Option<T>) -> T {
+            let mut changes = self.changes.subscribe();
+            loop {
+                changes.mark_unchanged();
+                if let Some(found) = look(&mut self.state.lock().unwrap()) {
+                    return found;
+                }
+                changes.changed().await.unwrap();
+            }
+        }
+    }
+
+    impl State {
+        fn tenure(&self) -> Tenure {
+            Tenure { seat: self.owner, incarnation: self.incarnation }
+        }
+
+        fn fill(&mut self) {
+            if !self.sits && !self.closed {
+                self.incarnation += 1;
+                self.sits = true;
+            }
+        }
+
+        fn end(&mut self, exit: Exit) {
+            if std::mem::take(&mut self.sits) {
+                let tenure = self.tenure();
+                self.exits.insert(tenure, exit);
+                self.requests.retain(|(to, ..)| *to != tenure);
+                self.cut(Over::Ended);
+            }
+        }
+
+        /// All channels are over.
+        fn cut(&mut self, why: Over) {
+            for (_, over) in self.channels.drain(..) {
+                over.send_replace(Some(why));
+            }
+        }
+    }
+
+    /// The exchange of a process elsewhere.
+    struct Fake(Arc<World>);
+
+    impl Exchange for Fake {
+        fn resolve(&self, _: &Address, after: Option<Tenure>) -> BoxFuture<Result<Found, Lost>> {
+            Box::pin(self.0.clone().until(move |state| {
+                if state.broken > 0 {
+                    state.broken -= 1;
+                    return Some(Err(Lost::Broken));
+                }
+                if state.closed {
+                    return Some(Err(Lost::Closed("it was stopped".to_owned())));
+                }
+                let tenure = state.tenure();
+                let process = ProcessId { path: "/there".to_owned(), birth: 7 };
+                let found = Found { tenure, process, pid: Some(7), window: 4 };
+                (state.sits && after != Some(tenure)).then_some(Ok(found))
+            }))
+        }
+
+        fn open(&self, seat: &Arc<Seat>, number: u64, found: &Found) -> BoxFuture<Result<Opened, Lost>> {
+            let (world, seat, tenure) = (self.0.clone(), seat.clone(), found.tenure);
+            Box::pin(async move {
+                tokio::task::yield_now().await;
+                world.change(|state| {
+                    if state.unopened > 0 {
+                        state.unopened -= 1;
+                        return Err(Lost::Busy);
+                    }
+                    if !state.sits || state.tenure() != tenure {
+                        return Err(Lost::Broken);
+                    }
+                    let (over, mut is_over) = watch::channel(None);
+                    state.channels.push((tenure, over));
+                    state.reached = Some((seat.clone(), number));
+                    let line = Arc::new(Wire { world: world.clone(), tenure, seat: Arc::downgrade(&seat), number });
+                    let over = async move { is_over.wait_for(Option::is_some).await.unwrap().unwrap() };
+                    Ok(Opened { line, over: Box::pin(over) })
+                })
+            })
+        }
+
+        fn verdict(&self, _: &str, tenure: Tenure) -> BoxFuture<Result<Exit, Lost>> {
+            Box::pin(self.0.clone().until(move |state| {
+                if state.owner != tenure.seat {
+                    return Some(Err(Lost::Broken));
+                }
+                state.exits.get(&tenure).cloned().map(Ok)
+            }))
+        }
+
+        fn command(&self, _: &str, _: Tenure, _: Command) -> BoxFuture<Result<(), Fault>> {
+            Box::pin(std::future::ready(Ok(())))
+        }
+    }
+
+    struct Wire {
+        world: Arc<World>,
+        tenure: Tenure,
+        seat: Weak<Seat>,
+        number: u64,
+    }
+
+    impl Line for Wire {
+        fn send(&self, request: Request) -> Result<(), Fault> {
+            let Some(seat) = self.seat.upgrade() else { return Ok(()) };
+            self.world.change(|state| {
+                let n = hatchery_wire::decode(&request.body).unwrap();
+                state.seen.push((self.tenure, n));
+                // Who is not there any more answers nothing.
+                if state.sits && state.tenure() == self.tenure {
+                    state.requests.push((self.tenure, self.number, seat, request.id));
+                }
+            });
+            Ok(())
+        }
+
+        fn withdraw(&self, _: u64) {}
+
+        fn credit(&self, _: u64, _: usize) {}
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Ask,
+        Answer,
+        Fill,
+        End,
+        OwnerEnds,
+        Break(u64),
+        CannotOpen(u64),
+        /// The channel breaks, though who it leads to lives on.
+        Cut,
+        /// The channel is closed if nothing is under way on it.
+        Rest,
+        Wait(u64),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            8 => Just(Step::Ask),
+            8 => Just(Step::Answer),
+            4 => Just(Step::Fill),
+            3 => Just(Step::End),
+            1 => Just(Step::OwnerEnds),
+            1 => (1..3_u64).prop_map(Step::Break),
+            1 => (1..3_u64).prop_map(Step::CannotOpen),
+            1 => Just(Step::Cut),
+            2 => Just(Step::Rest),
+            8 => (0..20_u64).prop_map(Step::Wait),
+            1 => (1000..3000_u64).prop_map(Step::Wait),
+        ]
+    }
+
+    type Asked = JoinHandle<Result<u64, CallError<Never>>>;
+
+    fn ask(actor: &ActorRef, n: u64) -> Asked {
+        let ask: Ask<u64, Never> = actor.ask("double", &n);
+        tokio::spawn(ask.timeout(Duration::from_secs(3600)))
+    }
+
+    fn answer(state: &mut State) -> Option<(Arc<Seat>, u64, u64)> {
+        let (_, number, seat, id) = (!state.requests.is_empty()).then(|| state.requests.remove(0))?;
+        Some((seat, number, id))
+    }
+
+    async fn settle() {
+        for _ in 0..20 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Gives all that has arrived its answer.
+    async fn serve(world: &World) {
+        settle().await;
+        loop {
+            let next = answer(&mut world.state.lock().unwrap());
+            let Some((seat, number, id)) = next else { break };
+            let value: Body = encode(&0_u64).unwrap();
+            seat.answered(number, id, Answer::Value(value), true).unwrap();
+            settle().await;
+        }
+    }
+
+    fn run(steps: Vec<Step>, is_closed_at_last: bool) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        runtime.unwrap().block_on(async {
+            let world = World::new();
+            let exchange: Arc<dyn Exchange> = Arc::new(Fake(world.clone()));
+            let path = "/there/it".to_owned();
+            let address = Address { tree: 1, path, actor: "It".to_owned(), only: None };
+            let seat = Seat::far(address, "It", Arc::downgrade(&exchange));
+            let actor = ActorRef::new(seat.clone());
+            let mut asked: Vec<Asked> = Vec::new();
+            for step in steps {
+                match step {
+                    Step::Ask => {
+                        asked.push(ask(&actor, asked.len() as u64));
+                    }
+                    Step::Answer => {
+                        let next = answer(&mut world.state.lock().unwrap());
+                        if let Some((seat, number, id)) = next {
+                            let value = encode(&0_u64).unwrap();
+                            seat.answered(number, id, Answer::Value(value), true).unwrap();
+                        }
+                    }
+                    Step::Fill => world.change(State::fill),
+                    Step::End => world.change(|state| state.end(Exit::new(Status::Signal(9)))),
+                    Step::OwnerEnds => world.change(|state| {
+                        state.end(Exit::new(Status::Signal(9)));
+                        (state.owner, state.incarnation) = (state.owner + 1, 0);
+                    }),
+                    Step::Break(n) => world.change(|state| state.broken += n),
+                    Step::CannotOpen(n) => world.change(|state| state.unopened += n),
+                    Step::Cut => world.change(|state| {
+                        // What was on its way is lost with it.
+                        state.requests.clear();
+                        state.cut(Over::Ended);
+                    }),
+                    Step::Rest => {
+                        let reached = world.state.lock().unwrap().reached.clone();
+                        if reached.is_some_and(|(seat, number)| seat.disconnect(number)) {
+                            world.change(|state| state.cut(Over::Idle));
+                        }
+                    }
+                    Step::Wait(millis) => sleep(Duration::from_millis(millis)).await,
+                }
+                settle().await;
+            }
+            seat.follow();
+            // In the end somebody sits there for good, or nobody ever will.
+            if is_closed_at_last {
+                world.change(|state| {
+                    state.end(Exit::new(Status::Signal(9)));
+                    state.closed = true;
+                });
+            } else {
+                world.change(State::fill);
+            }
+            for _ in 0..100 {
+                sleep(Duration::from_secs(1)).await;
+                serve(&world).await;
+            }
+            let (mut crashed, mut sent_twice) = (0, Vec::new());
+            for (n, asked) in asked.into_iter().enumerate() {
+                assert!(asked.is_finished(), "{n} waits for ever");
+                let times = world.state.lock().unwrap().seen.iter().filter(|(_, seen)| *seen == n as u64).count();
+                if times > 1 {
+                    sent_twice.push(n);
+                }
+                match asked.await.unwrap() {
+                    Ok(_) => assert_eq!(times, 1),
+                    Err(error) if error.is_crash() => {
+                        assert_eq!(times, 1, "it was sent to the one that ended: {error}");
+                        crashed += 1;
+                    }
+                    Err(error) => {
+                        assert!(error.is_closed() && is_closed_at_last && times == 0, "{error} after {times}");
+                    }
+                }
+            }
+            assert_eq!(sent_twice, Vec::<usize>::new());
+            let sits = seat.occupancy();
+            assert!(is_closed_at_last || matches!(sits, crate::seat::Occupancy::Occupied(_)), "{crashed} crashed");
+            // With the last who holds it, the task that follows is gone, and with it its hold on the exchange.
+            world.change(|state| (state.reached, state.requests) = (None, Vec::new()));
+            drop((actor, seat, sits));
+            settle().await;
+            assert_eq!(Arc::strong_count(&exchange), 1);
+        });
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(debug_assertions) { 200 } else { 2000 }))]
+        #[test]
+        fn whatever_happens_in_between_every_ask_ends_once_and_who_sits_there_is_found(
+            steps in prop::collection::vec(step(), 1..60),
+            is_closed_at_last: bool,
+        ) {
+            run(steps, is_closed_at_last);
+        }
+    }
+}
