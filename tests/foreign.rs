@@ -55,7 +55,9 @@ pub(crate) fn waits_for_anybody() -> u32 {
 fn has_a_helper() {
     let mut helper = std::process::Command::new("sleep");
     helper.arg("1000").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let _helper = helper.spawn().expect("sleep");
+    let helper = helper.spawn().expect("sleep");
+    // Nobody here waits for it.
+    std::mem::forget(helper);
     stays()
 }
 

@@ -307,31 +307,31 @@ fn tests_with_workers_behave_under_nextest() {
     assert_eq!(stderr.matches("running 1 test\n").count(), FAILING.len(), "{stderr}");
 }
 
-fn is_of_cargo(line: &str) -> bool {
-    line.starts_with("error: could not compile")
-}
-
 /// Above a mistake stand the words that the compiler owes it: `//~ words`, or `//~* words` where the compiler says so of
-/// everything that hangs on it. There is nothing else to be said; `//~+ words` are in what is told below one of these.
-/// Only words and lines are compared: what else the compiler shows changes from version to version.
+/// everything that hangs on it. There is nothing else to be said; `//~+ words` are among the notes to what is. Only words
+/// and lines are compared: what else the compiler shows changes from version to version.
 #[test]
 fn every_mistake_is_told_once_where_it_is_with_what_to_write_instead() {
-    let outcome = cargo(&["build", "--package", "mistakes", "--tests", "--keep-going"]);
-    let mut told: BTreeMap<String, Vec<(usize, String, String)>> = BTreeMap::new();
-    for text in outcome.stderr.split("\n\n") {
-        // What cargo says itself stands before it, on lines of their own.
-        let Some(begin) = text.lines().position(|line| line.starts_with("error") && !is_of_cargo(line))
-        else {
-            continue;
+    let build = ["build", "--package", "mistakes", "--tests", "--keep-going", "--message-format"];
+    let outcome = cargo(&[&build[..], &["short"]].concat());
+    let long = cargo(&[&build[..], &["human"]].concat()).stderr;
+    let notes = |place: &str, words: &str| {
+        // The first place of a report is its own.
+        let is_here = |report: &&str| {
+            report
+                .lines()
+                .find_map(|line| line.trim_start().strip_prefix("--> "))
+                .is_some_and(|at| at.starts_with(place))
         };
-        let text: Vec<_> = text.lines().skip(begin).collect();
-        // `  --> mistakes/src/bin/name.rs:4:17`
-        let Some(place) = text.iter().find_map(|line| line.trim_start().strip_prefix("--> ")) else {
-            continue;
-        };
+        long.split("\n\n").filter(is_here).any(|report| report.contains(words))
+    };
+    let mut told: BTreeMap<String, Vec<(usize, String)>> = BTreeMap::new();
+    for line in outcome.stderr.lines() {
+        // `mistakes/src/bin/name.rs:4:17: error[E0277]: why`; cargo's own lines have no place.
+        let Some((place, why)) = line.split_once(": error") else { continue };
         let mut place = place.split(':');
         let (Some(file), Some(Ok(number))) = (place.next(), place.next().map(str::parse)) else { continue };
-        told.entry(file.to_owned()).or_default().push((number, text[0].to_owned(), text.join("\n")));
+        told.entry(file.to_owned()).or_default().push((number, why.to_owned()));
     }
     let mut wrong = String::new();
     let files = fixture().join("mistakes/src/bin");
@@ -346,18 +346,19 @@ fn every_mistake_is_told_once_where_it_is_with_what_to_write_instead() {
                 owed.push(words);
                 continue;
             }
-            for words in owed.iter().filter_map(|words| words.strip_prefix('+')) {
-                if !told.iter().any(|(at, _, all)| *at == number && all.contains(words.trim())) {
-                    wrong += &format!("{name}:{number}: not told below it: {words}\n");
+            for words in owed.drain(..) {
+                if let Some(words) = words.strip_prefix('+') {
+                    if !notes(&format!("{name}:{number}:"), words.trim()) {
+                        wrong += &format!("{name}:{number}: not in the notes: {words}\n");
+                    }
+                    continue;
                 }
-            }
-            for words in owed.drain(..).filter(|words| !words.starts_with('+')) {
                 let (often, words) = match words.strip_prefix('*') {
                     Some(words) => (true, words.trim()),
                     None => (false, words.trim()),
                 };
                 let mut found = false;
-                told.retain(|(at, why, _)| {
+                told.retain(|(at, why)| {
                     let this = (often || !found) && *at == number && why.contains(words);
                     found |= this;
                     !this
@@ -367,7 +368,7 @@ fn every_mistake_is_told_once_where_it_is_with_what_to_write_instead() {
                 }
             }
         }
-        for (number, why, _) in told {
+        for (number, why) in told {
             wrong += &format!("{name}:{number}: told, but not expected: {why}\n");
         }
     }
