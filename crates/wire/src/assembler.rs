@@ -15,7 +15,8 @@ const AHEAD: usize = 256 * 1024;
 /// The unfinished messages of one connection, at most one for each target.
 ///
 /// It holds what has arrived, and of a large frame that is arriving the rest at most: neither a length nor a flag
-/// makes it allocate further ahead.
+/// makes it go further ahead. It does reserve as much as the last message of several frames needed, since the next one
+/// is likely to be as large; that costs addresses, and memory only as bytes arrive.
 #[derive(Debug)]
 pub struct Assembler {
     limits: Limits,
@@ -24,6 +25,8 @@ pub struct Assembler {
     held: usize,
     /// The frame that is arriving in pieces, if one is.
     arriving: Option<Arriving>,
+    /// How large the last message of several frames was.
+    expected: usize,
 }
 
 #[derive(Debug)]
@@ -32,6 +35,8 @@ struct Unfinished {
     /// Of these, `filled` have arrived; the rest is room.
     body: Vec<u8>,
     filled: usize,
+    /// It is one of several frames.
+    several: bool,
 }
 
 /// A frame of which the head has been read.
@@ -46,7 +51,8 @@ struct Arriving {
 impl Assembler {
     /// Nothing has arrived yet.
     pub fn new(limits: Limits) -> Self {
-        Assembler { limits: limits.settled(), unfinished: HashMap::new(), held: 0, arriving: None }
+        let unfinished = HashMap::new();
+        Assembler { limits: limits.settled(), unfinished, held: 0, arriving: None, expected: 0 }
     }
 
     /// Takes one frame without its length prefix; gives back the message that it completes.
@@ -85,9 +91,9 @@ impl Assembler {
     /// Room for bytes of the frame that is arriving, to be read into directly; say by
     /// [`arrived`](Assembler::arrived) how many came. Empty if none is arriving.
     pub(crate) fn room(&mut self) -> &mut [u8] {
-        let Some(Arriving { target, left, .. }) = self.arriving else { return &mut [] };
+        let Some(Arriving { target, left, more }) = self.arriving else { return &mut [] };
         let Some(unfinished) = self.unfinished.get_mut(&target) else { return &mut [] };
-        unfinished.room(left)
+        unfinished.room(left, more)
     }
 
     /// So many bytes of the room have been filled; gives back the message that they complete.
@@ -134,12 +140,15 @@ impl Assembler {
 
     /// Begins or goes on with the unfinished message that this frame belongs to.
     fn begin_part(&mut self, head: &Head<'_>) -> Result<&mut Unfinished, WireError> {
+        // For one at a time, so that a peer which sends a large one cannot have as much reserved for many.
+        let expected = if head.more && self.unfinished.is_empty() { self.expected } else { 0 };
         match self.unfinished.entry(head.target) {
             Entry::Vacant(entry) => {
                 let size = head.chain.len() + head.trace.len() + head.body;
                 self.held = charge(self.held, size, self.limits.budget)?;
                 let envelope = header(head, Body::default());
-                Ok(entry.insert(Unfinished { envelope, body: Vec::new(), filled: 0 }))
+                let body = Vec::with_capacity(expected.max(head.body.min(AHEAD)));
+                Ok(entry.insert(Unfinished { envelope, body, filled: 0, several: head.more }))
             }
             Entry::Occupied(entry) => {
                 let unfinished = entry.into_mut();
@@ -165,7 +174,10 @@ impl Assembler {
     }
 
     fn finish(&mut self, target: u32) -> Option<Envelope> {
-        let Unfinished { mut envelope, mut body, filled } = self.unfinished.remove(&target)?;
+        let Unfinished { mut envelope, mut body, filled, several } = self.unfinished.remove(&target)?;
+        if several {
+            self.expected = filled;
+        }
         self.held -= envelope.size() + filled;
         body.truncate(filled);
         // Doubling left up to as much again unused; giving it back is cheap, large blocks shrink in place.
@@ -182,11 +194,16 @@ impl Unfinished {
         self.filled = self.body.len();
     }
 
-    /// Room for up to this many more bytes, and at least one.
-    fn room(&mut self, left: usize) -> &mut [u8] {
+    /// Room for up to this many more bytes, and at least one; whether a frame follows them.
+    fn room(&mut self, left: usize, more: bool) -> &mut [u8] {
         if self.body.len() == self.filled {
+            let ahead = left.min(AHEAD);
+            if !more {
+                // All there will be.
+                self.body.reserve_exact(ahead);
+            }
             // Doubles at most, so that no byte is moved often; zeroed once, since nothing else is safe to read into.
-            self.body.resize(self.filled + left.min(AHEAD), 0);
+            self.body.resize(self.filled + ahead, 0);
         }
         let end = self.body.len().min(self.filled + left);
         &mut self.body[self.filled..end]
