@@ -679,7 +679,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(if cfg!(debug_assertions) { 200 } else { 2000 }))]
+        #![proptest_config(ProptestConfig::with_cases(2000))]
         #[test]
         fn whatever_happens_in_between_every_ask_ends_once_and_who_sits_there_is_found(
             steps in prop::collection::vec(step(), 1..60),
