@@ -1,13 +1,14 @@
 //! Handles that travel: any process of a tree reaches any actor of it, and knows how it ended.
 
-use hatchery::CallError;
-use hatchery::prelude::*;
 use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::Poll;
-use std::time::Duration;
 
+use hatchery::CallError;
+use hatchery::prelude::*;
 use hatchery_tests::{ends, send};
 use rustix::process::Signal;
 
@@ -74,6 +75,16 @@ impl Peer {
     async fn look_up(&self, path: String) -> Result<String, String> {
         let other = hatchery::lookup::<Peer>(&path).map_err(|error| error.to_string())?;
         other.name().await.map_err(|error| error.to_string())
+    }
+
+    /// Writes to the latest channel of this worker what no worker would.
+    fn misbehave(&self, bytes: Vec<u8>) {
+        hatchery_tests::send_raw(hatchery_tests::own_channel(), &bytes, &[]);
+    }
+
+    async fn write_name_of(&self, path: String, file: String) {
+        let name = looked_up(&path).await;
+        std::fs::write(file, name.unwrap_or_else(|error| error)).expect("a file");
     }
 
     /// Starts another one in a worker of its own.
@@ -413,7 +424,7 @@ async fn a_handle_is_plain_data_and_means_nothing_in_another_run() {
 /// One of many that ask each other.
 struct Member {
     ring: Vec<MemberHandle>,
-    storm: std::sync::Arc<Storm>,
+    storm: Arc<Storm>,
 }
 
 #[derive(Default)]
@@ -422,7 +433,7 @@ struct Storm {
     begun: AtomicU64,
     ended: AtomicU64,
     /// Errors that nobody should get.
-    wrong: std::sync::Mutex<Vec<String>>,
+    wrong: Mutex<Vec<String>>,
 }
 
 #[hatchery::actor]
@@ -571,5 +582,226 @@ async fn under_random_kills_every_ask_ends_once_and_whoever_is_back_is_reached()
         .await;
     }
     ends("all reach all", all_reach_all(&members)).await;
+    tree.stop().await.unwrap();
+}
+
+/// What one process can do with the actor of another that it did not start.
+struct Governor {
+    subject: PeerHandle,
+    downs: Arc<Mutex<Vec<String>>>,
+}
+
+#[hatchery::actor]
+impl Governor {
+    fn start(subject: PeerHandle, cx: &Context) -> Self {
+        let downs = Arc::<Mutex<Vec<String>>>::default();
+        let (mut monitor, noted) = (subject.monitor().downs(), downs.clone());
+        cx.spawn(async move {
+            while let Some(down) = monitor.next().await {
+                noted.lock().unwrap().push(down.to_string());
+            }
+            noted.lock().unwrap().push("no more".to_owned());
+        });
+        Governor { subject, downs }
+    }
+
+    async fn known(&self) -> (Option<u64>, Option<u32>) {
+        // An answer means that he has been found.
+        let _ = self.subject.name().await;
+        (self.subject.incarnation(), AnyHandle::pid(&self.subject))
+    }
+
+    fn kill(&self) {
+        self.subject.kill();
+    }
+
+    async fn stop_it(&self) -> Result<(), String> {
+        self.subject.stop().await.map_err(|error| error.to_string())
+    }
+
+    async fn suspend_and_ask(&self) -> Result<bool, String> {
+        self.subject.suspend().await.map_err(|error| error.to_string())?;
+        let late = self.subject.name().timeout(Duration::from_millis(100)).await;
+        self.subject.resume().map_err(|error| error.to_string())?;
+        self.subject.name().await.map_err(|error| error.to_string())?;
+        Ok(late.is_err_and(|error| error.is_timeout()))
+    }
+
+    async fn pause_and_ask(&self) -> Result<bool, String> {
+        self.subject.pause().map_err(|error| error.to_string())?;
+        let late = loop {
+            // The signal takes hold a moment later.
+            if let Err(error) = self.subject.name().timeout(Duration::from_millis(100)).await {
+                break error;
+            }
+        };
+        self.subject.resume().map_err(|error| error.to_string())?;
+        self.subject.name().await.map_err(|error| error.to_string())?;
+        Ok(late.is_timeout())
+    }
+
+    fn downs(&self) -> Vec<String> {
+        self.downs.lock().unwrap().clone()
+    }
+}
+
+#[hatchery::test]
+async fn an_actor_elsewhere_is_stopped_killed_suspended_paused_and_monitored() {
+    let tree = tree("governed").await;
+    let subject = peer(&tree, "subject").await;
+    let governor = tree.start_child(worker::<Governor>("governor", subject.clone())).await.unwrap();
+    assert_eq!(governor.known().await.unwrap(), (Some(1), AnyHandle::pid(&subject)));
+    assert!(governor.suspend_and_ask().await.unwrap());
+    assert!(governor.pause_and_ask().await.unwrap());
+    governor.kill().await.unwrap();
+    says("it knows the second", Some(2), async || governor.known().await.unwrap().0).await;
+    governor.stop_it().await.unwrap();
+    says("it knows the third", Some(3), async || governor.known().await.unwrap().0).await;
+    let downs = governor.downs().await.unwrap();
+    assert_eq!(downs.len(), 2, "{downs:?}");
+    assert!(downs[0].contains("(incarnation 1): killed by SIGKILL"), "{downs:?}");
+    assert!(downs[1].contains("(incarnation 2): exited with code 0"), "{downs:?}");
+    tree.stop().await.unwrap();
+}
+
+#[hatchery::test]
+async fn a_stream_comes_from_anywhere_and_ends_with_who_made_it() {
+    let tree = tree("streams").await;
+    let source = tree.start_child(worker::<Source>("source", ())).await.unwrap();
+    let drain = tree.start_child(worker::<Drain>("drain", source.clone())).await.unwrap();
+    assert_eq!(drain.sum(10_000).await.unwrap(), (0..10_000).sum::<u64>());
+    let (taken, error) = drain.until_it_is_killed().await.unwrap();
+    assert!(taken >= 10 && error.contains("SIGKILL"), "{taken}: {error}");
+    assert_eq!(drain.sum(10).await.unwrap(), 45);
+    tree.stop().await.unwrap();
+}
+
+struct Source;
+
+#[hatchery::actor]
+impl Source {
+    fn start() -> Self {
+        Source
+    }
+
+    fn numbers(&self, up_to: u64) -> impl hatchery::Stream<Item = u64> + use<> {
+        Numbers(0..up_to)
+    }
+}
+
+struct Numbers(std::ops::Range<u64>);
+
+impl hatchery::Stream for Numbers {
+    type Item = u64;
+
+    fn poll_next(mut self: Pin<&mut Self>, _: &mut std::task::Context<'_>) -> Poll<Option<u64>> {
+        Poll::Ready(self.0.next())
+    }
+}
+
+struct Drain(SourceHandle);
+
+#[hatchery::actor]
+impl Drain {
+    fn start(source: SourceHandle) -> Self {
+        Drain(source)
+    }
+
+    async fn sum(&self, up_to: u64) -> Result<u64, String> {
+        let (mut items, mut sum) = (self.0.numbers(up_to), 0);
+        while let Some(item) = items.next().await {
+            sum += item.map_err(|error| error.to_string())?;
+        }
+        Ok(sum)
+    }
+
+    async fn until_it_is_killed(&self) -> (u64, String) {
+        let (mut items, mut taken) = (self.0.numbers(u64::MAX), 0);
+        loop {
+            match items.next().await {
+                Some(Ok(_)) => taken += 1,
+                Some(Err(error)) => return (taken, error.to_string()),
+                None => return (taken, "it ended".to_owned()),
+            }
+            if taken == 10 {
+                self.0.kill();
+            }
+        }
+    }
+}
+
+#[hatchery::test]
+async fn siblings_find_each_other_while_their_parent_is_busy_elsewhere() {
+    let tree = tree("busy").await;
+    let (a, b) = (peer(&tree, "a").await, peer(&tree, "b").await);
+    let (dir, path) = (tempfile::tempdir().unwrap(), b.path().to_owned());
+    let file = dir.path().join("said").to_str().unwrap().to_owned();
+    a.write_name_of(path, file.clone()).tell().await.unwrap();
+    // It has left; from here on this thread, which is all this run has, does nothing for them.
+    tokio::task::yield_now().await;
+    hatchery_tests::eventually("the name is written", || {
+        std::fs::read_to_string(&file).is_ok_and(|said| said == "b")
+    });
+    tree.stop().await.unwrap();
+}
+
+/// A frame of a channel as bytes.
+fn frame(kind: u8, target: u8, body: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(body.len()).expect("a small body");
+    let content = [&[0x99, kind, 0, 0, 0, target, 0xc0, 0xc0, 0xc0, 0xc4, length], body].concat();
+    [&u32::try_from(content.len()).expect("a small frame").to_be_bytes(), &content[..]].concat()
+}
+
+#[hatchery::test]
+async fn what_breaks_the_protocol_of_a_channel_between_siblings_ends_that_channel_alone() {
+    const ASK: u8 = 1;
+    const BIND: u8 = 11;
+    const UNBIND: u8 = 12;
+    #[derive(serde::Serialize)]
+    struct Binding {
+        path: String,
+        actor: String,
+        tenure: Tenure,
+    }
+    #[derive(serde::Serialize)]
+    struct Tenure {
+        seat: u64,
+        incarnation: u64,
+    }
+    let tree = tree("rogues").await;
+    let victim = peer(&tree, "victim").await;
+    let other = peer(&tree, "other").await;
+    assert_eq!(other.name_of(victim.clone()).await.unwrap(), "victim");
+    let rogue = peer(&tree, "rogue").await;
+    let encode = |path: &str, actor: &str| {
+        let tenure = Tenure { seat: 7, incarnation: 1 };
+        let binding = Binding { path: path.to_owned(), actor: actor.to_owned(), tenure };
+        hatchery::__private::encode(&binding).unwrap().to_bytes().to_vec()
+    };
+    for bytes in [
+        b"GET / HTTP/1.1\r\n\r\n".to_vec(),
+        frame(99, 1, &[]),
+        frame(ASK, 77, &[]),
+        frame(BIND, 77, &[0xdb, 0xff, 0xff, 0xff, 0xff]),
+        frame(UNBIND, 77, &[]),
+        frame(0, 1, &[]),
+        // Somebody who is not there, who is somewhere else, who is another, who has a forged number.
+        frame(BIND, 78, &encode("/rogues/nobody", "anywhere::Peer")),
+        frame(BIND, 79, &encode("/rogues/other", "anywhere::Peer")),
+        frame(BIND, 80, &encode("/rogues/victim", "anywhere::Crowd")),
+        frame(BIND, 81, &encode("/rogues/victim", "anywhere::Peer")),
+        frame(BIND, 82, &encode("../../etc/passwd", "")),
+    ] {
+        // A channel of its own each time.
+        assert_eq!(rogue.name_of(victim.clone()).await.unwrap(), "victim");
+        rogue.misbehave(bytes.clone()).await.unwrap();
+        says("reached again", Some("victim".to_owned()), async || rogue.name_of(victim.clone()).await.ok())
+            .await;
+        assert_eq!(other.name_of(victim.clone()).await.unwrap(), "victim", "{bytes:?}");
+        assert_eq!(
+            (victim.incarnation(), other.incarnation(), rogue.incarnation()),
+            (Some(1), Some(1), Some(1))
+        );
+    }
     tree.stop().await.unwrap();
 }

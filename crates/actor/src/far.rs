@@ -481,7 +481,8 @@ mod tests {
                     let (over, mut is_over) = watch::channel(None);
                     state.channels.push((tenure, over));
                     state.reached = Some((seat.clone(), number));
-                    let line = Arc::new(Wire { world: world.clone(), tenure, seat: Arc::downgrade(&seat), number });
+                    let line =
+                        Arc::new(Wire { world: world.clone(), tenure, seat: Arc::downgrade(&seat), number });
                     let over = async move { is_over.wait_for(Option::is_some).await.unwrap().unwrap() };
                     Ok(Opened { line, over: Box::pin(over) })
                 })
@@ -652,7 +653,8 @@ mod tests {
             let (mut crashed, mut sent_twice) = (0, Vec::new());
             for (n, asked) in asked.into_iter().enumerate() {
                 assert!(asked.is_finished(), "{n} waits for ever");
-                let times = world.state.lock().unwrap().seen.iter().filter(|(_, seen)| *seen == n as u64).count();
+                let times =
+                    world.state.lock().unwrap().seen.iter().filter(|(_, seen)| *seen == n as u64).count();
                 if times > 1 {
                     sent_twice.push(n);
                 }
@@ -663,13 +665,19 @@ mod tests {
                         crashed += 1;
                     }
                     Err(error) => {
-                        assert!(error.is_closed() && is_closed_at_last && times == 0, "{error} after {times}");
+                        assert!(
+                            error.is_closed() && is_closed_at_last && times == 0,
+                            "{error} after {times}"
+                        );
                     }
                 }
             }
             assert_eq!(sent_twice, Vec::<usize>::new());
             let sits = seat.occupancy();
-            assert!(is_closed_at_last || matches!(sits, crate::seat::Occupancy::Occupied(_)), "{crashed} crashed");
+            assert!(
+                is_closed_at_last || matches!(sits, crate::seat::Occupancy::Occupied(_)),
+                "{crashed} crashed"
+            );
             // With the last who holds it, the task that follows is gone, and with it its hold on the exchange.
             world.change(|state| (state.reached, state.requests) = (None, Vec::new()));
             drop((actor, seat, sits));

@@ -108,6 +108,12 @@ impl Root {
                     .to_owned(),
             );
         }
+        if address.path.len() > LONGEST {
+            return closed(format!(
+                "its path has {} bytes, and no path has more than {LONGEST}",
+                address.path.len()
+            ));
+        }
         if let Some(seat) = self.directory.seat(&address.path) {
             if seat.actor() != actor {
                 return closed(wrong_actor(&address.path, actor, seat.actor()));
@@ -254,6 +260,9 @@ impl Drop for Residence {
         drop(gone);
     }
 }
+
+/// Bytes of a path: 16 levels of two segments each, and more.
+const LONGEST: usize = 4096;
 
 /// Whether this can be a segment of a path.
 ///

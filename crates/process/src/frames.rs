@@ -8,7 +8,7 @@ use hatchery_actor::error::Error;
 use hatchery_actor::exit::Panic;
 use hatchery_actor::settings::Resources;
 use hatchery_actor::spin::Spin;
-use hatchery_wire::{Body, LinkFrame, decode, encode};
+use hatchery_wire::{Body, LINK_FRAME, LinkFrame, decode, encode};
 use serde::{Deserialize, Serialize};
 
 use crate::questions::{Answer, Question, Said};
@@ -158,6 +158,9 @@ const CONNECT: u8 = 35;
 /// Long texts are cut so that a frame of the link stays below its limit.
 const LONGEST_TEXT: usize = 16 * 1024;
 
+/// What fits into a frame, beside its head.
+const LARGEST: usize = LINK_FRAME - 64;
+
 impl Frame {
     pub(crate) fn pack(self) -> Result<LinkFrame, String> {
         fn body<T: Serialize + ?Sized>(value: &T) -> Result<Body, String> {
@@ -189,7 +192,15 @@ impl Frame {
             Frame::Pong(number) => (PONG, body(&number)?, Vec::new()),
             Frame::Suspended(number) => (SUSPENDED, body(&number)?, Vec::new()),
             Frame::Question(number, question) => (QUESTION, body(&(number, question))?, Vec::new()),
-            Frame::Answer(number, Answer::Said(said)) => (ANSWER, body(&(number, Some(said)))?, Vec::new()),
+            Frame::Answer(number, Answer::Said(said)) => {
+                let mut packed = body(&(number, Some(said)))?;
+                if packed.len() > LARGEST {
+                    // Whoever waits for it shall not wait for ever.
+                    packed =
+                        body(&(number, Some(Said::Closed("the answer is too long to travel".to_owned()))))?;
+                }
+                (ANSWER, packed, Vec::new())
+            }
             Frame::Answer(number, Answer::Channel(end)) => {
                 (ANSWER, body(&(number, None::<Said>))?, vec![end])
             }
