@@ -2,8 +2,8 @@
 //! another. Nothing here knows of processes; `hatchery-process` puts actors into them, `hatchery-supervisor` restarts
 //! them, and both meet in what this crate owns.
 //!
-//! The modules in reading order, each using only those before it (and `seat` and `child`, which name each other,
-//! as `mailbox` and `flow`, `ask` and `handle` do):
+//! The modules in reading order, each using only those before it (and `seat`, `far`, `child` and `exchange`,
+//! which name each other, as `mailbox` and `flow`, and `ask`, `handle`, `context` and `actor` do):
 
 #![forbid(unsafe_code)]
 

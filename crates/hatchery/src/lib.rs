@@ -8,6 +8,7 @@
 //! | the door every program comes through | [`main`], [`program()`], [`test`] |
 //! | a function in a process of its own | [`task`], [`Process`] |
 //! | an actor, in a worker process or here | [`actor`], [`worker()`], [`local()`], [`local_with()`], [`Ask`], [`Items`], [`AnyHandle`], [`Context`], [`Reply`] |
+//! | an actor elsewhere in the tree | any handle, and [`lookup()`] |
 //! | who has ended, and how | [`Monitor`], [`Down`] |
 //! | keeping them alive | [`Supervisor`], [`Tree`] |
 //! | what a worker may have, and how it is watched and stopped | [`ChildSpec`], [`ProcessBuilder`], [`Output`], [`Heartbeat`], [`Shutdown`] |
