@@ -13,7 +13,7 @@ use crate::exchange;
 use crate::frames::Frame;
 use crate::program::Program;
 use crate::questions::{Answer, Question, Said};
-use crate::routes::{Party, Routes, way};
+use crate::routes::{Left, Party, Routes, way};
 use crate::warden::{Command, Rounds};
 use crate::watched::Watched;
 
@@ -76,7 +76,7 @@ impl Rounds {
 
     /// A child has ended: what it was asked has no answer, and what it asked needs none.
     pub(crate) fn parted(&mut self, id: u64) {
-        let (unanswered, unasked) = self.crossing.routes.ended(Party::Child(id));
+        let Left { unanswered, unasked } = self.crossing.routes.ended(Party::Child(id));
         for (to, number) in unanswered {
             self.answer(to, number, Answer::Said(Said::Broken));
         }

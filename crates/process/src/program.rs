@@ -60,8 +60,11 @@ pub(crate) struct Program {
     pub(crate) accepted: Accepted,
     runtime: OnceLock<Handle>,
     /// What waits until the actor of this worker has started; `None` once it has, and in a root.
-    starting: Mutex<Option<Vec<Box<dyn FnOnce() + Send>>>>,
+    starting: Mutex<Option<Vec<Then>>>,
 }
+
+/// Something to be done later.
+pub(crate) type Then = Box<dyn FnOnce() + Send>;
 
 /// What makes a run.
 pub(crate) struct Parts {
@@ -117,7 +120,7 @@ impl Program {
         }
     }
 
-    fn starting(&self) -> MutexGuard<'_, Option<Vec<Box<dyn FnOnce() + Send>>>> {
+    fn starting(&self) -> MutexGuard<'_, Option<Vec<Then>>> {
         self.starting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -127,10 +130,10 @@ impl Program {
     }
 
     /// Done once it has.
-    pub(crate) fn when_started(&self, then: Box<dyn FnOnce() + Send>) {
-        match &mut *self.starting() {
-            Some(waiting) => return waiting.push(then),
-            None => {}
+    pub(crate) fn when_started(&self, then: Then) {
+        if let Some(waiting) = &mut *self.starting() {
+            waiting.push(then);
+            return;
         }
         then();
     }

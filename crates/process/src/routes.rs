@@ -37,6 +37,15 @@ struct Passed {
     to: Party,
 }
 
+/// What the end of a neighbour leaves behind: numbers, with those they are for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Left {
+    /// Questions that stay without an answer.
+    pub(crate) unanswered: Vec<(Party, u64)>,
+    /// Questions of his, which need no answer any more.
+    pub(crate) unasked: Vec<(Party, u64)>,
+}
+
 /// There are too many, or this number was used before.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Refused;
@@ -71,22 +80,22 @@ impl Routes {
         Some((passed.to, on))
     }
 
-    /// This neighbour has ended. Whose questions stay without an answer, and who need not answer his.
-    pub(crate) fn ended(&mut self, who: Party) -> (Vec<(Party, u64)>, Vec<(Party, u64)>) {
+    /// This neighbour has ended.
+    pub(crate) fn ended(&mut self, who: Party) -> Left {
         let concerns = |passed: &Passed| passed.to == who || passed.from.0 == who;
         let mut numbers: Vec<u64> =
             self.on.iter().filter(|(_, passed)| concerns(passed)).map(|(number, _)| *number).collect();
         numbers.sort_unstable();
-        let (mut unanswered, mut unasked) = (Vec::new(), Vec::new());
+        let mut left = Left::default();
         for number in numbers {
             match self.take(number) {
-                Some(passed) if passed.from.0 != who => unanswered.push(passed.from),
-                Some(passed) if passed.to != who => unasked.push((passed.to, number)),
+                Some(passed) if passed.from.0 != who => left.unanswered.push(passed.from),
+                Some(passed) if passed.to != who => left.unasked.push((passed.to, number)),
                 _ => {}
             }
         }
         self.open.remove(&who);
-        (unanswered, unasked)
+        left
     }
 
     fn take(&mut self, number: u64) -> Option<Passed> {
@@ -113,7 +122,8 @@ pub(crate) fn way<'a>(
     of_process: bool,
     children: impl IntoIterator<Item = (u64, &'a str)>,
 ) -> Party {
-    if !is_below(path, own) && !(of_process && path == own) {
+    let is_own = of_process && path == own;
+    if !is_own && !is_below(path, own) {
         return Party::Up;
     }
     let leads = |child: &str| is_below(path, child) || (of_process && path == child);
@@ -270,7 +280,7 @@ mod tests {
             }
             let Some(at) = parent(process).filter(|at| self.processes.contains_key(at)) else { return };
             let routes = &mut self.processes.get_mut(&at).unwrap().routes;
-            let (unanswered, unasked) = routes.ended(Party::Child(process as u64));
+            let Left { unanswered, unasked } = routes.ended(Party::Child(process as u64));
             let owes = &mut self.processes.get_mut(&at).unwrap().owes;
             owes.retain(|(from, _)| *from != Party::Child(process as u64));
             unanswered.into_iter().for_each(|(to, number)| self.answer(at, to, number, false));
