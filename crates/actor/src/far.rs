@@ -123,12 +123,7 @@ impl Follower {
             match exchange.resolve(&address, after).await {
                 Ok(found) => {
                     pause = FIRST_PAUSE;
-                    let only = address.only.is_some();
-                    match self.sits(&*exchange, &address, found, only).await {
-                        Some(tenure) => after = Some(tenure),
-                        // Found again, that one is as good as another.
-                        None => sleep(pause).await,
-                    }
+                    after = self.sits(&*exchange, &address, found).await;
                 }
                 Err(Lost::Closed(why)) => return self.close(Fault::Closed { why: why.clone() }, &why),
                 Err(Lost::Over(exit)) => {
@@ -152,14 +147,9 @@ impl Follower {
         }
     }
 
-    /// From the moment in which somebody was found to his end. Gives who it was, unless he may still be there.
-    async fn sits(
-        &mut self,
-        exchange: &dyn Exchange,
-        address: &Address,
-        found: Found,
-        only: bool,
-    ) -> Option<Tenure> {
+    /// From the moment in which somebody was found to his end. Gives who it was; `None` if the seat is gone.
+    async fn sits(&mut self, exchange: &dyn Exchange, address: &Address, found: Found) -> Option<Tenure> {
+        let only = address.only.is_some();
         let (exits, exited) = watch::channel(None);
         {
             let seat = self.seat.upgrade()?;
@@ -178,27 +168,40 @@ impl Follower {
         }
         let mut verdict = pin!(verdict(exchange, &address.path, found.tenure));
         let mut over: Option<BoxFuture<Over>> = None;
+        let mut pause = FIRST_PAUSE;
         let known = loop {
             let connected = over.is_some();
             tokio::select! {
                 biased;
-                exit = &mut verdict => break Some(exit),
-                why = finished(&mut over), if connected => match why {
-                    Over::Idle => over = None,
-                    Over::Ended => {
-                        over = None;
-                        break timeout(BOTH, &mut verdict).await.ok();
+                known = &mut verdict => break known,
+                why = finished(&mut over), if connected => {
+                    over = None;
+                    if why == Over::Ended {
+                        self.seat.upgrade()?.shut(self.number);
+                        match timeout(BOTH, &mut verdict).await {
+                            Ok(known) => break known,
+                            // It lives on, as far as its parent knows.
+                            Err(_) => self.seat.upgrade()?.broke(self.number, &unknown(BROKE)),
+                        }
                     }
-                },
+                }
                 () = needs_way(&self.seat), if !connected => {
-                    let opened = self.open(exchange, &found);
+                    let opening = self.open(exchange, &found);
                     tokio::select! {
                         biased;
-                        opened = opened => match opened {
-                            Ok(opened) => over = opened,
-                            Err(()) => break timeout(BOTH, &mut verdict).await.ok(),
+                        opened = opening => match opened {
+                            Ok(opened) => {
+                                pause = FIRST_PAUSE;
+                                over = opened;
+                            }
+                            Err(_) => {
+                                if let Ok(known) = timeout(pause, &mut verdict).await {
+                                    break known;
+                                }
+                                pause = (pause * 2).min(LONGEST_PAUSE);
+                            }
                         },
-                        exit = &mut verdict => break Some(exit),
+                        known = &mut verdict => break known,
                     }
                 }
             }
@@ -207,22 +210,21 @@ impl Follower {
             // What it said before its end comes first.
             let _ = timeout(BOTH, over).await;
         }
-        let (exit, is_over) = match known {
-            Some(Ok(exit)) => (exit, true),
-            Some(Err(Lost::Over(exit))) => (*exit, true),
-            Some(Err(Lost::Closed(why))) => (unknown(&why), true),
-            Some(Err(Lost::Broken | Lost::Busy)) => (unknown(OWNER_ENDED), true),
-            None => (unknown(BROKE), false),
+        let exit = match known {
+            Ok(exit) => exit,
+            Err(Lost::Over(exit)) => *exit,
+            Err(Lost::Closed(why)) => unknown(&why),
+            Err(Lost::Broken | Lost::Busy) => unknown(OWNER_ENDED),
         };
         let seat = self.seat.upgrade()?;
         seat.ended(self.number, &exit);
-        if only && is_over {
+        if only {
             let fault = Fault::Ended { exit: Box::new(exit.clone()), maybe_executed: false };
             seat.close_with(fault, ENDED);
             self.over = true;
         }
         exits.send_replace(Some(Arc::new(exit)));
-        is_over.then_some(found.tenure)
+        Some(found.tenure)
     }
 
     /// Opens the way, unless the seat is gone.
@@ -230,12 +232,12 @@ impl Follower {
         &self,
         exchange: &dyn Exchange,
         found: &Found,
-    ) -> impl Future<Output = Result<Option<BoxFuture<Over>>, ()>> + use<> {
+    ) -> impl Future<Output = Result<Option<BoxFuture<Over>>, Lost>> + use<> {
         let (seat, number) = (self.seat.clone(), self.number);
         let opening = seat.upgrade().map(|seat| exchange.open(&seat, number, found));
         async move {
             let Some(opening) = opening else { return Ok(None) };
-            let Opened { line, over } = opening.await.map_err(drop)?;
+            let Opened { line, over } = opening.await?;
             if let Some(seat) = seat.upgrade() {
                 seat.connect(number, line);
             }
@@ -481,8 +483,13 @@ mod tests {
                     let (over, mut is_over) = watch::channel(None);
                     state.channels.push((tenure, over));
                     state.reached = Some((seat.clone(), number));
-                    let line =
-                        Arc::new(Wire { world: world.clone(), tenure, seat: Arc::downgrade(&seat), number });
+                    let line = Arc::new(Wire {
+                        world: world.clone(),
+                        tenure,
+                        seat: Arc::downgrade(&seat),
+                        number,
+                        ended: is_over.clone(),
+                    });
                     let over = async move { is_over.wait_for(Option::is_some).await.unwrap().unwrap() };
                     Ok(Opened { line, over: Box::pin(over) })
                 })
@@ -508,6 +515,7 @@ mod tests {
         tenure: Tenure,
         seat: Weak<Seat>,
         number: u64,
+        ended: watch::Receiver<Option<Over>>,
     }
 
     impl Line for Wire {
@@ -516,8 +524,8 @@ mod tests {
             self.world.change(|state| {
                 let n = hatchery_wire::decode(&request.body).unwrap();
                 state.seen.push((self.tenure, n));
-                // Who is not there any more answers nothing.
-                if state.sits && state.tenure() == self.tenure {
+                // Who is not there any more, or cannot be reached, answers nothing.
+                if self.ended.borrow().is_none() && state.sits && state.tenure() == self.tenure {
                     state.requests.push((self.tenure, self.number, seat, request.id));
                 }
             });
@@ -673,14 +681,18 @@ mod tests {
                 }
             }
             assert_eq!(sent_twice, Vec::<usize>::new());
-            let sits = seat.occupancy();
-            assert!(
-                is_closed_at_last || matches!(sits, crate::seat::Occupancy::Occupied(_)),
-                "{crashed} crashed"
-            );
+            let sits = match seat.occupancy() {
+                crate::seat::Occupancy::Occupied(occupant) => Some(occupant.incarnation),
+                _ => None,
+            };
+            let (owner, incarnation) = world.change(|state| (state.owner, state.incarnation));
+            assert_eq!(sits.is_some(), !is_closed_at_last, "{crashed} crashed");
+            if let (Some(sits), 1) = (sits, owner) {
+                assert_eq!(sits, incarnation, "counted as its parent counts, broken channels or not");
+            }
             // With the last who holds it, the task that follows is gone, and with it its hold on the exchange.
             world.change(|state| (state.reached, state.requests) = (None, Vec::new()));
-            drop((actor, seat, sits));
+            drop((actor, seat));
             settle().await;
             assert_eq!(Arc::strong_count(&exchange), 1);
         });

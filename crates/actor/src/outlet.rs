@@ -575,6 +575,29 @@ impl Outlet {
     pub(crate) fn ended(&self, incarnation: u64, exit: &Exit) {
         let mut state = self.lock();
         state.last_ended = state.last_ended.max(incarnation);
+        self.cut_off(state, incarnation, exit);
+    }
+
+    /// Nothing more goes the way to this incarnation, and nothing comes: why will be said by
+    /// [`ended`](Outlet::ended) or [`broke`](Outlet::broke).
+    pub(crate) fn shut(&self, incarnation: u64) {
+        let mut state = self.lock();
+        if !matches!(&state.way, Way::Open { incarnation: now, .. } if *now == incarnation) {
+            return;
+        }
+        let old = std::mem::take(&mut state.way);
+        state.left.clear();
+        drop(state);
+        drop(old);
+    }
+
+    /// The way to this incarnation broke: what it still owed is lost. It lives on, and there may be another way.
+    pub(crate) fn broke(&self, incarnation: u64, exit: &Exit) {
+        self.cut_off(self.lock(), incarnation, exit);
+    }
+
+    fn cut_off(&self, mut state: MutexGuard<'_, State>, incarnation: u64, exit: &Exit) {
+        let has_ended = incarnation <= state.last_ended;
         let old = match &state.way {
             Way::Open { incarnation: now, .. } if *now == incarnation => Some(std::mem::take(&mut state.way)),
             _ => None,
@@ -587,7 +610,9 @@ impl Outlet {
         for (_, slot) in requests.iter_mut() {
             let has_begun = slot.intake.as_ref().is_some_and(|intake| intake.has_begun());
             let fault = match slot.phase {
-                Phase::Queued { only: Some(only), .. } if only == incarnation => incarnation::over(exit),
+                Phase::Queued { only: Some(only), .. } if only == incarnation && has_ended => {
+                    incarnation::over(exit)
+                }
                 // It came too late to be taken up, and all that was taken up has been answered.
                 Phase::Sent { incarnation: to } if to == incarnation && exit.is_orderly() && !has_begun => {
                     Fault::Stopping

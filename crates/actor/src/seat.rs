@@ -372,6 +372,16 @@ impl Seat {
         self.stand_up(incarnation, &shared);
     }
 
+    /// See [`Outlet::shut`].
+    pub(crate) fn shut(&self, incarnation: u64) {
+        self.outlet.shut(incarnation);
+    }
+
+    /// The way to this incarnation broke, and with it what was under way; it lives on.
+    pub(crate) fn broke(&self, incarnation: u64, exit: &Exit) {
+        self.outlet.broke(incarnation, exit);
+    }
+
     fn stand_up(&self, incarnation: u64, exit: &Arc<Exit>) {
         let mut ends = self.ends();
         if ends.sitting.as_ref().is_none_or(|pin| pin.number != incarnation) {

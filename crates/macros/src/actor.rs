@@ -1136,8 +1136,8 @@ mod tests {
             &text,
             "#[cfg(windows)] fn stopped(&mut self, __cx: &::hatchery::__private::Context,)",
         );
-        // The block, the handle, its four impls, and all the rest in one.
-        assert_eq!(text.matches("#[cfg(unix)]").count(), 7, "{text}");
+        // The block, the handle, its six impls, and all the rest in one.
+        assert_eq!(text.matches("#[cfg(unix)]").count(), 9, "{text}");
         // The method, the variant, the arm, the handle's method.
         assert_eq!(text.matches("#[cfg(feature=\"x\")]").count(), 4, "{text}");
         assert_eq!(text.matches("tracing").count(), 1, "{text}");

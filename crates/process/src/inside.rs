@@ -130,8 +130,7 @@ pub(crate) fn host_actor<A: AnyActor>(inside: Inside) -> Ended {
         }
         // After a panic the callers come first; workers of this one end with it.
         drop(lodging);
-        flush_others(&program).await;
-        let flushed = flush(&outgoing, channel).await;
+        let (flushed, ()) = tokio::join!(flush(&outgoing, channel), flush_others(&program));
         Ended(LastWords { orderly: words.orderly && flushed, ..words })
     });
     runtime.shutdown_background();
@@ -246,8 +245,7 @@ fn host_task(entry: &'static TaskEntry, inside: Inside) -> Ended {
         if ended.0.panic.is_none() {
             program.root.close().await;
         }
-        flush_others(&program).await;
-        flush(&outgoing, channel).await;
+        tokio::join!(flush(&outgoing, channel), flush_others(&program));
         ended
     });
     runtime.shutdown_background();
