@@ -60,6 +60,7 @@ impl Assembler {
     /// # Errors
     ///
     /// Any [`WireError`] that names what is wrong with the frame. The connection cannot go on then.
+    #[inline]
     pub fn push(&mut self, frame: impl AsRef<[u8]>) -> Result<Option<Envelope>, WireError> {
         let frame = frame.as_ref();
         let (head, start) = Head::read(frame, frame.len())?;
@@ -120,6 +121,7 @@ impl Assembler {
     }
 
     /// Whether this frame is a message by itself; checks what every frame has to keep to.
+    #[inline]
     fn is_whole(&self, head: &Head<'_>) -> Result<bool, WireError> {
         let (size, limit) = (head.body, self.limits.message);
         if size > limit {
@@ -215,6 +217,7 @@ fn charge(held: usize, more: usize, limit: usize) -> Result<usize, WireError> {
     if size > limit { Err(WireError::OverBudget { size, limit }) } else { Ok(size) }
 }
 
+#[inline]
 fn header(head: &Head<'_>, body: Body) -> Envelope {
     Envelope {
         kind: head.kind,
