@@ -224,11 +224,13 @@ impl Outlet {
     pub(crate) fn begin(
         &self,
         ask: bool,
-        until: Option<Until>,
+        until: impl Fn() -> Option<Until>,
         body: Body,
         pin: Option<&Incarnation>,
         cx: &Context<'_>,
     ) -> Begun {
+        // A tell that has its place at once needs none, and no look at the clock.
+        let answered = if ask { until() } else { None };
         let mut state = self.lock();
         match (&state.way, pin) {
             (_, Some(pin)) if pin.number <= state.last_ended => {
@@ -237,23 +239,27 @@ impl Outlet {
             (Way::Closed(fault), _) => return Begun::Done(Answer::Fault(fault.clone())),
             _ => {}
         }
-        let waker = Some(cx.waker().clone());
         // The trace that the caller is in.
         let trace = TraceContext::current().map(Box::new);
-        let (deadline, left) = (until.map(|until| until.at), until.map(|until| until.left));
-        let slot = |phase| Slot { phase, waker, until: deadline, intake: None };
+        let slot = |phase, until: Option<Until>| Slot {
+            phase,
+            waker: Some(cx.waker().clone()),
+            until: until.map(|until| until.at),
+            intake: None,
+        };
+        let deadline = answered.map(|until| until.at);
         let State { way, queue, requests, owed, .. } = &mut *state;
-        let id = match way {
+        let (id, until) = match way {
             // The short way: nobody is in line, and there is a place.
             Way::Open { incarnation, places, line }
                 if *places > 0 && queue.is_empty() && pin.is_none_or(|pin| pin.number == *incarnation) =>
             {
                 let id = if ask {
-                    requests.insert(slot(Phase::Sent { incarnation: *incarnation }))
+                    requests.insert(slot(Phase::Sent { incarnation: *incarnation }, answered))
                 } else {
                     NO_ANSWER
                 };
-                let (deadline, left) = if ask { (deadline, left) } else { (None, None) };
+                let left = answered.map(|until| until.left);
                 match line.send(Request { id, ask, deadline, left, trace, body }) {
                     Ok(()) => *places -= 1,
                     Err(fault) => {
@@ -267,19 +273,19 @@ impl Outlet {
                     return Begun::Done(Answer::None);
                 }
                 *owed += 1;
-                id
+                (id, answered)
             }
             _ => {
-                let deadline = deadline.filter(|_| ask);
+                let until = if ask { answered } else { until() };
                 let only = pin.map(|pin| pin.number);
-                let id = requests.insert(slot(Phase::Queued { ask, deadline, trace, body, only }));
+                let id = requests.insert(slot(Phase::Queued { ask, deadline, trace, body, only }, until));
                 queue.push_back(id);
-                id
+                (id, until)
             }
         };
         // There may be a place all the same: those in line may have left.
         let mut wakers = state.pump();
-        let unwatched = deadline.is_some_and(|until| state.watch(until, &mut wakers));
+        let unwatched = until.is_some_and(|until| state.watch(until.at, &mut wakers));
         drop(state);
         wake(wakers);
         Begun::Waits { id, unwatched }
@@ -498,9 +504,9 @@ impl Outlet {
         true
     }
 
-    /// Whether a caller waits for the answer to a request that was sent.
-    pub(crate) fn is_owed(&self) -> bool {
-        self.lock().owed > 0
+    /// How many callers wait for the answer to a request that was sent.
+    pub(crate) fn owed(&self) -> usize {
+        self.lock().owed
     }
 
     /// An answer arrived. With `release`, it also gives back a place in the window.
@@ -981,29 +987,29 @@ mod tests {
     fn an_answer_is_owed_from_the_sending_of_an_ask_to_its_one_outcome() {
         let outlet = Outlet::default();
         let queued = outlet.ask();
-        assert!(!outlet.is_owed(), "nobody sits there");
+        assert!(outlet.owed() == 0, "nobody sits there");
         let _line = outlet.sit(1);
-        assert!(outlet.is_owed());
+        assert_eq!(outlet.owed(), 1);
         outlet.answered(1, queued, value(1), true).unwrap();
-        assert!(!outlet.is_owed());
+        assert!(outlet.owed() == 0);
         // Again, by a peer that does not keep count.
         outlet.answered(1, queued, value(1), false).unwrap();
         let tell = outlet.tell();
-        assert!(!outlet.is_owed(), "a tell is done when it is sent");
+        assert!(outlet.owed() == 0, "a tell is done when it is sent");
         assert_eq!(outlet.now(tell), Some(Answer::None));
         let left = outlet.ask();
         assert_eq!(outlet.cancel(left), Left::Sent);
         outlet.answered(1, left, value(1), true).unwrap();
-        assert!(!outlet.is_owed(), "its caller has left");
+        assert!(outlet.owed() == 0, "its caller has left");
         let refused = outlet.submit(true, None, body(true), None);
-        assert!(!outlet.is_owed(), "it could not travel");
+        assert!(outlet.owed() == 0, "it could not travel");
         assert_eq!(outlet.now(refused), Some(Answer::Fault(too_large())));
         let ends = outlet.ask();
-        assert!(outlet.is_owed());
+        assert_eq!(outlet.owed(), 1);
         outlet.ended(1, &exit());
-        assert!(!outlet.is_owed());
+        assert!(outlet.owed() == 0);
         assert_eq!(outlet.cancel(ends), Left::Over(ended()));
-        assert!(!outlet.is_owed());
+        assert!(outlet.owed() == 0);
     }
 
     #[test]
@@ -1534,7 +1540,7 @@ mod begun {
                         let until = Until { at: now + left, left };
                         let number = next;
                         next += 1;
-                        match outlet.begin(ask, Some(until), encode(&number).unwrap(), None, cx) {
+                        match outlet.begin(ask, || Some(until), encode(&number).unwrap(), None, cx) {
                             Begun::Done(answer) => {
                                 prop_assert!(!ask && answer == Answer::None && line.is_some());
                             }
@@ -1658,7 +1664,7 @@ mod begun {
         let outlet = Outlet::new(1);
         let cx = &mut Context::from_waker(Waker::noop());
         let until = Until { at: Instant::now() + Duration::from_secs(1), left: Duration::from_secs(1) };
-        let begun = outlet.begin(true, Some(until), encode(&1).unwrap(), None, cx);
+        let begun = outlet.begin(true, || Some(until), encode(&1).unwrap(), None, cx);
         let Begun::Waits { id, unwatched: true } = begun else { panic!("{begun:?}") };
         assert!(!outlet.needs_watching(id));
         outlet.unwatched();
@@ -1680,7 +1686,8 @@ mod begun {
         let begin = |seconds| {
             let left = Duration::from_secs(seconds);
             let cx = &mut Context::from_waker(Waker::noop());
-            outlet.begin(true, Some(Until { at: now + left, left }), encode(&1).unwrap(), None, cx);
+            let until = || Some(Until { at: now + left, left });
+            outlet.begin(true, until, encode(&1).unwrap(), None, cx);
         };
         begin(30);
         assert_eq!(outlet.look(now, &Context::from_waker(&waker)), Some(now + Duration::from_secs(30)));

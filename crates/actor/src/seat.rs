@@ -471,9 +471,9 @@ impl Seat {
         self.outlet.released(incarnation, places)
     }
 
-    /// Whether somebody waits for the answer to a request that was sent.
-    pub fn is_owed(&self) -> bool {
-        self.outlet.is_owed()
+    /// How many wait for the answer to a request that was sent.
+    pub fn owed(&self) -> usize {
+        self.outlet.owed()
     }
 
     /// An item of a streamed answer of this incarnation.
@@ -487,7 +487,7 @@ impl Seat {
     pub(crate) fn begin(
         &self,
         ask: bool,
-        until: Option<Until>,
+        until: impl Fn() -> Option<Until>,
         body: Body,
         pin: Option<&Incarnation>,
         cx: &Context<'_>,

@@ -308,8 +308,18 @@ impl Desk for AnswersIn {
     }
 
     fn is_due(&self) -> bool {
-        let seats: Vec<_> = self.0.seats().reached.values().map(|at| at.seat.clone()).collect();
-        seats.iter().filter_map(Weak::upgrade).any(|seat| seat.is_owed())
+        self.waiting() > 0
+    }
+
+    fn waiting(&self) -> usize {
+        // A seat that is let go of here may be the last hold on it, and takes the lock.
+        let (first, others) = {
+            let seats = self.0.seats();
+            let mut seats = seats.reached.values().map(|at| at.seat.clone());
+            (seats.next(), seats.collect::<Vec<_>>())
+        };
+        let seats = first.into_iter().chain(others).filter_map(|seat| seat.upgrade());
+        seats.map(|seat| seat.owed()).sum()
     }
 }
 

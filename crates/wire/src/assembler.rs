@@ -60,6 +60,7 @@ impl Assembler {
     /// # Errors
     ///
     /// Any [`WireError`] that names what is wrong with the frame. The connection cannot go on then.
+    #[inline]
     pub fn push(&mut self, frame: impl AsRef<[u8]>) -> Result<Option<Envelope>, WireError> {
         let frame = frame.as_ref();
         let (head, start) = Head::read(frame, frame.len())?;
@@ -120,6 +121,7 @@ impl Assembler {
     }
 
     /// Whether this frame is a message by itself; checks what every frame has to keep to.
+    #[inline]
     fn is_whole(&self, head: &Head<'_>) -> Result<bool, WireError> {
         let (size, limit) = (head.body, self.limits.message);
         if size > limit {
@@ -147,7 +149,9 @@ impl Assembler {
                 let size = head.chain.len() + head.trace.len() + head.body;
                 self.held = charge(self.held, size, self.limits.budget)?;
                 let envelope = header(head, Body::default());
-                let body = Vec::with_capacity(expected.max(head.body.min(AHEAD)));
+                let mut body = Vec::new();
+                // Where there is not that much, it grows as it has to.
+                let _ = body.try_reserve_exact(expected.max(head.body.min(AHEAD)));
                 Ok(entry.insert(Unfinished { envelope, body, filled: 0, several: head.more }))
             }
             Entry::Occupied(entry) => {
@@ -215,6 +219,7 @@ fn charge(held: usize, more: usize, limit: usize) -> Result<usize, WireError> {
     if size > limit { Err(WireError::OverBudget { size, limit }) } else { Ok(size) }
 }
 
+#[inline]
 fn header(head: &Head<'_>, body: Body) -> Envelope {
     Envelope {
         kind: head.kind,
@@ -309,6 +314,23 @@ mod tests {
         assert_eq!(whole, 1);
         let error = refusal(&frames_of(envelope(Kind::Ask, 1, 1, SMALL.message + 1)));
         assert!(matches!(error, WireError::MessageTooLarge { .. }));
+    }
+
+    #[test]
+    fn room_is_reserved_as_the_last_large_message_needed_it_for_one_at_a_time() {
+        let mut assembler = Assembler::new(SMALL);
+        let reserved = |assembler: &Assembler, target: u32| assembler.unfinished[&target].body.capacity();
+        let of = |target| frames_of(envelope(Kind::Ask, target, 1, 90_000));
+        assembler.push(&of(1)[0]).unwrap();
+        assert!(reserved(&assembler, 1) <= MIN_FRAME, "nothing was large so far");
+        for frame in &of(1)[1..] {
+            assembler.push(frame).unwrap();
+        }
+        assembler.push(&of(1)[0]).unwrap();
+        assembler.push(&of(2)[0]).unwrap();
+        assert_eq!(reserved(&assembler, 1), 90_000);
+        assert!(reserved(&assembler, 2) <= MIN_FRAME, "one is unfinished already");
+        assert!(assembler.held() <= 2 * MIN_FRAME, "what is reserved does not count, only what has arrived");
     }
 
     #[test]

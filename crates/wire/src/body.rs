@@ -31,6 +31,7 @@ pub struct Body {
 
 impl Body {
     /// A body of bytes that are encoded already.
+    #[inline]
     pub fn from_bytes(bytes: Bytes) -> Self {
         Body { first: bytes, more: None }
     }
@@ -62,6 +63,7 @@ impl Body {
     }
 
     /// The number of encoded bytes.
+    #[inline]
     pub fn len(&self) -> usize {
         let more = self.more.iter().flat_map(|more| more.iter());
         self.first.len() + more.map(Bytes::len).sum::<usize>()
