@@ -33,6 +33,11 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 /// (`is_timeout`), the actor was stopping (`is_stopping`) or is gone for good (`is_closed`), or request or answer could
 /// not travel. `maybe_executed` says whether it may have run.
 ///
+/// An ask that a handler waits for makes that handler's actor answer nobody meanwhile. Whoever asks back while it waits,
+/// directly or through others, is refused at once (`is_deadlock`), and the error names all who would wait. To do without
+/// the answer ([`tell`](Ask::tell)), or to ask from a task ([`Context::spawn`](crate::context::Context::spawn)), leaves
+/// the actor free.
+///
 /// # Panics
 /// Awaited outside of a tokio runtime with timers, such as the one of `#[hatchery::main]`.
 ///
@@ -159,7 +164,7 @@ impl Outgoing {
         if let State::New(body) = &mut self.state {
             if ask && self.actor.seat().would_wait_for_itself() {
                 self.state = State::Over;
-                return Poll::Ready(Answer::Fault(Fault::Refused(ASKS_ITSELF.to_owned())));
+                return Poll::Ready(Answer::Fault(self.actor.seat().waits_for_itself()));
             }
             let encoded = std::mem::replace(body, Ok(Body::default()));
             let encoded = encoded.map_err(|error| Fault::NotSent(error.to_string()));
@@ -240,9 +245,6 @@ impl Drop for Unwatched<'_> {
         }
     }
 }
-
-pub(crate) const ASKS_ITSELF: &str = "an actor that asks itself and waits in its own handler would wait for ever: send it with \
-                           `.tell()`, or ask from a task (`cx.spawn(..)`)";
 
 const TELLS_ITSELF_TOO_MUCH: &str = "64 messages of the actor to itself are under way, and none of them begins before \
                                      this handler returns: keep what is to be done in the actor's state, or tell it \

@@ -13,6 +13,7 @@ pub mod error;
 pub mod panics;
 pub mod trace;
 pub mod heartbeat;
+pub mod chain;
 mod busy;
 mod incarnation;
 pub mod streams;

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::busy;
+use crate::chain::{self, Chain, Life};
 use crate::fault::Fault;
 use crate::flow::{self, Flow, Flows, Order};
 use crate::outlet::Answer;
@@ -48,6 +49,8 @@ pub struct Parcel {
     pub deadline: Option<Instant>,
     /// The trace it belongs to, and its caller's span in it.
     pub trace: Option<Box<TraceContext>>,
+    /// Whose running requests wait for it.
+    pub chain: Option<Chain>,
     /// The encoded message.
     pub body: Body,
     /// Where the answer goes.
@@ -63,8 +66,8 @@ pub(crate) enum Next {
 }
 
 /// The queue itself.
-#[derive(Default)]
 pub struct Mailbox {
+    life: Life,
     state: Mutex<State>,
 }
 
@@ -121,7 +124,7 @@ pub(crate) struct Ticket {
 impl Mailbox {
     /// An empty mailbox.
     pub fn new() -> Arc<Mailbox> {
-        Arc::default()
+        Arc::new(Mailbox { life: chain::life(), state: Mutex::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -145,6 +148,25 @@ impl Mailbox {
             waker.wake();
         }
         Ok(())
+    }
+
+    /// Whether a request may join the queue: not if the one that runs waits for it, since that would be for ever. One
+    /// that has no chain may always.
+    ///
+    /// # Errors
+    /// The answer to it. The request that runs may be over when it is pushed, but none of its chain can begin meanwhile.
+    pub fn admit(&self, chain: Option<&Chain>) -> Result<(), Fault> {
+        let Some(chain) = chain else { return Ok(()) };
+        let running = self.lock().running.as_ref().map(|running| running.number);
+        match running.and_then(|number| chain.circle(self.life, number)) {
+            Some(circle) => Err(Fault::Deadlock { circle, maybe_executed: false }),
+            None => Ok(()),
+        }
+    }
+
+    /// Tells this incarnation apart from all others.
+    pub(crate) fn life(&self) -> Life {
+        self.life
     }
 
     /// Tells this actor apart from others of this process.
@@ -473,6 +495,7 @@ mod tests {
     use hatchery_wire::encode;
 
     use super::*;
+    use crate::chain::Link;
 
     /// Writes down what comes back.
     #[derive(Default)]
@@ -507,7 +530,15 @@ mod tests {
     }
 
     fn parcel(id: u64, ask: bool, from: &Arc<Back>) -> Parcel {
-        Parcel { id, ask, deadline: None, trace: None, body: encode(&id).unwrap(), from: from.clone() }
+        Parcel {
+            id,
+            ask,
+            deadline: None,
+            trace: None,
+            chain: None,
+            body: encode(&id).unwrap(),
+            from: from.clone(),
+        }
     }
 
     fn next(mailbox: &Mailbox) -> Option<Next> {
@@ -543,6 +574,31 @@ mod tests {
         assert!(mailbox.push(parcel(1, true, &back)).is_ok());
         mailbox.stop();
         assert!(matches!(next(&mailbox), Some(Next::Stop)));
+    }
+
+    #[test]
+    fn what_the_running_request_waits_for_is_not_admitted() {
+        let (mailbox, back) = (Mailbox::new(), Arc::new(Back::default()));
+        let of = |life, number| Chain::behind(None, Link { life, number, path: "/a".into() });
+        let chain = of(mailbox.life(), 1);
+        assert_eq!(mailbox.admit(Some(&chain)), Ok(()), "nothing runs");
+        assert!(mailbox.push(parcel(1, true, &back)).is_ok());
+        assert_eq!(next_id(&mailbox), Some(1));
+        let fault = Fault::Deadlock { circle: vec!["/a".to_owned()], maybe_executed: false };
+        assert_eq!(mailbox.admit(Some(&chain)), Err(fault.clone()));
+        let longer = Link { life: 1, number: 1, path: "/b".into() };
+        let circle = vec!["/a".to_owned(), "/b".to_owned()];
+        let longer = mailbox.admit(Some(&Chain::behind(Some(&chain), longer)));
+        assert_eq!(longer, Err(Fault::Deadlock { circle, maybe_executed: false }));
+        // Others' requests, other requests of this one, and those that nobody waits for.
+        assert_eq!(mailbox.admit(Some(&of(mailbox.life(), 2))), Ok(()));
+        assert_eq!(mailbox.admit(Some(&of(mailbox.life() ^ 1, 1))), Ok(()));
+        assert_eq!(mailbox.admit(None), Ok(()));
+        // An answer that is put off leaves the actor as busy as it is, until the handler returns.
+        let (_ticket, _left) = mailbox.put_off(1).unwrap();
+        assert_eq!(mailbox.admit(Some(&chain)), Err(fault));
+        assert!(mailbox.finished());
+        assert_eq!(mailbox.admit(Some(&chain)), Ok(()));
     }
 
     #[test]
@@ -730,7 +786,15 @@ mod tests {
         let mailbox = Mailbox::new();
         let back = Arc::new(Looking { mailbox: mailbox.clone(), looked: Mutex::default() });
         let (id, ask, deadline) = (1, true, None);
-        let one = Parcel { id, ask, deadline, trace: None, body: encode(&id).unwrap(), from: back.clone() };
+        let one = Parcel {
+            id,
+            ask,
+            deadline,
+            trace: None,
+            chain: None,
+            body: encode(&id).unwrap(),
+            from: back.clone(),
+        };
         assert!(mailbox.push(one).is_ok());
         assert_eq!(next_id(&mailbox), Some(1));
         let (ticket, _) = mailbox.put_off(1).unwrap();

@@ -23,9 +23,10 @@ impl NearLine {
 
 impl Line for NearLine {
     fn send(&self, request: Request) -> Result<(), Fault> {
-        let Request { id, ask, deadline, trace, body, .. } = request;
+        let Request { id, ask, deadline, trace, chain, body, .. } = request;
+        self.mailbox.admit(chain.as_ref())?;
         // No `refuse` here: this runs under the outlet's lock, which an answer would take again.
-        let parcel = Parcel { id, ask, deadline, trace, body, from: self.back.clone() };
+        let parcel = Parcel { id, ask, deadline, trace, chain, body, from: self.back.clone() };
         self.mailbox.push(parcel).map_err(|_| Fault::Stopping)
     }
 

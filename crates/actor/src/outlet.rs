@@ -21,6 +21,8 @@ use std::time::Duration;
 use hatchery_wire::{Body, Limits};
 use tokio::time::Instant;
 
+use crate::busy;
+use crate::chain::Chain;
 use crate::exit::Exit;
 use crate::fault::Fault;
 use crate::incarnation::{self, Incarnation};
@@ -75,6 +77,8 @@ pub struct Request {
     pub left: Option<Duration>,
     /// The trace it belongs to. In a box, since most have none.
     pub trace: Option<Box<TraceContext>>,
+    /// Whose running requests wait for it.
+    pub chain: Option<Chain>,
     /// The encoded message.
     pub body: Body,
 }
@@ -150,6 +154,7 @@ enum Phase {
         ask: bool,
         deadline: Option<Instant>,
         trace: Option<Box<TraceContext>>,
+        chain: Option<Chain>,
         body: Body,
         only: Option<u64>,
     },
@@ -227,6 +232,8 @@ impl Outlet {
         let waker = Some(cx.waker().clone());
         // The trace that the caller is in.
         let trace = TraceContext::current().map(Box::new);
+        // Nobody waits for what is told.
+        let chain = if ask { busy::chain() } else { None };
         let (deadline, left) = (until.map(|until| until.at), until.map(|until| until.left));
         let slot = |phase| Slot { phase, waker, until: deadline, intake: None };
         let State { way, queue, requests, owed, .. } = &mut *state;
@@ -241,7 +248,7 @@ impl Outlet {
                     NO_ANSWER
                 };
                 let (deadline, left) = if ask { (deadline, left) } else { (None, None) };
-                match line.send(Request { id, ask, deadline, left, trace, body }) {
+                match line.send(Request { id, ask, deadline, left, trace, chain, body }) {
                     Ok(()) => *places -= 1,
                     Err(fault) => {
                         let slot = requests.remove(id);
@@ -259,7 +266,7 @@ impl Outlet {
             _ => {
                 let deadline = deadline.filter(|_| ask);
                 let only = pin.map(|pin| pin.number);
-                let id = requests.insert(slot(Phase::Queued { ask, deadline, trace, body, only }));
+                let id = requests.insert(slot(Phase::Queued { ask, deadline, trace, chain, body, only }));
                 queue.push_back(id);
                 id
             }
@@ -376,7 +383,8 @@ impl Outlet {
             (Way::Closed(fault), _) => Phase::Done(Answer::Fault(fault.clone())),
             _ => {
                 let trace = TraceContext::current().map(Box::new);
-                Phase::Queued { ask, deadline, trace, body, only: pin.map(|pin| pin.number) }
+                let chain = if ask { busy::chain() } else { None };
+                Phase::Queued { ask, deadline, trace, chain, body, only: pin.map(|pin| pin.number) }
             }
         };
         let queued = matches!(phase, Phase::Queued { .. });
@@ -631,12 +639,13 @@ impl State {
                 _ => continue,
             }
             let sent = Phase::Sent { incarnation: *incarnation };
-            let Phase::Queued { ask, deadline, trace, body, .. } = std::mem::replace(&mut slot.phase, sent)
+            let Phase::Queued { ask, deadline, trace, chain, body, .. } =
+                std::mem::replace(&mut slot.phase, sent)
             else {
                 unreachable!("only queued requests are in line")
             };
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            match line.send(Request { id, ask, deadline, left, trace, body }) {
+            match line.send(Request { id, ask, deadline, left, trace, chain, body }) {
                 Ok(()) => {
                     *places -= 1;
                     if ask {

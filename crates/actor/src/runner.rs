@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use crate::actor::AnyActor;
-use crate::busy;
+use crate::busy::Handlers;
 use crate::context::Context;
 use crate::error::Error;
 use crate::exit::{Exit, Panic, Status};
@@ -34,7 +34,8 @@ pub(crate) async fn starting<A>(
     start: impl Future<Output = Result<A, Error>>,
     cx: &Context,
 ) -> Result<Result<A, Error>, Panic> {
-    let starting = panics::catch(busy::handling(cx.mailbox().id(), start));
+    let mut handlers = Handlers::new(cx.mailbox().id(), cx.mailbox().life(), cx.path());
+    let starting = panics::catch(handlers.run(start));
     let started = unless_crashed(cx, starting).await;
     if !matches!(started, Ok(Ok(_))) {
         cx.end(&Exit::new(Status::Code(1)).with_failed(true));
@@ -118,6 +119,7 @@ pub(crate) const ABORTED: &str = "its task was aborted";
 async fn serve<A: AnyActor>(actor: &mut A, mailbox: &Arc<Mailbox>, mut cx: Context) -> Result<(), Panic> {
     let mut owed = Owed::default();
     let mut turn = Turn::new();
+    let mut handlers = Handlers::new(mailbox.id(), mailbox.life(), cx.path());
     loop {
         // With an empty mailbox the others have their turn anyway.
         if turn.is_over() && mailbox.has_next() {
@@ -139,7 +141,8 @@ async fn serve<A: AnyActor>(actor: &mut A, mailbox: &Arc<Mailbox>, mut cx: Conte
         }
         match next {
             Next::Parcel(mut parcel) => {
-                let handling = busy::handling(mailbox.id(), one(actor, &mut parcel, turn.now, &mut cx));
+                handlers.begin(parcel.chain.take());
+                let handling = handlers.run(one(actor, &mut parcel, turn.now, &mut cx));
                 let outcome = panics::catch(handling).await;
                 let is_put_off = mailbox.finished();
                 let answer = outcome?;

@@ -103,6 +103,11 @@ impl Seat {
         self.own.is_some_and(is_busy)
     }
 
+    /// What is told to an actor that asks itself and waits in its own handler.
+    pub(crate) fn waits_for_itself(&self) -> Fault {
+        Fault::Deadlock { circle: vec![self.path.clone()], maybe_executed: false }
+    }
+
     /// Where it is in the tree, e.g. `/shop/web`.
     pub fn path(&self) -> &str {
         &self.path

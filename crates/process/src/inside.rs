@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use hatchery_actor::actor::AnyActor;
+use hatchery_actor::chain::Chain;
 use hatchery_actor::context::Context;
 use hatchery_actor::error::Error;
 use hatchery_actor::exit::Panic;
@@ -274,7 +275,7 @@ impl Desk for MailDesk {
     }
 
     fn deliver(&mut self, envelope: Envelope) -> Result<(), String> {
-        let Envelope { kind, id, target, deadline, trace, body, .. } = envelope;
+        let Envelope { kind, id, target, deadline, chain, trace, body, .. } = envelope;
         self.places.answered.store(false, Ordering::Relaxed);
         if target != TENANT {
             return Err(format!("a message to target {target}, which does not exist"));
@@ -297,10 +298,15 @@ impl Desk for MailDesk {
         if self.places.taken.fetch_add(1, Ordering::Relaxed) >= WINDOW {
             return Err(format!("more than {WINDOW} messages at once"));
         }
+        let chain = Chain::of_wire(&chain).map_err(|error| error.to_string())?;
+        if let Err(fault) = self.mailbox.admit(chain.as_ref().filter(|_| ask)) {
+            self.back.answer(id, Answer::Fault(fault));
+            return Ok(());
+        }
         // A deadline too far for the clock is none.
         let deadline = deadline.and_then(|left| self.now.get_or_insert_with(Instant::now).checked_add(left));
         let trace = TraceContext::of_wire(&trace).map(Box::new);
-        let parcel = Parcel { id, ask, deadline, trace, body, from: self.back.clone() };
+        let parcel = Parcel { id, ask, deadline, trace, chain, body, from: self.back.clone() };
         self.mailbox.push(parcel).unwrap_or_else(Parcel::refuse);
         Ok(())
     }

@@ -194,13 +194,16 @@ struct ChannelLine {
 
 impl Line for ChannelLine {
     fn send(&self, request: Request) -> Result<(), Fault> {
-        let Request { id, ask, left, trace, body, .. } = request;
+        let Request { id, ask, left, trace, chain, body, .. } = request;
         let kind = if ask { Kind::Ask } else { Kind::Tell };
         let mut envelope = Envelope::new(kind, TENANT, id, body);
         // Time left rather than a point in time: the two processes compare no clocks.
         envelope.deadline = left;
         if let Some(trace) = trace {
             envelope.trace = trace.to_wire();
+        }
+        if let Some(chain) = chain {
+            envelope.chain = chain.to_wire();
         }
         self.outgoing.send(envelope);
         Ok(())
