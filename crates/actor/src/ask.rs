@@ -194,7 +194,7 @@ impl Outgoing {
             if unwatched {
                 Unwatched(Some(seat)).watch();
             }
-            return if ask { Poll::Pending } else { self.poll_stuck(id) };
+            return if ask { self.still_waits(id, cx) } else { self.poll_stuck(id) };
         }
         let State::Waiting { id } = self.state else {
             panic!("polled after it was ready");
@@ -207,7 +207,12 @@ impl Outgoing {
         if self.timeout.is_some() && seat.needs_watching(id) {
             Unwatched(Some(seat)).watch();
         }
-        if ask { Poll::Pending } else { self.poll_stuck(id) }
+        if ask { self.still_waits(id, cx) } else { self.poll_stuck(id) }
+    }
+
+    fn still_waits(&self, id: u64, cx: &Context<'_>) -> Poll<Answer> {
+        self.actor.seat().still_waits(id, cx.waker());
+        Poll::Pending
     }
 
     /// A tell in line: does it wait for the very handler that sends it?

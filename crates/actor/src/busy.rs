@@ -2,11 +2,11 @@
 //! whoever waits for that very actor there would wait for itself.
 
 use std::cell::Cell;
-use std::future::{Future, poll_fn};
-use std::pin::pin;
 use std::sync::Arc;
+use std::task::Waker;
 
 use crate::chain::{Chain, Life, Link};
+use crate::probe::Awaited;
 
 /// Tells actors of this process apart; it is the address of the actor's mailbox, so never 0.
 pub(crate) type Id = usize;
@@ -27,50 +27,69 @@ pub(crate) struct Here {
     before: Option<Chain>,
     /// The same with that one behind them, once it has asked.
     chain: Option<Chain>,
+    look: Option<Look>,
 }
 
-/// The handlers of one actor, one after another.
-pub(crate) struct Handlers {
-    /// With the thread while it polls one.
-    here: Option<Box<Here>>,
+/// A look at what a handler waits for.
+struct Look {
+    /// What the handler is polled with.
+    waker: Waker,
+    /// The asks that it has found unanswered, and that will wake it.
+    asks: Vec<Awaited>,
 }
 
-impl Handlers {
+impl Here {
     /// Of the actor that sits there.
-    pub(crate) fn new(actor: Id, life: Life, path: &str) -> Handlers {
-        let here = Here { actor, life, path: path.into(), number: 0, before: None, chain: None };
-        Handlers { here: Some(Box::new(here)) }
+    pub(crate) fn new(actor: Id, life: Life, path: &str) -> Here {
+        Here { actor, life, path: path.into(), number: 0, before: None, chain: None, look: None }
     }
 
     /// The actor works on another request, behind this chain.
     pub(crate) fn begin(&mut self, before: Option<Chain>) {
-        if let Some(here) = &mut self.here {
-            here.number += 1;
-            here.before = before;
-            here.chain = None;
-        }
+        self.number += 1;
+        self.before = before;
+        self.chain = None;
     }
 
-    /// Runs the handler of the present request. What it spawns is not in it.
-    pub(crate) async fn run<F: Future>(&mut self, handler: F) -> F::Output {
-        let mut handler = pin!(handler);
-        poll_fn(|cx| {
-            let _inside = Inside { before: HERE.replace(self.here.take()), handlers: &mut *self };
-            handler.as_mut().poll(cx)
-        })
-        .await
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    pub(crate) fn path(&self) -> &Arc<str> {
+        &self.path
+    }
+
+    /// Whether the handler has asked anybody.
+    pub(crate) fn has_asked(&self) -> bool {
+        self.chain.is_some()
+    }
+
+    /// From now on, note the asks that the handler waits for when it is polled with this.
+    pub(crate) fn look(&mut self, waker: Waker) {
+        self.look = Some(Look { waker, asks: Vec::new() });
+    }
+
+    /// Those that have been noted.
+    pub(crate) fn seen(&mut self) -> Vec<Awaited> {
+        self.look.take().map_or_else(Vec::new, |look| look.asks)
     }
 }
 
-/// Goes back on every way out of a poll, a panic included.
-struct Inside<'a> {
+/// While it lives, this thread is in that handler. It goes back on every way out of a poll, a panic included.
+pub(crate) struct Inside<'a> {
     before: Option<Box<Here>>,
-    handlers: &'a mut Handlers,
+    here: &'a mut Option<Box<Here>>,
+}
+
+impl Inside<'_> {
+    pub(crate) fn enter(here: &mut Option<Box<Here>>) -> Inside<'_> {
+        Inside { before: HERE.replace(here.take()), here }
+    }
 }
 
 impl Drop for Inside<'_> {
     fn drop(&mut self) {
-        self.handlers.here = HERE.replace(self.before.take());
+        *self.here = HERE.replace(self.before.take());
     }
 }
 
@@ -103,4 +122,16 @@ pub(crate) fn chain() -> Option<Chain> {
         Some(chain.get_or_insert_with(|| Chain::behind(before.as_ref(), link())).clone())
     })
     .flatten()
+}
+
+/// An ask that is polled here with this waker is still to be answered.
+pub(crate) fn waits(waker: &Waker, ask: impl FnOnce() -> Awaited) {
+    here(|here| {
+        if let Some(look) = here.look.as_mut().filter(|look| look.waker.will_wake(waker)) {
+            let ask = ask();
+            if !look.asks.contains(&ask) {
+                look.asks.push(ask);
+            }
+        }
+    });
 }

@@ -17,6 +17,7 @@ use crate::chain::{self, Chain, Life};
 use crate::fault::Fault;
 use crate::flow::{self, Flow, Flows, Order};
 use crate::outlet::Answer;
+use crate::probe::{self, Awaited, Probe, Station};
 use crate::streams::TooMuchCredit;
 use crate::trace::TraceContext;
 
@@ -75,6 +76,8 @@ pub struct Mailbox {
 struct State {
     queue: VecDeque<Parcel>,
     running: Option<Running>,
+    /// Once a handler has waited for long.
+    station: Option<Box<Station<Awaited>>>,
     /// Requests whose answers have been put off, and that nobody has answered yet.
     put_off: HashMap<Name, PutOff>,
     /// Those of them whose right to answer was lost in a panic that may yet turn out to be the actor's own.
@@ -162,6 +165,40 @@ impl Mailbox {
             Some(circle) => Err(Fault::Deadlock { circle, maybe_executed: false }),
             None => Ok(()),
         }
+    }
+
+    /// A probe has come along a request of this sender.
+    pub fn probe(&self, id: u64, from: &Arc<dyn ReturnPath>, probe: Probe) {
+        let mut state = self.lock();
+        let State { queue, running, station, .. } = &mut *state;
+        let Some(station) = station else { return };
+        // One whose answer has been put off may get it from anybody.
+        let running = running.as_ref().filter(|running| !running.is_put_off);
+        let runs = running.is_some_and(|running| running.id == id && Arc::ptr_eq(&running.from, from));
+        if !runs && !queue.iter().any(|parcel| parcel.id == id && Arc::ptr_eq(&parcel.from, from)) {
+            return;
+        }
+        let verdict = station.arrives(probe, runs);
+        drop(state);
+        probe::follow(verdict);
+    }
+
+    /// The handler, which is being looked at, is about to take a step.
+    pub(crate) fn handler_stirs(&self) {
+        let mut state = self.lock();
+        state.station.get_or_insert_with(|| Box::new(Station::new(self.life))).stirs();
+    }
+
+    /// The handler waits for the answer to this one ask, and can go on by nothing else.
+    pub(crate) fn handler_waits(&self, number: u64, path: &Arc<str>, ask: Awaited) {
+        if let Some(station) = &mut self.lock().station {
+            station.waits(number, path, ask);
+        }
+    }
+
+    /// A probe to be sent along what the handler waits for.
+    pub(crate) fn sends_probe(&self) -> Option<(Awaited, Probe)> {
+        self.lock().station.as_mut()?.begins()
     }
 
     /// Tells this incarnation apart from all others.
@@ -281,7 +318,12 @@ impl Mailbox {
 
     /// The handler of the running request has returned; whether its answer has been put off.
     pub(crate) fn finished(&self) -> bool {
-        let running = self.lock().running.take();
+        let mut state = self.lock();
+        let running = state.running.take();
+        if let Some(station) = &mut state.station {
+            station.over();
+        }
+        drop(state);
         running.is_some_and(|running| running.is_put_off)
     }
 
@@ -431,7 +473,10 @@ impl Mailbox {
     }
 
     fn forget(&self) -> HashMap<Name, PutOff> {
-        std::mem::take(&mut self.lock().put_off)
+        let mut state = self.lock();
+        // A handler that is cut off waits for nothing.
+        state.station = None;
+        std::mem::take(&mut state.put_off)
     }
 
     /// Is cancelled when the caller of this request, counted from 1, leaves; `None` if it is not the one that runs.

@@ -7,6 +7,7 @@ use hatchery_wire::Body;
 use crate::fault::Fault;
 use crate::mailbox::{Mailbox, Parcel, ReturnPath};
 use crate::outlet::{Answer, Line, Request};
+use crate::probe::Probe;
 use crate::seat::Seat;
 
 /// The way of requests into a mailbox of this process.
@@ -32,6 +33,10 @@ impl Line for NearLine {
 
     fn withdraw(&self, id: u64) {
         self.mailbox.withdraw(id, &self.back);
+    }
+
+    fn probe(&self, id: u64, probe: Probe) {
+        self.mailbox.probe(id, &self.back, probe);
     }
 
     fn credit(&self, id: u64, items: usize) {

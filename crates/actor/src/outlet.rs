@@ -26,6 +26,7 @@ use crate::chain::Chain;
 use crate::exit::Exit;
 use crate::fault::Fault;
 use crate::incarnation::{self, Incarnation};
+use crate::probe::{Circle, Probe};
 use crate::slots::Slots;
 use crate::streams::{BadItem, Intake};
 use crate::trace::TraceContext;
@@ -43,6 +44,9 @@ pub trait Line: Send + Sync + 'static {
 
     /// The caller of this request has left.
     fn withdraw(&self, id: u64);
+
+    /// Takes a probe along this request, which it overtakes at most: then it ends.
+    fn probe(&self, id: u64, probe: Probe);
 
     /// So many items of a streamed answer have been taken.
     fn credit(&self, id: u64, items: usize);
@@ -147,6 +151,8 @@ struct Slot {
     until: Option<Instant>,
     /// What has arrived, if the answer is a stream.
     intake: Option<Box<Intake>>,
+    /// It has been withdrawn, and this is its outcome if it turns out not to have begun.
+    instead: Option<Box<Fault>>,
 }
 
 enum Phase {
@@ -235,7 +241,7 @@ impl Outlet {
         // Nobody waits for what is told.
         let chain = if ask { busy::chain() } else { None };
         let (deadline, left) = (until.map(|until| until.at), until.map(|until| until.left));
-        let slot = |phase| Slot { phase, waker, until: deadline, intake: None };
+        let slot = |phase| Slot { phase, waker, until: deadline, intake: None, instead: None };
         let State { way, queue, requests, owed, .. } = &mut *state;
         let id = match way {
             // The short way: nobody is in line, and there is a place.
@@ -388,7 +394,7 @@ impl Outlet {
             }
         };
         let queued = matches!(phase, Phase::Queued { .. });
-        let id = state.requests.insert(Slot { phase, waker: None, until: None, intake });
+        let id = state.requests.insert(Slot { phase, waker: None, until: None, intake, instead: None });
         if queued {
             state.queue.push_back(id);
         }
@@ -449,6 +455,41 @@ impl Outlet {
         }
     }
 
+    /// Takes a probe along a request that was sent and waits for its answer.
+    pub(crate) fn probe(&self, id: u64, probe: Probe) {
+        let mut state = self.lock();
+        let waits = state.requests.get_mut(id).is_some_and(|slot| slot.instead.is_none());
+        let line = if waits { state.line_of(id) } else { None };
+        drop(state);
+        if let Some(line) = line {
+            line.probe(id, probe);
+        }
+    }
+
+    /// A request that was sent waits in a circle: it fails. One that has not begun is withdrawn first, since only
+    /// whoever has it can say that it never will.
+    pub(crate) fn give_up(&self, id: u64, circle: Circle) {
+        let mut state = self.lock();
+        let Some(line) = state.line_of(id) else { return };
+        let State { requests, owed, .. } = &mut *state;
+        let Some(slot) = requests.get_mut(id).filter(|slot| slot.instead.is_none()) else { return };
+        let Circle { paths, runs } = circle;
+        let fault = Fault::Deadlock { circle: paths, maybe_executed: runs };
+        let mut waker = None;
+        if runs {
+            slot.phase = Phase::Done(Answer::Fault(fault));
+            waker = slot.waker.take();
+            *owed -= 1;
+        } else {
+            slot.instead = Some(Box::new(fault));
+        }
+        drop(state);
+        line.withdraw(id);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
     /// A new incarnation can be reached. Ignored if it has ended already.
     pub(crate) fn open(&self, incarnation: u64, line: Arc<dyn Line>) -> bool {
         let mut state = self.lock();
@@ -485,7 +526,10 @@ impl Outlet {
         if let Some(slot) = state.requests.get_mut(id) {
             // An answer to a request that this incarnation never got is ignored, as is one to a caller who left.
             if matches!(slot.phase, Phase::Sent { incarnation: to } if to == incarnation) {
-                slot.phase = Phase::Done(answer);
+                slot.phase = Phase::Done(match (slot.instead.take(), answer) {
+                    (Some(fault), Answer::Fault(Fault::Withdrawn)) => Answer::Fault(*fault),
+                    (_, answer) => answer,
+                });
                 first = slot.waker.take();
                 state.owed -= 1;
             }
@@ -725,6 +769,7 @@ mod tests {
     pub(super) struct Notes {
         pub(super) sent: Mutex<Vec<u64>>,
         pub(super) withdrawn: Mutex<Vec<u64>>,
+        pub(super) probed: Mutex<Vec<u64>>,
         pub(super) credit: Mutex<Vec<(u64, usize)>>,
     }
 
@@ -739,6 +784,10 @@ mod tests {
 
         fn withdraw(&self, id: u64) {
             self.withdrawn.lock().unwrap().push(id);
+        }
+
+        fn probe(&self, id: u64, _: Probe) {
+            self.probed.lock().unwrap().push(id);
         }
 
         fn credit(&self, id: u64, items: usize) {
@@ -1405,6 +1454,7 @@ mod begun {
         fn withdraw(&self, id: u64) {
             self.withdrawn.lock().unwrap().push(id);
         }
+        fn probe(&self, _: u64, _: Probe) {}
         fn credit(&self, _: u64, _: usize) {}
     }
 

@@ -11,11 +11,11 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use crate::actor::AnyActor;
-use crate::busy::Handlers;
 use crate::context::Context;
 use crate::error::Error;
 use crate::exit::{Exit, Panic, Status};
 use crate::fault::Fault;
+use crate::handlers::Handlers;
 use crate::mailbox::{Mailbox, Next, Parcel, ReturnPath};
 use crate::outlet::Answer;
 use crate::panics;
@@ -34,7 +34,7 @@ pub(crate) async fn starting<A>(
     start: impl Future<Output = Result<A, Error>>,
     cx: &Context,
 ) -> Result<Result<A, Error>, Panic> {
-    let mut handlers = Handlers::new(cx.mailbox().id(), cx.mailbox().life(), cx.path());
+    let mut handlers = Handlers::new(cx.mailbox().clone(), cx.path());
     let starting = panics::catch(handlers.run(start));
     let started = unless_crashed(cx, starting).await;
     if !matches!(started, Ok(Ok(_))) {
@@ -119,7 +119,7 @@ pub(crate) const ABORTED: &str = "its task was aborted";
 async fn serve<A: AnyActor>(actor: &mut A, mailbox: &Arc<Mailbox>, mut cx: Context) -> Result<(), Panic> {
     let mut owed = Owed::default();
     let mut turn = Turn::new();
-    let mut handlers = Handlers::new(mailbox.id(), mailbox.life(), cx.path());
+    let mut handlers = Handlers::new(mailbox.clone(), cx.path());
     loop {
         // With an empty mailbox the others have their turn anyway.
         if turn.is_over() && mailbox.has_next() {

@@ -1,8 +1,8 @@
 //! The place of a child in the tree, in which incarnations sit one after another.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, Waker};
 
 use hatchery_wire::Body;
 use tokio::sync::watch;
@@ -15,6 +15,7 @@ use crate::fault::Fault;
 use crate::incarnation::Incarnation;
 use crate::monitor::{Monitor, Monitors, Told};
 use crate::outlet::{Answer, Begun, Left, Line, Outlet, Taken, TooManyReleases, Until, WINDOW};
+use crate::probe::{Awaited, Circle, Probe, Way};
 use crate::streams::BadItem;
 
 /// A child's place: its path, who sits there now, and the requests before it.
@@ -300,6 +301,24 @@ impl Seat {
     pub(crate) fn cancel(&self, id: u64) -> Left {
         self.outlet.cancel(id)
     }
+
+    /// A request has been looked at with this waker, and is still to be answered: if that was in a handler, it waits.
+    pub(crate) fn still_waits(self: &Arc<Seat>, id: u64, waker: &Waker) {
+        busy::waits(waker, || {
+            let way: Weak<Seat> = Arc::downgrade(self);
+            Awaited { way, id }
+        });
+    }
+}
+
+impl Way for Seat {
+    fn go_on(&self, id: u64, probe: Probe) {
+        self.outlet.probe(id, probe);
+    }
+
+    fn give_up(&self, id: u64, circle: Circle) {
+        self.outlet.give_up(id, circle);
+    }
 }
 
 impl fmt::Debug for Seat {
@@ -336,6 +355,8 @@ mod tests {
         }
 
         fn withdraw(&self, _: u64) {}
+
+        fn probe(&self, _: u64, _: Probe) {}
 
         fn credit(&self, _: u64, _: usize) {}
     }

@@ -12,6 +12,7 @@ use hatchery_actor::exit::Panic;
 use hatchery_actor::fault::Fault;
 use hatchery_actor::mailbox::{Mailbox, Parcel, ReturnPath};
 use hatchery_actor::outlet::{Answer, WINDOW};
+use hatchery_actor::probe::Probe;
 use hatchery_actor::spin::Spin;
 use hatchery_actor::trace::TraceContext;
 use hatchery_actor::{panics, runner};
@@ -284,6 +285,11 @@ impl Desk for MailDesk {
             Kind::Start => return begin(&mut self.args, body),
             Kind::Withdraw => {
                 self.mailbox.withdraw(id, &self.back);
+                return Ok(());
+            }
+            Kind::Probe => {
+                let probe = Probe::of_wire(&chain).map_err(|error| error.to_string())?;
+                self.mailbox.probe(id, &self.back, probe);
                 return Ok(());
             }
             Kind::Credit => {

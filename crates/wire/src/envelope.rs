@@ -45,12 +45,14 @@ pub enum Kind {
     End = 9,
     /// The caller has taken items of a streamed answer; how many is the body.
     Credit = 10,
+    /// Looks for a circle of those who wait for one another, along this request; what it has found is the chain.
+    Probe = 13,
 }
 
 impl Kind {
     /// Control overtakes other messages and always fits one frame.
     pub(crate) fn is_control(self) -> bool {
-        matches!(self, Kind::Withdraw | Kind::Release | Kind::Credit)
+        matches!(self, Kind::Withdraw | Kind::Release | Kind::Credit | Kind::Probe)
     }
 
     /// What a caller sends and may take back.
@@ -75,6 +77,7 @@ impl TryFrom<u8> for Kind {
             8 => Kind::Item,
             9 => Kind::End,
             10 => Kind::Credit,
+            13 => Kind::Probe,
             unknown => return Err(WireError::UnknownKind(unknown)),
         })
     }
@@ -326,10 +329,12 @@ mod tests {
 
     #[test]
     fn every_kind_survives_its_byte() {
-        for byte in 0..=10 {
+        for byte in (0..=10).chain([13]) {
             assert_eq!(Kind::try_from(byte).unwrap() as u8, byte);
         }
-        assert_eq!(Kind::try_from(11), Err(WireError::UnknownKind(11)));
+        for unknown in [11, 12, 14] {
+            assert_eq!(Kind::try_from(unknown), Err(WireError::UnknownKind(unknown)));
+        }
     }
 
     #[test]
