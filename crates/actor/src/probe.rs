@@ -260,3 +260,6 @@ pub(crate) fn follow(verdict: Verdict<Awaited>) {
         }
     }
 }
+
+#[cfg(test)]
+mod simulation;
