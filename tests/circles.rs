@@ -289,3 +289,75 @@ async fn whoever_may_go_on_by_something_else_is_left_alone() {
         all_answer(&members).await;
     }
 }
+
+/// In a process of its own, with somebody beside it whom it asks.
+struct Host {
+    guest: GuestHandle,
+    _tree: Tree,
+}
+
+#[hatchery::actor]
+impl Host {
+    async fn start(cx: &Context) -> hatchery::Result<Self> {
+        let tree = Supervisor::new(Strategy::OneForOne).start().await?;
+        let host = cx.me::<HostHandle>();
+        let guest = tree.start_child(local_with("guest", move || Guest { host: host.clone() })).await?;
+        Ok(Host { guest, _tree: tree })
+    }
+
+    async fn visits(&self) -> Result<(), Seen> {
+        let asked = self.guest.asks_back().await;
+        asked.map_err(|error| error.into_handler_error().expect("the guest answers"))
+    }
+
+    fn answers(&self) {}
+}
+
+/// Asks the host.
+struct Guest {
+    host: HostHandle,
+}
+
+#[hatchery::actor]
+impl Guest {
+    fn start(never: Never) -> Self {
+        match never {}
+    }
+
+    async fn asks_back(&self) -> Result<(), Seen> {
+        self.host.answers().await.map_err(|error| Seen::from((0, &error)))
+    }
+}
+
+/// Asks a host in another process.
+struct Front {
+    host: HostHandle,
+}
+
+#[hatchery::actor]
+impl Front {
+    fn start(never: Never) -> Self {
+        match never {}
+    }
+
+    async fn visits(&self) -> Result<(), Seen> {
+        let asked = self.host.visits().await;
+        asked.map_err(|error| error.into_handler_error().expect("the host answers"))
+    }
+}
+
+/// What waits is told of across processes.
+#[hatchery::test]
+async fn a_chain_goes_on_in_another_process() {
+    let tree = tree().await;
+    let host = tree.start_child(worker::<Host>("host", ())).await.unwrap();
+    let asked = host.clone();
+    let front = tree.start_child(local_with("front", move || Front { host: asked.clone() })).await.unwrap();
+    let error = ends("ask", front.visits()).await.unwrap_err();
+    let seen = error.handler_error().unwrap();
+    assert!(seen.is_deadlock && !seen.maybe_executed, "{seen}");
+    let told = circle(&seen.says);
+    assert_eq!((told.len(), told[0], told[2]), (3, host.path(), host.path()));
+    assert!(told[1].ends_with("/guest"), "{seen}");
+    ends("ask", host.answers()).await.unwrap();
+}

@@ -536,11 +536,13 @@ impl Parcel {
 #[cfg(test)]
 mod tests {
     use std::future::Future;
+    use std::sync::Weak;
 
     use hatchery_wire::encode;
 
     use super::*;
     use crate::chain::Link;
+    use crate::probe::{Circle, Way};
 
     /// Writes down what comes back.
     #[derive(Default)]
@@ -644,6 +646,48 @@ mod tests {
         assert_eq!(mailbox.admit(Some(&chain)), Err(fault));
         assert!(mailbox.finished());
         assert_eq!(mailbox.admit(Some(&chain)), Ok(()));
+    }
+
+    /// What a probe found on its way.
+    #[derive(Default)]
+    struct Found(Mutex<Vec<u64>>);
+
+    impl Way for Found {
+        fn go_on(&self, id: u64, _: Probe) {
+            self.0.lock().unwrap().push(id);
+        }
+
+        fn give_up(&self, id: u64, _: Circle) {
+            panic!("{id} is in no circle");
+        }
+    }
+
+    #[test]
+    fn a_probe_goes_on_from_a_request_that_waits_or_runs_to_what_the_handler_waits_for() {
+        let (mailbox, back, found) = (Mailbox::new(), Arc::new(Back::default()), Arc::new(Found::default()));
+        let from: Arc<dyn ReturnPath> = back.clone();
+        for id in 1..=2 {
+            assert!(mailbox.push(parcel(id, true, &back)).is_ok());
+        }
+        assert_eq!(next_id(&mailbox), Some(1));
+        let mut other = Station::new(0);
+        other.waits(1, &"/other".into(), ());
+        let mut probed = |id| {
+            mailbox.probe(id, &from, other.begins().unwrap().1);
+            std::mem::take(&mut *found.0.lock().unwrap())
+        };
+        assert_eq!(probed(1), [], "the handler has not been looked at");
+        let way: Weak<Found> = Arc::downgrade(&found);
+        mailbox.handler_stirs();
+        mailbox.handler_waits(1, &"/a".into(), Awaited { way, id: 77 });
+        assert_eq!((probed(1), probed(2), probed(3)), (vec![77], vec![77], vec![]));
+        // Its answer may come from anybody from now on; that of the other one may not.
+        let _ticket = mailbox.put_off(1).unwrap();
+        assert_eq!((probed(1), probed(2)), (vec![], vec![77]));
+        mailbox.handler_stirs();
+        assert_eq!(probed(2), []);
+        assert!(mailbox.finished());
+        assert_eq!(probed(2), []);
     }
 
     #[test]

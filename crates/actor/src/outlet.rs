@@ -763,6 +763,7 @@ mod tests {
 
     use super::*;
     use crate::exit::Status;
+    use crate::probe::Station;
 
     /// A line that writes down what it is given, and refuses what says so.
     #[derive(Default)]
@@ -846,6 +847,54 @@ mod tests {
 
     fn value(n: u64) -> Answer {
         Answer::Value(encode(&n).unwrap())
+    }
+
+    fn circle(runs: bool) -> Circle {
+        Circle { paths: vec!["/a".to_owned(), "/b".to_owned()], runs }
+    }
+
+    fn deadlock(maybe_executed: bool) -> Option<Answer> {
+        let circle = vec!["/a".to_owned(), "/b".to_owned()];
+        Some(Answer::Fault(Fault::Deadlock { circle, maybe_executed }))
+    }
+
+    #[test]
+    fn an_ask_in_a_circle_is_given_up_when_it_is_known_not_to_have_begun() {
+        let outlet = Outlet::default();
+        let line = outlet.sit(1);
+        let (ask, begun, runs, answered) = (outlet.ask(), outlet.ask(), outlet.ask(), outlet.ask());
+        outlet.answered(1, answered, value(0), true).unwrap();
+        for id in [ask, begun, answered, ask, u64::MAX] {
+            outlet.give_up(id, circle(false));
+        }
+        outlet.give_up(runs, circle(true));
+        assert_eq!(line.withdrawn(), [ask, begun, runs], "each once");
+        assert_eq!((outlet.now(ask), outlet.now(begun)), (None, None));
+        outlet.answered(1, ask, Answer::Fault(Fault::Withdrawn), true).unwrap();
+        outlet.answered(1, begun, value(7), true).unwrap();
+        assert_eq!(outlet.now(ask), deadlock(false));
+        assert_eq!(outlet.now(begun), Some(value(7)), "it came to that after all");
+        assert_eq!((outlet.now(runs), outlet.now(answered)), (deadlock(true), Some(value(0))));
+        assert!(!outlet.is_owed());
+    }
+
+    #[test]
+    fn a_probe_goes_along_what_was_sent_and_waits() {
+        let outlet = Outlet::default();
+        let mut station = Station::new(1);
+        station.waits(1, &"/a".into(), ());
+        let mut probe = |id| outlet.probe(id, station.begins().unwrap().1);
+        let early = outlet.ask();
+        probe(early);
+        let line = outlet.sit(1);
+        let (waits, answered, given_up) = (outlet.ask(), outlet.ask(), outlet.ask());
+        outlet.answered(1, answered, value(0), true).unwrap();
+        outlet.give_up(given_up, circle(false));
+        [early, waits, answered, given_up, u64::MAX].into_iter().for_each(&mut probe);
+        assert_eq!(*line.probed.lock().unwrap(), [early, waits]);
+        outlet.ended(1, &exit());
+        probe(waits);
+        assert_eq!(line.probed.lock().unwrap().len(), 2);
     }
 
     #[test]

@@ -263,3 +263,101 @@ pub(crate) fn follow(verdict: Verdict<Awaited>) {
 
 #[cfg(test)]
 mod simulation;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn stop(life: Life, path: &str) -> Stop {
+        Stop { life, number: 2, wait: 3, runs: life % 2 == 0, path: path.into() }
+    }
+
+    /// Two actors of which each waits for the other, and what the first one's probe has found.
+    #[test]
+    fn a_circle_is_one_after_two_rounds() {
+        let (mut a, mut b) = (Station::new(1), Station::new(2));
+        a.waits(7, &"/a".into(), "a asks b");
+        b.waits(4, &"/b".into(), "b asks a");
+        let (ask, first) = a.begins().unwrap();
+        assert_eq!(ask, "a asks b");
+        let Verdict::Goes("b asks a", first) = b.arrives(first, false) else { panic!("it waits") };
+        // That of the other one is not let through.
+        let (_, others) = b.begins().unwrap();
+        assert_eq!(a.arrives(others, false), Verdict::Ends);
+        let Verdict::Goes("a asks b", second) = a.arrives(first.clone(), false) else {
+            panic!("once is not enough")
+        };
+        assert_eq!(a.arrives(first, false), Verdict::Ends, "it has been here");
+        let Verdict::Goes("b asks a", second) = b.arrives(second, false) else { panic!("it waits") };
+        let circle = Circle { paths: vec!["/a".to_owned(), "/b".to_owned()], runs: false };
+        assert_eq!(a.arrives(second, false), Verdict::Circle("a asks b", circle));
+    }
+
+    #[test]
+    fn a_wait_that_ended_in_between_is_another_one() {
+        let (mut a, mut b) = (Station::new(1), Station::new(2));
+        a.waits(7, &"/a".into(), 0);
+        b.waits(4, &"/b".into(), 1);
+        let round = |a: &mut Station<i32>, b: &mut Station<i32>, probe| match b.arrives(probe, false) {
+            Verdict::Goes(_, probe) => a.arrives(probe, false),
+            other => other,
+        };
+        let (_, probe) = a.begins().unwrap();
+        let Verdict::Goes(_, second) = round(&mut a, &mut b, probe) else { panic!("both wait") };
+        // It has got its answer, and asks the same one again.
+        b.stirs();
+        assert_eq!(b.arrives(second.clone(), false), Verdict::Ends, "it takes a step");
+        b.waits(4, &"/b".into(), 2);
+        let Verdict::Goes(_, third) = round(&mut a, &mut b, second) else { panic!("not the same") };
+        // A step that leads nowhere changes nothing.
+        b.stirs();
+        b.waits(4, &"/b".into(), 2);
+        assert!(matches!(round(&mut a, &mut b, third), Verdict::Circle(..)));
+        a.over();
+        assert!(a.begins().is_none());
+    }
+
+    #[test]
+    fn a_probe_ends_where_it_has_been_and_after_many() {
+        let mut station = Station::new(9);
+        let probe =
+            |lives: Vec<Life>| Probe { serial: 1, trail: lives.into_iter().map(|l| stop(l, "/")).collect() };
+        assert_eq!(station.arrives(probe(vec![1]), false), Verdict::Ends, "nobody waits here");
+        station.waits(1, &"/x".into(), 0);
+        assert!(matches!(station.arrives(probe(vec![1]), false), Verdict::Goes(0, _)));
+        assert_eq!(station.arrives(probe(vec![1, 9, 2]), false), Verdict::Ends);
+        assert_eq!(station.arrives(probe(vec![10]), false), Verdict::Ends, "its own comes round");
+        assert_eq!(station.arrives(probe((1..=8).cycle().take(MOST).collect()), false), Verdict::Ends);
+    }
+
+    #[test]
+    fn a_long_trail_goes_without_words() {
+        let path = "/".repeat(100);
+        let probe = |n: u64| Probe { serial: 5, trail: (0..n).map(|life| stop(life, &path)).collect() };
+        let words = |probe: &Probe| Probe::of_wire(&probe.to_wire()).unwrap().trail[0].path.len();
+        assert_eq!((words(&probe(32)), words(&probe(33)), words(&probe(MOST as u64))), (100, 0, 0));
+        assert!(probe(MOST as u64).to_wire().len() <= CHAIN);
+        assert_eq!(Probe::of_wire(&probe(MOST as u64 + 1).to_wire()), Err(NoProbe));
+    }
+
+    proptest! {
+        #[test]
+        fn probes_survive_the_wire_and_bytes_never_panic(
+            serial in any::<u64>(),
+            trail in prop::collection::vec((any::<u64>(), "[/a-zä0-9]{0,12}"), 1..40),
+            noise in prop::collection::vec(any::<u8>(), 0..200),
+        ) {
+            let trail: Vec<Stop> = trail.iter().map(|(life, path)| stop(*life, path)).collect();
+            let probe = Probe { serial, trail };
+            let wire = probe.to_wire();
+            prop_assert_eq!(Probe::of_wire(&wire), Ok(probe.clone()));
+            prop_assert_eq!(Probe::of_wire(&wire[..wire.len() - 1]), Err(NoProbe));
+            let read = Probe::of_wire(&wire).unwrap();
+            let paths = |probe: &Probe| probe.trail.iter().map(|stop| stop.path.clone()).collect::<Vec<_>>();
+            prop_assert_eq!(paths(&read), paths(&probe));
+            let _ = Probe::of_wire(&noise);
+        }
+    }
+}

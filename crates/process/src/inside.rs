@@ -389,3 +389,36 @@ impl ReturnPath for ChannelReturn {
         self.outgoing.send(Envelope::new(Kind::Release, TENANT, u64::from(places), Body::default()));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    #[test]
+    fn a_peer_that_sends_a_malformed_chain_or_probe_ends_with_a_named_reason() {
+        let back = Arc::new(ChannelReturn {
+            outgoing: Arc::new(Outgoing::default()),
+            taken: AtomicU32::new(0),
+            answered: AtomicBool::new(false),
+        });
+        let (mailbox, args) = (Mailbox::new(), None);
+        let mut desk = MailDesk { mailbox, places: back.clone(), back, args, now: None };
+        let mut deliver = |kind, chain: &'static [u8]| {
+            let mut envelope = Envelope::new(kind, TENANT, 1, Body::default());
+            envelope.chain = Bytes::from_static(chain);
+            desk.deliver(envelope)
+        };
+        // Life, number and a path of no bytes, for a chain; a number before them and a wait and a flag for a probe.
+        let (chain, probe) = (&[0; 18], &[0; 35]);
+        assert_eq!(deliver(Kind::Ask, chain), Ok(()));
+        assert_eq!(deliver(Kind::Probe, probe), Ok(()));
+        for kind in [Kind::Ask, Kind::Tell] {
+            assert_eq!(deliver(kind, &chain[1..]), Err("a malformed chain of requests".to_owned()));
+        }
+        for malformed in [&probe[1..], &[], chain] {
+            assert_eq!(deliver(Kind::Probe, malformed), Err("a malformed probe".to_owned()));
+        }
+    }
+}

@@ -268,7 +268,8 @@ impl World {
     /// Sends a probe along an ask, if it still waits.
     fn go_on(&mut self, from: Who, ask: Ask, probe: Probe) {
         let awaits = self.awaits(from, ask);
-        if let Some(to) = awaits.filter(|awaits| awaits.answered.is_none() && !awaits.given_up).map(|a| a.to) {
+        if let Some(to) = awaits.filter(|awaits| awaits.answered.is_none() && !awaits.given_up).map(|a| a.to)
+        {
             self.send_control(from, to, Control::Probe(ask, probe));
         }
     }
@@ -317,7 +318,9 @@ impl World {
         loop {
             members.push(who);
             let running = self.actors[who].running.as_ref()?;
-            let [Awaits { ask, to, answered: None, given_up: false }] = &running.awaits[..] else { return None };
+            let [Awaits { ask, to, answered: None, given_up: false }] = &running.awaits[..] else {
+                return None;
+            };
             if running.way_out {
                 return None;
             }
@@ -349,11 +352,8 @@ impl World {
             return true;
         }
         let goes_on = |awaits: &Awaits| awaits.answered.is_some();
-        let ready = if running.any {
-            running.awaits.iter().any(goes_on)
-        } else {
-            running.awaits.iter().all(goes_on)
-        };
+        let ready =
+            if running.any { running.awaits.iter().any(goes_on) } else { running.awaits.iter().all(goes_on) };
         let some = running.awaits.iter().any(goes_on);
         if ready || (running.way_out && self.dice.percent(30)) {
             self.wakes(who);
@@ -529,7 +529,8 @@ impl World {
                     again = true;
                 }
                 let idle = |actor: &Actor| actor.put_off.is_empty();
-                let out = |actor: &Actor| actor.running.as_ref().is_some_and(|r| r.way_out && !r.awaits.is_empty());
+                let out =
+                    |actor: &Actor| actor.running.as_ref().is_some_and(|r| r.way_out && !r.awaits.is_empty());
                 again |= self.actors.iter().any(|actor| !idle(actor) || out(actor));
                 if !again {
                     break;
