@@ -33,10 +33,12 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 /// (`is_timeout`), the actor was stopping (`is_stopping`) or is gone for good (`is_closed`), or request or answer could
 /// not travel. `maybe_executed` says whether it may have run.
 ///
-/// An ask that a handler waits for makes that handler's actor answer nobody meanwhile. Whoever asks back while it waits,
-/// directly or through others, is refused at once (`is_deadlock`), and the error names all who would wait. To do without
-/// the answer ([`tell`](Ask::tell)), or to ask from a task ([`Context::spawn`](crate::context::Context::spawn)), leaves
-/// the actor free.
+/// An actor whose handler waits for an ask answers nobody meanwhile. Whoever asks back while it waits, directly or through
+/// others, is refused at once (`is_deadlock`), and the error names all who would wait. Asks that have crossed, so that
+/// handlers wait for one another in a circle, are found after some 0.1 to 0.5 s, and one of them fails like that; unless a
+/// handler of the circle may go on by something else, such as a timer of its own, or its caller's leave with
+/// `#[message(cancel)]`: it is left to that. To do without the answer ([`tell`](Ask::tell)), or to ask from a task
+/// ([`Context::spawn`](crate::context::Context::spawn)), leaves an actor free.
 ///
 /// # Panics
 /// Awaited outside of a tokio runtime with timers, such as the one of `#[hatchery::main]`.
