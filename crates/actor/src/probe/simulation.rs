@@ -45,7 +45,9 @@ struct Request {
 /// Between the same two, each kind in order; control may overtake.
 enum Data {
     Ask(Request),
-    Answer(Ask, Said),
+    /// Also whether it gives back the place of its request.
+    Answer(Ask, Said, bool),
+    Release,
     /// Behind the request that it takes back.
     Withdraw(Ask),
 }
@@ -63,6 +65,12 @@ enum Said {
     Ended,
     Late,
     Deadlock,
+}
+
+/// The requests of a process to one actor.
+struct Window {
+    places: usize,
+    in_line: VecDeque<Request>,
 }
 
 #[derive(Default)]
@@ -121,6 +129,10 @@ struct Tally {
 struct World {
     dice: Dice,
     actors: Vec<Actor>,
+    /// Who shares windows with whom: outside, too.
+    processes: Vec<usize>,
+    /// Of each process to each actor.
+    windows: Vec<Window>,
     /// Whom each of them may ask.
     calls: Vec<Vec<Who>>,
     lanes: Vec<Lane>,
@@ -148,9 +160,13 @@ impl World {
         let actors = (0..n).map(|_| Actor::new(dice.throw(usize::MAX) as u64)).collect();
         let (chains, rough) = (dice.percent(60), dice.percent(50));
         let lanes = (0..(n + 1) * (n + 1)).map(|_| Lane::default()).collect();
+        let count = 1 + dice.throw(n);
+        let processes = (0..=n).map(|_| dice.throw(count)).collect();
+        let places = [1, 1, 2, 4][dice.throw(4)];
+        let windows = (0..count * n).map(|_| Window { places, in_line: VecDeque::new() }).collect();
         let path = "/a".into();
         let (under_way, begun, tally) = (Vec::new(), Vec::new(), Tally::default());
-        World { dice, actors, calls, lanes, under_way, begun, path, chains, rough, tally }
+        World { dice, actors, processes, windows, calls, lanes, under_way, begun, path, chains, rough, tally }
     }
 
     fn lane(&mut self, from: Who, to: Who) -> (usize, &mut Lane) {
@@ -171,6 +187,10 @@ impl World {
     }
 
     fn withdraw(&mut self, from: Who, to: Who, ask: Ask) {
+        if self.is_in_line(from, to, ask) {
+            self.window(from, to).in_line.retain(|request| request.ask != ask);
+            return;
+        }
         let (at, lane) = self.lane(from, to);
         let is_it = |data: &Data| matches!(data, Data::Ask(request) if request.ask == ask);
         match lane.data.iter().position(is_it) {
@@ -186,8 +206,37 @@ impl World {
         let ask = self.begun.len();
         self.begun.push(false);
         self.tally.asks += 1;
-        self.send(from, to, Data::Ask(Request { ask, from, chain, depth }));
+        self.window(from, to).in_line.push_back(Request { ask, from, chain, depth });
+        self.pump(from, to);
         ask
+    }
+
+    fn window(&mut self, from: Who, to: Who) -> &mut Window {
+        &mut self.windows[self.processes[from] * self.actors.len() + to]
+    }
+
+    fn is_in_line(&self, from: Who, to: Who, ask: Ask) -> bool {
+        let window = &self.windows[self.processes[from] * self.actors.len() + to];
+        window.in_line.iter().any(|request| request.ask == ask)
+    }
+
+    /// Sends what there are places for.
+    fn pump(&mut self, from: Who, to: Who) {
+        loop {
+            let window = self.window(from, to);
+            if window.places == 0 {
+                return;
+            }
+            let Some(request) = window.in_line.pop_front() else { return };
+            window.places -= 1;
+            self.send(request.from, to, Data::Ask(request));
+        }
+    }
+
+    /// A place has come back.
+    fn released(&mut self, from: Who, to: Who) {
+        self.window(from, to).places += 1;
+        self.pump(from, to);
     }
 
     /// A message that is under way arrives.
@@ -204,7 +253,13 @@ impl World {
         }
         match self.lanes[at].data.pop_front().unwrap() {
             Data::Ask(request) => self.request(to, request),
-            Data::Answer(ask, said) => self.answered(to, ask, said),
+            Data::Answer(ask, said, release) => {
+                if release {
+                    self.released(to, from);
+                }
+                self.answered(to, ask, said);
+            }
+            Data::Release => self.released(to, from),
             Data::Withdraw(ask) => self.withdrawal(from, to, ask),
         }
     }
@@ -215,7 +270,7 @@ impl World {
         let circle = |chain: &Chain| runs.and_then(|number| chain.circle(actor.life, number));
         if request.chain.as_ref().and_then(circle).is_some() {
             self.tally.refusals += 1;
-            self.send(to, request.from, Data::Answer(request.ask, Said::Refused));
+            self.send(to, request.from, Data::Answer(request.ask, Said::Refused, true));
             return;
         }
         actor.queue.push_back(request);
@@ -226,7 +281,7 @@ impl World {
         actor.put_off.retain(|(put_off, _)| *put_off != ask);
         let Some(index) = actor.queue.iter().position(|request| request.ask == ask) else { return };
         actor.queue.remove(index);
-        self.send(to, from, Data::Answer(ask, Said::Withdrawn));
+        self.send(to, from, Data::Answer(ask, Said::Withdrawn, true));
     }
 
     fn answered(&mut self, to: Who, ask: Ask, said: Said) {
@@ -270,7 +325,9 @@ impl World {
         let awaits = self.awaits(from, ask);
         if let Some(to) = awaits.filter(|awaits| awaits.answered.is_none() && !awaits.given_up).map(|a| a.to)
         {
-            self.send_control(from, to, Control::Probe(ask, probe));
+            if !self.is_in_line(from, to, ask) {
+                self.send_control(from, to, Control::Probe(ask, probe));
+            }
         }
     }
 
@@ -343,7 +400,7 @@ impl World {
     fn act(&mut self, who: Who) -> bool {
         if !self.actors[who].put_off.is_empty() && self.dice.percent(20) {
             let (ask, to) = self.actors[who].put_off.swap_remove(0);
-            self.send(who, to, Data::Answer(ask, Said::Value));
+            self.send(who, to, Data::Answer(ask, Said::Value, false));
             return true;
         }
         let Some(running) = &self.actors[who].running else { return self.take(who) };
@@ -399,8 +456,9 @@ impl World {
         let actor = &mut self.actors[who];
         if actor.running.as_ref().is_some_and(|running| running.steps_left == 0) {
             actor.station.over();
-            if let Some(Running { request, is_put_off: false, .. }) = actor.running.take() {
-                self.send(who, request.from, Data::Answer(request.ask, Said::Value));
+            if let Some(Running { request, is_put_off, .. }) = actor.running.take() {
+                let answer = Data::Answer(request.ask, Said::Value, true);
+                self.send(who, request.from, if is_put_off { Data::Release } else { answer });
             }
             return;
         }
@@ -476,18 +534,17 @@ impl World {
         let actor = &mut self.actors[who];
         let old = std::mem::replace(actor, Actor { disturbed: actor.disturbed + 1, ..Actor::new(life) });
         for (ask, from) in old.put_off {
-            self.send(who, from, Data::Answer(ask, Said::Ended));
+            self.send(who, from, Data::Answer(ask, Said::Ended, false));
         }
         if let Some(Running { request, is_put_off, awaits, .. }) = old.running {
-            if !is_put_off {
-                self.send(who, request.from, Data::Answer(request.ask, Said::Ended));
-            }
+            let answer = Data::Answer(request.ask, Said::Ended, true);
+            self.send(who, request.from, if is_put_off { Data::Release } else { answer });
             for Awaits { ask, to, .. } in awaits.into_iter().filter(|awaits| awaits.answered.is_none()) {
                 self.withdraw(who, to, ask);
             }
         }
         for request in old.queue {
-            self.send(who, request.from, Data::Answer(request.ask, Said::Ended));
+            self.send(who, request.from, Data::Answer(request.ask, Said::Ended, true));
         }
     }
 
