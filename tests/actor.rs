@@ -1,5 +1,6 @@
 //! Actors in worker processes and in this one: calls, deaths, restarts, and peers that break the protocol.
 
+mod circles;
 mod ends;
 mod once;
 mod seats;
@@ -1255,7 +1256,7 @@ async fn an_actor_that_asks_itself_is_told_instead_of_waiting_for_ever() {
     let tree = tree().await;
     for (actor, _) in busy(&tree).await {
         let error = ends("ask", actor.asks_itself()).await.unwrap_err();
-        assert!(error.handler_error().unwrap().contains("asks itself"), "{error}");
+        assert!(error.handler_error().unwrap().contains("is waiting for itself"), "{error}");
         ends("ask", actor.asks_itself_in_a_task()).await.unwrap();
         assert_eq!(actor.incarnation(), Some(1));
     }

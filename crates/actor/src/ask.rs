@@ -33,6 +33,13 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 /// (`is_timeout`), the actor was stopping (`is_stopping`) or is gone for good (`is_closed`), or request or answer could
 /// not travel. `maybe_executed` says whether it may have run.
 ///
+/// An actor whose handler waits for an ask answers nobody meanwhile. Whoever asks back while it waits, directly or through
+/// others, is refused at once (`is_deadlock`), and the error names all who would wait. Asks that have crossed, so that
+/// handlers wait for one another in a circle, are found after some 0.1 to 0.5 s, and one of them fails like that; unless a
+/// handler of the circle may go on by something else, such as a timer of its own, or its caller's leave with
+/// `#[message(cancel)]`: it is left to that. To do without the answer ([`tell`](Ask::tell)), or to ask from a task
+/// ([`Context::spawn`](crate::context::Context::spawn)), leaves an actor free.
+///
 /// # Panics
 /// Awaited outside of a tokio runtime with timers, such as the one of `#[hatchery::main]`.
 ///
@@ -159,7 +166,7 @@ impl Outgoing {
         if let State::New(body) = &mut self.state {
             if ask && self.actor.seat().would_wait_for_itself() {
                 self.state = State::Over;
-                return Poll::Ready(Answer::Fault(Fault::Refused(ASKS_ITSELF.to_owned())));
+                return Poll::Ready(Answer::Fault(self.actor.seat().waits_for_itself()));
             }
             let encoded = std::mem::replace(body, Ok(Body::default()));
             let encoded = encoded.map_err(|error| Fault::NotSent(error.to_string()));
@@ -190,7 +197,7 @@ impl Outgoing {
             if unwatched {
                 Unwatched(Some(seat)).watch();
             }
-            return if ask { Poll::Pending } else { self.poll_stuck(id) };
+            return if ask { self.still_waits(id, cx) } else { self.poll_stuck(id) };
         }
         let State::Waiting { id } = self.state else {
             panic!("polled after it was ready");
@@ -203,7 +210,12 @@ impl Outgoing {
         if self.timeout.is_some() && seat.needs_watching(id) {
             Unwatched(Some(seat)).watch();
         }
-        if ask { Poll::Pending } else { self.poll_stuck(id) }
+        if ask { self.still_waits(id, cx) } else { self.poll_stuck(id) }
+    }
+
+    fn still_waits(&self, id: u64, cx: &Context<'_>) -> Poll<Answer> {
+        self.actor.seat().still_waits(id, cx.waker());
+        Poll::Pending
     }
 
     /// A tell in line: does it wait for the very handler that sends it?
@@ -241,9 +253,6 @@ impl Drop for Unwatched<'_> {
         }
     }
 }
-
-pub(crate) const ASKS_ITSELF: &str = "an actor that asks itself and waits in its own handler would wait for ever: send it with \
-                           `.tell()`, or ask from a task (`cx.spawn(..)`)";
 
 const TELLS_ITSELF_TOO_MUCH: &str = "256 messages of the actor to itself are under way, and none of them begins before \
                                      this handler returns: keep what is to be done in the actor's state, or tell it \

@@ -383,7 +383,8 @@ impl Context {
         Answer::Fault(if is_over(self.deadline) {
             Fault::Timeout { maybe_executed: true }
         } else {
-            Fault::Withdrawn
+            // Not as withdrawn: it has begun.
+            Fault::BadAnswer("its handler was dropped, since the caller had left".to_owned())
         })
     }
 

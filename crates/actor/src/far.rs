@@ -534,6 +534,8 @@ mod tests {
 
         fn withdraw(&self, _: u64) {}
 
+        fn probe(&self, _: u64, _: crate::probe::Probe) {}
+
         fn credit(&self, _: u64, _: usize) {}
     }
 

@@ -31,6 +31,13 @@ pub enum Fault {
         /// Why, with the last exit where there is one.
         why: String,
     },
+    /// Whoever answers would have to wait for whoever asks.
+    Deadlock {
+        /// The paths of those who wait, each for the next one and the last one for the first.
+        circle: Vec<String>,
+        /// Whether the request may have run.
+        maybe_executed: bool,
+    },
     /// The caller had left before the request began.
     Withdrawn,
     /// The request could not be encoded, or is over a limit; it was not sent.
@@ -56,7 +63,9 @@ impl Fault {
     /// Whether the work may have been done, wholly or in part.
     pub fn maybe_executed(&self) -> bool {
         match self {
-            Fault::Ended { maybe_executed, .. } | Fault::Timeout { maybe_executed } => *maybe_executed,
+            Fault::Ended { maybe_executed, .. }
+            | Fault::Timeout { maybe_executed }
+            | Fault::Deadlock { maybe_executed, .. } => *maybe_executed,
             Fault::BadAnswer(_) => true,
             Fault::Stopping
             | Fault::Closed { .. }
@@ -100,6 +109,7 @@ impl fmt::Display for Fault {
             }
             Fault::Stopping => f.write_str("the actor is stopping"),
             Fault::Closed { why } => write!(f, "the actor is gone: {why}"),
+            Fault::Deadlock { circle, .. } => show_circle(circle, f),
             Fault::Withdrawn => f.write_str("the caller withdrew the request"),
             Fault::NotSent(why) => write!(f, "the request was not sent: {why}"),
             Fault::Undecodable(why) => write!(f, "the worker could not decode the request: {why}"),
@@ -109,6 +119,23 @@ impl fmt::Display for Fault {
             Fault::Late { what, .. } => f.write_str(what),
         }
     }
+}
+
+/// Who waits for whom, and what to write instead.
+fn show_circle(circle: &[String], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    // Without words where those found no room on the way.
+    let said = |path: &'_ str| if path.is_empty() { "another actor".to_owned() } else { path.to_owned() };
+    let first = circle.first().map_or_else(String::new, |path| said(path));
+    write!(f, "{first} is waiting for ")?;
+    for path in circle.iter().skip(1) {
+        write!(f, "{}, which is waiting for ", said(path))?;
+    }
+    let closes = if circle.len() < 2 { "itself" } else { &first };
+    write!(
+        f,
+        "{closes}, so no answer would ever come: send one of these requests with `.tell()`, or ask from a task \
+         (`cx.spawn(..)`)"
+    )
 }
 
 impl std::error::Error for Fault {}
@@ -139,6 +166,12 @@ macro_rules! predicates {
             matches!(self.fault(), Some($crate::fault::Fault::Closed { .. }))
         }
 
+        /// Whether the answer would have been waited for by those who are to give it: an actor asks in a handler, and
+        /// whoever answers asks back, directly or through others, while that handler waits.
+        pub fn is_deadlock(&self) -> bool {
+            matches!(self.fault(), Some($crate::fault::Fault::Deadlock { .. }))
+        }
+
         /// How the worker ended, where that is the reason.
         pub fn exit(&self) -> Option<&$crate::exit::Exit> {
             match self.fault() {
@@ -149,4 +182,23 @@ macro_rules! predicates {
             }
         }
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_circle_is_told_in_words() {
+        let said = |circle: &[&str]| {
+            let circle = circle.iter().map(|path| (*path).to_owned()).collect();
+            Fault::Deadlock { circle, maybe_executed: false }.to_string()
+        };
+        let instead = ", so no answer would ever come: send one of these requests with `.tell()`, or ask from a task \
+                       (`cx.spawn(..)`)";
+        assert_eq!(said(&["/a"]), format!("/a is waiting for itself{instead}"));
+        let circle = said(&["/a", "/b", ""]);
+        let waits = "/a is waiting for /b, which is waiting for another actor, which is waiting for /a";
+        assert_eq!(circle, format!("{waits}{instead}"));
+    }
 }

@@ -11,7 +11,7 @@ use hatchery_wire::{Body, DecodeError, EncodeError, decode};
 use serde::de::DeserializeOwned;
 use tokio::time::Sleep;
 
-use crate::ask::{ASKS_ITSELF, DEFAULT_TIMEOUT, deadline};
+use crate::ask::{DEFAULT_TIMEOUT, deadline};
 use crate::error::{CallError, Never};
 use crate::fault::Fault;
 use crate::handle::ActorRef;
@@ -168,7 +168,7 @@ impl<T, E> Items<T, E> {
     fn poll_taken(&mut self, cx: &mut Context<'_>) -> Poll<Result<Taken, Fault>> {
         if let State::New(body) = &mut self.state {
             if self.actor.seat().would_wait_for_itself() {
-                return Poll::Ready(Err(Fault::Refused(ASKS_ITSELF.to_owned())));
+                return Poll::Ready(Err(self.actor.seat().waits_for_itself()));
             }
             let body = std::mem::replace(body, Ok(Body::default()));
             let body = body.map_err(|error| Fault::NotSent(error.to_string()));

@@ -13,9 +13,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::busy;
+use crate::chain::{self, Chain, Life};
 use crate::fault::Fault;
 use crate::flow::{self, Flow, Flows, Order};
 use crate::outlet::Answer;
+use crate::probe::{self, Awaited, Probe, Station};
 use crate::streams::TooMuchCredit;
 use crate::trace::TraceContext;
 
@@ -48,6 +50,8 @@ pub struct Parcel {
     pub deadline: Option<Instant>,
     /// The trace it belongs to, and its caller's span in it.
     pub trace: Option<Box<TraceContext>>,
+    /// Whose running requests wait for it.
+    pub chain: Option<Chain>,
     /// The encoded message.
     pub body: Body,
     /// Where the answer goes.
@@ -60,6 +64,7 @@ pub(crate) struct Work {
     pub(crate) ask: bool,
     pub(crate) deadline: Option<Instant>,
     pub(crate) trace: Option<Box<TraceContext>>,
+    pub(crate) chain: Option<Chain>,
     pub(crate) body: Body,
 }
 
@@ -72,8 +77,8 @@ pub(crate) enum Next {
 }
 
 /// The queue itself.
-#[derive(Default)]
 pub struct Mailbox {
+    life: Life,
     state: Mutex<State>,
 }
 
@@ -81,6 +86,8 @@ pub struct Mailbox {
 struct State {
     queue: VecDeque<Parcel>,
     running: Option<Running>,
+    /// Once a handler has waited for long.
+    station: Option<Box<Station<Awaited>>>,
     /// Requests whose answers have been put off, and that nobody has answered yet.
     put_off: HashMap<Name, PutOff>,
     /// Those of them whose right to answer was lost in a panic that may yet turn out to be the actor's own.
@@ -130,7 +137,7 @@ pub(crate) struct Ticket {
 impl Mailbox {
     /// An empty mailbox.
     pub fn new() -> Arc<Mailbox> {
-        Arc::default()
+        Arc::new(Mailbox { life: chain::life(), state: Mutex::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -154,6 +161,59 @@ impl Mailbox {
             waker.wake();
         }
         Ok(())
+    }
+
+    /// Whether a request may join the queue: not if the one that runs waits for it, since that would be for ever. One
+    /// that has no chain may always.
+    ///
+    /// # Errors
+    /// The answer to it. The request that runs may be over when it is pushed, but none of its chain can begin meanwhile.
+    pub fn admit(&self, chain: Option<&Chain>) -> Result<(), Fault> {
+        let Some(chain) = chain else { return Ok(()) };
+        let running = self.lock().running.as_ref().map(|running| running.number);
+        match running.and_then(|number| chain.circle(self.life, number)) {
+            Some(circle) => Err(Fault::Deadlock { circle, maybe_executed: false }),
+            None => Ok(()),
+        }
+    }
+
+    /// A probe has come along a request of this sender.
+    pub fn probe(&self, id: u64, from: &Arc<dyn ReturnPath>, probe: Probe) {
+        let mut state = self.lock();
+        let State { queue, running, station, .. } = &mut *state;
+        let Some(station) = station else { return };
+        // One whose answer has been put off may get it from anybody.
+        let running = running.as_ref().filter(|running| !running.is_put_off);
+        let runs = running.is_some_and(|running| running.id == id && Arc::ptr_eq(&running.from, from));
+        if !runs && !queue.iter().any(|parcel| parcel.id == id && Arc::ptr_eq(&parcel.from, from)) {
+            return;
+        }
+        let verdict = station.arrives(probe, runs);
+        drop(state);
+        probe::follow(verdict);
+    }
+
+    /// The handler, which is being looked at, is about to take a step.
+    pub(crate) fn handler_stirs(&self) {
+        let mut state = self.lock();
+        state.station.get_or_insert_with(|| Box::new(Station::new(self.life))).stirs();
+    }
+
+    /// The handler waits for the answer to this one ask, and can go on by nothing else.
+    pub(crate) fn handler_waits(&self, number: u64, path: &Arc<str>, ask: Awaited) {
+        if let Some(station) = &mut self.lock().station {
+            station.waits(number, path, ask);
+        }
+    }
+
+    /// A probe to be sent along what the handler waits for.
+    pub(crate) fn sends_probe(&self) -> Option<(Awaited, Probe)> {
+        self.lock().station.as_mut()?.begins()
+    }
+
+    /// Tells this incarnation apart from all others.
+    pub(crate) fn life(&self) -> Life {
+        self.life
     }
 
     /// Tells this actor apart from others of this process.
@@ -275,11 +335,11 @@ impl Mailbox {
             return Poll::Ready(Next::Stop);
         }
         let next = if state.suspended { None } else { state.queue.pop_front() };
-        if let Some(Parcel { id, ask, deadline, trace, body, from }) = next {
+        if let Some(Parcel { id, ask, deadline, trace, chain, body, from }) = next {
             state.taken += 1;
             let (number, left) = (state.taken, None);
             state.running = Some(Running { number, id, from, caller_left: false, left, is_put_off: false });
-            return Poll::Ready(Next::Work(Work { id, ask, deadline, trace, body }));
+            return Poll::Ready(Next::Work(Work { id, ask, deadline, trace, chain, body }));
         }
         if idle {
             return Poll::Ready(Next::Idle);
@@ -299,7 +359,12 @@ impl Mailbox {
     /// The handler of the running request has returned; where its answer goes, and whether it has been put off. `None`
     /// if none runs.
     pub(crate) fn finished(&self) -> Option<(Arc<dyn ReturnPath>, bool)> {
-        let running = self.lock().running.take();
+        let mut state = self.lock();
+        let running = state.running.take();
+        if let Some(station) = &mut state.station {
+            station.over();
+        }
+        drop(state);
         running.map(|running| (running.from, running.is_put_off))
     }
 
@@ -451,7 +516,10 @@ impl Mailbox {
     }
 
     fn forget(&self) -> HashMap<Name, PutOff> {
-        std::mem::take(&mut self.lock().put_off)
+        let mut state = self.lock();
+        // A handler that is cut off waits for nothing.
+        state.station = None;
+        std::mem::take(&mut state.put_off)
     }
 
     /// Is cancelled when the caller of this request, counted from 1, leaves; `None` if it is not the one that runs.
@@ -511,10 +579,13 @@ impl Parcel {
 #[cfg(test)]
 mod tests {
     use std::future::Future;
+    use std::sync::Weak;
 
     use hatchery_wire::encode;
 
     use super::*;
+    use crate::chain::Link;
+    use crate::probe::{Circle, Way};
 
     /// Writes down what comes back.
     #[derive(Default)]
@@ -549,7 +620,15 @@ mod tests {
     }
 
     fn parcel(id: u64, ask: bool, from: &Arc<Back>) -> Parcel {
-        Parcel { id, ask, deadline: None, trace: None, body: encode(&id).unwrap(), from: from.clone() }
+        Parcel {
+            id,
+            ask,
+            deadline: None,
+            trace: None,
+            chain: None,
+            body: encode(&id).unwrap(),
+            from: from.clone(),
+        }
     }
 
     fn next(mailbox: &Mailbox) -> Option<Next> {
@@ -585,6 +664,73 @@ mod tests {
         assert!(mailbox.push(parcel(1, true, &back)).is_ok());
         mailbox.stop();
         assert!(matches!(next(&mailbox), Some(Next::Stop)));
+    }
+
+    #[test]
+    fn what_the_running_request_waits_for_is_not_admitted() {
+        let (mailbox, back) = (Mailbox::new(), Arc::new(Back::default()));
+        let of = |life, number| Chain::behind(None, Link { life, number, path: "/a".into() });
+        let chain = of(mailbox.life(), 1);
+        assert_eq!(mailbox.admit(Some(&chain)), Ok(()), "nothing runs");
+        assert!(mailbox.push(parcel(1, true, &back)).is_ok());
+        assert_eq!(next_id(&mailbox), Some(1));
+        let fault = Fault::Deadlock { circle: vec!["/a".to_owned()], maybe_executed: false };
+        assert_eq!(mailbox.admit(Some(&chain)), Err(fault.clone()));
+        let longer = Link { life: 1, number: 1, path: "/b".into() };
+        let circle = vec!["/a".to_owned(), "/b".to_owned()];
+        let longer = mailbox.admit(Some(&Chain::behind(Some(&chain), longer)));
+        assert_eq!(longer, Err(Fault::Deadlock { circle, maybe_executed: false }));
+        // Others' requests, other requests of this one, and those that nobody waits for.
+        assert_eq!(mailbox.admit(Some(&of(mailbox.life(), 2))), Ok(()));
+        assert_eq!(mailbox.admit(Some(&of(mailbox.life() ^ 1, 1))), Ok(()));
+        assert_eq!(mailbox.admit(None), Ok(()));
+        // An answer that is put off leaves the actor as busy as it is, until the handler returns.
+        let (_ticket, _left) = mailbox.put_off(1).unwrap();
+        assert_eq!(mailbox.admit(Some(&chain)), Err(fault));
+        assert!(mailbox.finished().unwrap().1);
+        assert_eq!(mailbox.admit(Some(&chain)), Ok(()));
+    }
+
+    /// What a probe found on its way.
+    #[derive(Default)]
+    struct Found(Mutex<Vec<u64>>);
+
+    impl Way for Found {
+        fn go_on(&self, id: u64, _: Probe) {
+            self.0.lock().unwrap().push(id);
+        }
+
+        fn give_up(&self, id: u64, _: Circle) {
+            panic!("{id} is in no circle");
+        }
+    }
+
+    #[test]
+    fn a_probe_goes_on_from_a_request_that_waits_or_runs_to_what_the_handler_waits_for() {
+        let (mailbox, back, found) = (Mailbox::new(), Arc::new(Back::default()), Arc::new(Found::default()));
+        let from: Arc<dyn ReturnPath> = back.clone();
+        for id in 1..=2 {
+            assert!(mailbox.push(parcel(id, true, &back)).is_ok());
+        }
+        assert_eq!(next_id(&mailbox), Some(1));
+        let mut other = Station::new(0);
+        other.waits(1, &"/other".into(), ());
+        let mut probed = |id| {
+            mailbox.probe(id, &from, other.begins().unwrap().1);
+            std::mem::take(&mut *found.0.lock().unwrap())
+        };
+        assert_eq!(probed(1), [], "the handler has not been looked at");
+        let way: Weak<Found> = Arc::downgrade(&found);
+        mailbox.handler_stirs();
+        mailbox.handler_waits(1, &"/a".into(), Awaited { way, id: 77 });
+        assert_eq!((probed(1), probed(2), probed(3)), (vec![77], vec![77], vec![]));
+        // Its answer may come from anybody from now on; that of the other one may not.
+        let _ticket = mailbox.put_off(1).unwrap();
+        assert_eq!((probed(1), probed(2)), (vec![], vec![77]));
+        mailbox.handler_stirs();
+        assert_eq!(probed(2), []);
+        assert!(mailbox.finished().unwrap().1);
+        assert_eq!(probed(2), []);
     }
 
     #[test]
@@ -774,7 +920,15 @@ mod tests {
         let mailbox = Mailbox::new();
         let back = Arc::new(Looking { mailbox: mailbox.clone(), looked: Mutex::default() });
         let (id, ask, deadline) = (1, true, None);
-        let one = Parcel { id, ask, deadline, trace: None, body: encode(&id).unwrap(), from: back.clone() };
+        let one = Parcel {
+            id,
+            ask,
+            deadline,
+            trace: None,
+            chain: None,
+            body: encode(&id).unwrap(),
+            from: back.clone(),
+        };
         assert!(mailbox.push(one).is_ok());
         assert_eq!(next_id(&mailbox), Some(1));
         let (ticket, _) = mailbox.put_off(1).unwrap();

@@ -7,6 +7,7 @@ use hatchery_wire::Body;
 use crate::fault::Fault;
 use crate::mailbox::{Mailbox, Parcel, ReturnPath};
 use crate::outlet::{Answer, Line, Request};
+use crate::probe::Probe;
 use crate::seat::Seat;
 
 /// The way of requests before this seat into a mailbox of this process, whose answers are those of that incarnation.
@@ -28,14 +29,19 @@ impl NearLine {
 
 impl Line for NearLine {
     fn send(&self, request: Request) -> Result<(), Fault> {
-        let Request { id, ask, deadline, trace, body, .. } = request;
+        let Request { id, ask, deadline, trace, chain, body, .. } = request;
+        self.mailbox.admit(chain.as_ref())?;
         // No `refuse` here: this runs under the outlet's lock, which an answer would take again.
-        let parcel = Parcel { id, ask, deadline, trace, body, from: self.back.clone() };
+        let parcel = Parcel { id, ask, deadline, trace, chain, body, from: self.back.clone() };
         self.mailbox.push(parcel).map_err(|_| Fault::Stopping)
     }
 
     fn withdraw(&self, id: u64) {
         self.mailbox.withdraw(id, &self.back);
+    }
+
+    fn probe(&self, id: u64, probe: Probe) {
+        self.mailbox.probe(id, &self.back, probe);
     }
 
     fn credit(&self, id: u64, items: usize) {

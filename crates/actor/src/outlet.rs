@@ -22,9 +22,12 @@ use std::time::Duration;
 use hatchery_wire::{Body, Limits};
 use tokio::time::Instant;
 
+use crate::busy;
+use crate::chain::Chain;
 use crate::exit::Exit;
 use crate::fault::Fault;
 use crate::incarnation::{self, Incarnation};
+use crate::probe::{Circle, Probe};
 use crate::slots::Slots;
 use crate::streams::{BadItem, Intake};
 use crate::trace::TraceContext;
@@ -42,6 +45,9 @@ pub trait Line: Send + Sync + 'static {
 
     /// The caller of this request has left.
     fn withdraw(&self, id: u64);
+
+    /// Takes a probe along this request, which it overtakes at most: then it ends.
+    fn probe(&self, id: u64, probe: Probe);
 
     /// So many items of a streamed answer have been taken.
     fn credit(&self, id: u64, items: usize);
@@ -76,6 +82,8 @@ pub struct Request {
     pub left: Option<Duration>,
     /// The trace it belongs to. In a box, since most have none.
     pub trace: Option<Box<TraceContext>>,
+    /// Whose running requests wait for it.
+    pub chain: Option<Chain>,
     /// The encoded message.
     pub body: Body,
 }
@@ -146,6 +154,8 @@ struct Slot {
     until: Option<Instant>,
     /// What has arrived, if the answer is a stream.
     intake: Option<Box<Intake>>,
+    /// It has been withdrawn, and this is its outcome if it turns out not to have begun.
+    instead: Option<Box<Fault>>,
 }
 
 enum Phase {
@@ -153,6 +163,7 @@ enum Phase {
         ask: bool,
         deadline: Option<Instant>,
         trace: Option<Box<TraceContext>>,
+        chain: Option<Chain>,
         body: Body,
         only: Option<u64>,
     },
@@ -241,11 +252,14 @@ impl Outlet {
         }
         // The trace that the caller is in.
         let trace = TraceContext::current().map(Box::new);
+        // Nobody waits for what is told.
+        let chain = if ask { busy::chain() } else { None };
         let slot = |phase, until: Option<Until>| Slot {
             phase,
             waker: Some(cx.waker().clone()),
             until: until.map(|until| until.at),
             intake: None,
+            instead: None,
         };
         let deadline = answered.map(|until| until.at);
         let State { way, queue, requests, owed, .. } = &mut *state;
@@ -260,7 +274,7 @@ impl Outlet {
                     NO_ANSWER
                 };
                 let left = answered.map(|until| until.left);
-                match line.send(Request { id, ask, deadline, left, trace, body }) {
+                match line.send(Request { id, ask, deadline, left, trace, chain, body }) {
                     Ok(()) => *places -= 1,
                     Err(fault) => {
                         let slot = requests.remove(id);
@@ -278,7 +292,7 @@ impl Outlet {
             _ => {
                 let until = if ask { answered } else { until() };
                 let only = pin.map(|pin| pin.number);
-                let id = requests.insert(slot(Phase::Queued { ask, deadline, trace, body, only }, until));
+                let id = requests.insert(slot(Phase::Queued { ask, deadline, trace, chain, body, only }, until));
                 queue.push_back(id);
                 (id, until)
             }
@@ -395,11 +409,12 @@ impl Outlet {
             (Way::Closed(fault), _) => Phase::Done(Answer::Fault(fault.clone())),
             _ => {
                 let trace = TraceContext::current().map(Box::new);
-                Phase::Queued { ask, deadline, trace, body, only: pin.map(|pin| pin.number) }
+                let chain = if ask { busy::chain() } else { None };
+                Phase::Queued { ask, deadline, trace, chain, body, only: pin.map(|pin| pin.number) }
             }
         };
         let queued = matches!(phase, Phase::Queued { .. });
-        let id = state.requests.insert(Slot { phase, waker: None, until: None, intake });
+        let id = state.requests.insert(Slot { phase, waker: None, until: None, intake, instead: None });
         if queued {
             state.queue.push_back(id);
         }
@@ -457,6 +472,41 @@ impl Outlet {
             Phase::Queued { .. } => Left::Unsent,
             Phase::Sent { .. } => Left::Sent,
             Phase::Done(answer) => Left::Over(answer),
+        }
+    }
+
+    /// Takes a probe along a request that was sent and waits for its answer.
+    pub(crate) fn probe(&self, id: u64, probe: Probe) {
+        let mut state = self.lock();
+        let waits = state.requests.get_mut(id).is_some_and(|slot| slot.instead.is_none());
+        let line = if waits { state.line_of(id) } else { None };
+        drop(state);
+        if let Some(line) = line {
+            line.probe(id, probe);
+        }
+    }
+
+    /// A request that was sent waits in a circle: it fails. One that has not begun is withdrawn first, since only
+    /// whoever has it can say that it never will.
+    pub(crate) fn give_up(&self, id: u64, circle: Circle) {
+        let mut state = self.lock();
+        let Some(line) = state.line_of(id) else { return };
+        let State { requests, owed, .. } = &mut *state;
+        let Some(slot) = requests.get_mut(id).filter(|slot| slot.instead.is_none()) else { return };
+        let Circle { paths, runs } = circle;
+        let fault = Fault::Deadlock { circle: paths, maybe_executed: runs };
+        let mut waker = None;
+        if runs {
+            slot.phase = Phase::Done(Answer::Fault(fault));
+            waker = slot.waker.take();
+            *owed -= 1;
+        } else {
+            slot.instead = Some(Box::new(fault));
+        }
+        drop(state);
+        line.withdraw(id);
+        if let Some(waker) = waker {
+            waker.wake();
         }
     }
 
@@ -525,7 +575,10 @@ impl Outlet {
         if let Some(slot) = state.requests.get_mut(id) {
             // An answer to a request that this incarnation never got is ignored, as is one to a caller who left.
             if matches!(slot.phase, Phase::Sent { incarnation: to } if to == incarnation) {
-                slot.phase = Phase::Done(answer);
+                slot.phase = Phase::Done(match (slot.instead.take(), answer) {
+                    (Some(fault), Answer::Fault(Fault::Withdrawn)) => Answer::Fault(*fault),
+                    (_, answer) => answer,
+                });
                 first = slot.waker.take();
                 state.owed -= 1;
             }
@@ -716,12 +769,13 @@ impl State {
                 _ => continue,
             }
             let sent = Phase::Sent { incarnation: *incarnation };
-            let Phase::Queued { ask, deadline, trace, body, .. } = std::mem::replace(&mut slot.phase, sent)
+            let Phase::Queued { ask, deadline, trace, chain, body, .. } =
+                std::mem::replace(&mut slot.phase, sent)
             else {
                 unreachable!("only queued requests are in line")
             };
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            match line.send(Request { id, ask, deadline, left, trace, body }) {
+            match line.send(Request { id, ask, deadline, left, trace, chain, body }) {
                 Ok(()) => {
                     *places -= 1;
                     if ask {
@@ -796,6 +850,7 @@ mod tests {
     use super::*;
     use crate::address::Tenure;
     use crate::exit::Status;
+    use crate::probe::Station;
 
     const W: usize = WINDOW as usize;
 
@@ -804,6 +859,7 @@ mod tests {
     pub(super) struct Notes {
         pub(super) sent: Mutex<Vec<u64>>,
         pub(super) withdrawn: Mutex<Vec<u64>>,
+        pub(super) probed: Mutex<Vec<u64>>,
         pub(super) credit: Mutex<Vec<(u64, usize)>>,
     }
 
@@ -818,6 +874,10 @@ mod tests {
 
         fn withdraw(&self, id: u64) {
             self.withdrawn.lock().unwrap().push(id);
+        }
+
+        fn probe(&self, id: u64, _: Probe) {
+            self.probed.lock().unwrap().push(id);
         }
 
         fn credit(&self, id: u64, items: usize) {
@@ -876,6 +936,54 @@ mod tests {
 
     fn value(n: u64) -> Answer {
         Answer::Value(encode(&n).unwrap())
+    }
+
+    fn circle(runs: bool) -> Circle {
+        Circle { paths: vec!["/a".to_owned(), "/b".to_owned()], runs }
+    }
+
+    fn deadlock(maybe_executed: bool) -> Option<Answer> {
+        let circle = vec!["/a".to_owned(), "/b".to_owned()];
+        Some(Answer::Fault(Fault::Deadlock { circle, maybe_executed }))
+    }
+
+    #[test]
+    fn an_ask_in_a_circle_is_given_up_when_it_is_known_not_to_have_begun() {
+        let outlet = Outlet::default();
+        let line = outlet.sit(1);
+        let (ask, begun, runs, answered) = (outlet.ask(), outlet.ask(), outlet.ask(), outlet.ask());
+        outlet.answered(1, answered, value(0), true).unwrap();
+        for id in [ask, begun, answered, ask, u64::MAX] {
+            outlet.give_up(id, circle(false));
+        }
+        outlet.give_up(runs, circle(true));
+        assert_eq!(line.withdrawn(), [ask, begun, runs], "each once");
+        assert_eq!((outlet.now(ask), outlet.now(begun)), (None, None));
+        outlet.answered(1, ask, Answer::Fault(Fault::Withdrawn), true).unwrap();
+        outlet.answered(1, begun, value(7), true).unwrap();
+        assert_eq!(outlet.now(ask), deadlock(false));
+        assert_eq!(outlet.now(begun), Some(value(7)), "it came to that after all");
+        assert_eq!((outlet.now(runs), outlet.now(answered)), (deadlock(true), Some(value(0))));
+        assert_eq!(outlet.owed(), 0);
+    }
+
+    #[test]
+    fn a_probe_goes_along_what_was_sent_and_waits() {
+        let outlet = Outlet::default();
+        let mut station = Station::new(1);
+        station.waits(1, &"/a".into(), ());
+        let mut probe = |id| outlet.probe(id, station.begins().unwrap().1);
+        let early = outlet.ask();
+        probe(early);
+        let line = outlet.sit(1);
+        let (waits, answered, given_up) = (outlet.ask(), outlet.ask(), outlet.ask());
+        outlet.answered(1, answered, value(0), true).unwrap();
+        outlet.give_up(given_up, circle(false));
+        [early, waits, answered, given_up, u64::MAX].into_iter().for_each(&mut probe);
+        assert_eq!(*line.probed.lock().unwrap(), [early, waits]);
+        outlet.ended(1, &exit());
+        probe(waits);
+        assert_eq!(line.probed.lock().unwrap().len(), 2);
     }
 
     #[test]
@@ -1484,6 +1592,7 @@ mod begun {
         fn withdraw(&self, id: u64) {
             self.withdrawn.lock().unwrap().push(id);
         }
+        fn probe(&self, _: u64, _: Probe) {}
         fn credit(&self, _: u64, _: usize) {}
     }
 

@@ -11,11 +11,11 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use crate::actor::AnyActor;
-use crate::busy;
 use crate::context::Context;
 use crate::error::Error;
 use crate::exit::{Exit, Panic, Status};
 use crate::fault::Fault;
+use crate::handlers::Handlers;
 use crate::mailbox::{Mailbox, Next, ReturnPath, Work};
 use crate::outlet::Answer;
 use crate::panics;
@@ -34,7 +34,8 @@ pub(crate) async fn starting<A>(
     start: impl Future<Output = Result<A, Error>>,
     cx: &Context,
 ) -> Result<Result<A, Error>, Panic> {
-    let starting = panics::catch(busy::handling(cx.mailbox().id(), start));
+    let mut handlers = Handlers::new(cx.mailbox().clone(), cx.path());
+    let starting = panics::catch(handlers.run(start));
     let started = unless_crashed(cx, starting).await;
     if !matches!(started, Ok(Ok(_))) {
         cx.end(&Exit::new(Status::Code(1)).with_failed(true));
@@ -118,6 +119,7 @@ pub(crate) const ABORTED: &str = "its task was aborted";
 async fn serve<A: AnyActor>(actor: &mut A, mailbox: &Arc<Mailbox>, mut cx: Context) -> Result<(), Panic> {
     let mut owed = Owed::default();
     let mut turn = Turn::new();
+    let mut handlers = Handlers::new(mailbox.clone(), cx.path());
     loop {
         // With an empty mailbox the others have their turn anyway.
         if turn.is_over() && mailbox.has_next() {
@@ -138,14 +140,13 @@ async fn serve<A: AnyActor>(actor: &mut A, mailbox: &Arc<Mailbox>, mut cx: Conte
             turn.begin();
         }
         match next {
-            Next::Work(work) => {
+            Next::Work(mut work) => {
                 let (id, ask) = (work.id, work.ask);
+                handlers.begin(work.chain.take());
                 let outcome = {
                     // Polled where it is made: passed on to other futures it would be copied into each of them.
                     let mut handling = pin!(one(actor, work, turn.now, &mut cx));
-                    let me = mailbox.id();
-                    poll_fn(|task| panics::catch_poll(|| busy::within(me, || handling.as_mut().poll(task))))
-                        .await
+                    poll_fn(|task| panics::catch_poll(|| handlers.poll(handling.as_mut(), task))).await
                 };
                 let finished = mailbox.finished();
                 let answer = outcome?;

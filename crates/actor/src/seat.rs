@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use hatchery_wire::Body;
 use tokio::sync::watch;
@@ -19,6 +19,7 @@ use crate::fault::Fault;
 use crate::incarnation::Incarnation;
 use crate::monitor::{Monitor, Monitors, Told};
 use crate::outlet::{Answer, Begun, Left, Line, Outlet, Taken, TooManyReleases, Until, WINDOW};
+use crate::probe::{Awaited, Circle, Probe, Way};
 use crate::streams::BadItem;
 
 /// A child's place: its path, who sits there now, and the requests before it.
@@ -214,6 +215,11 @@ impl Seat {
     /// Whether this thread is in a handler of the very actor that sits here.
     pub(crate) fn would_wait_for_itself(&self) -> bool {
         self.own.is_some_and(is_busy)
+    }
+
+    /// What is told to an actor that asks itself and waits in its own handler.
+    pub(crate) fn waits_for_itself(&self) -> Fault {
+        Fault::Deadlock { circle: vec![self.path.clone()], maybe_executed: false }
     }
 
     /// Where it is in the tree, e.g. `/shop/web`.
@@ -532,6 +538,24 @@ impl Seat {
     pub(crate) fn cancel(&self, id: u64) -> Left {
         self.outlet.cancel(id)
     }
+
+    /// A request has been looked at with this waker, and is still to be answered: if that was in a handler, it waits.
+    pub(crate) fn still_waits(self: &Arc<Seat>, id: u64, waker: &Waker) {
+        busy::waits(waker, || {
+            let way: Weak<Seat> = Arc::downgrade(self);
+            Awaited { way, id }
+        });
+    }
+}
+
+impl Way for Seat {
+    fn go_on(&self, id: u64, probe: Probe) {
+        self.outlet.probe(id, probe);
+    }
+
+    fn give_up(&self, id: u64, circle: Circle) {
+        self.outlet.give_up(id, circle);
+    }
 }
 
 impl fmt::Debug for Seat {
@@ -568,6 +592,8 @@ mod tests {
         }
 
         fn withdraw(&self, _: u64) {}
+
+        fn probe(&self, _: u64, _: Probe) {}
 
         fn credit(&self, _: u64, _: usize) {}
     }

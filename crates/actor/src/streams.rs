@@ -224,6 +224,7 @@ mod tests {
         use crate::exit::{Exit, Status};
         use crate::fault::Fault;
         use crate::outlet::{Answer, Left, Line, Outlet, Request, Taken};
+        use crate::probe::Probe;
 
         /// A producer that keeps count of the credit it gets, and of who has left.
         #[derive(Default)]
@@ -240,6 +241,8 @@ mod tests {
             fn withdraw(&self, id: u64) {
                 self.withdrawn.lock().unwrap().push(id);
             }
+
+            fn probe(&self, _: u64, _: Probe) {}
 
             fn credit(&self, id: u64, items: usize) {
                 self.credit.lock().unwrap().push((id, items));

@@ -164,7 +164,7 @@ impl FromStr for TraceContext {
 }
 
 /// 64 random bits that are not all zero: `RandomState` is seeded by the system once a thread and differs at every call.
-fn random() -> u64 {
+pub(crate) fn random() -> u64 {
     RandomState::new().build_hasher().finish().max(1)
 }
 

@@ -330,6 +330,7 @@ impl Actor for Probe {
                     ask: false,
                     deadline: None,
                     trace: None,
+                    chain: None,
                     body: encode(&Message::Again).unwrap(),
                     from: Returns::new(),
                 };
@@ -903,7 +904,15 @@ async fn a_request_whose_deadline_passes_by_the_workers_clock_never_starts() {
         let deadline = Some(Instant::now() + millis(after));
         assert!(
             mailbox
-                .push(Parcel { id, ask: true, deadline, trace: None, body, from: returns.clone() })
+                .push(Parcel {
+                    id,
+                    ask: true,
+                    deadline,
+                    trace: None,
+                    chain: None,
+                    body,
+                    from: returns.clone()
+                })
                 .is_ok()
         );
     }
@@ -1034,7 +1043,15 @@ async fn handled_tells_give_back_their_places_also_when_there_are_only_a_few() {
     for round in 1..=3 {
         for id in 0..5 {
             let body = encode(&Message::Add(1)).unwrap();
-            let parcel = Parcel { id, ask: false, deadline: None, trace: None, body, from: returns.clone() };
+            let parcel = Parcel {
+                id,
+                ask: false,
+                deadline: None,
+                trace: None,
+                chain: None,
+                body,
+                from: returns.clone(),
+            };
             assert!(mailbox.push(parcel).is_ok());
         }
         settle().await;
@@ -1053,7 +1070,8 @@ async fn a_mailbox_that_never_runs_empty_does_not_keep_others_from_running() {
     let cx = Context::new::<Probe>("/test/probe", 1, mailbox.clone());
     let probe = Probe::start(Setup { log: number, start: "well".to_owned() }, &cx).await.unwrap();
     let body = encode(&Message::Again).unwrap();
-    let first = Parcel { id: 0, ask: false, deadline: None, trace: None, body, from: Returns::new() };
+    let first =
+        Parcel { id: 0, ask: false, deadline: None, trace: None, chain: None, body, from: Returns::new() };
     assert!(mailbox.push(first).is_ok());
     let running = tokio::spawn({
         let mailbox = mailbox.clone();
@@ -1140,12 +1158,21 @@ async fn a_reply_is_closed_when_the_deadline_passes_by_the_workers_clock() {
         let deadline = Some(begun + millis(50));
         assert!(
             mailbox
-                .push(Parcel { id, ask: true, deadline, trace: None, body, from: returns.clone() })
+                .push(Parcel {
+                    id,
+                    ask: true,
+                    deadline,
+                    trace: None,
+                    chain: None,
+                    body,
+                    from: returns.clone()
+                })
                 .is_ok()
         );
     }
     let body = encode(&Message::GiveAway).unwrap();
-    let give_away = Parcel { id: 2, ask: false, deadline: None, trace: None, body, from: returns.clone() };
+    let give_away =
+        Parcel { id: 2, ask: false, deadline: None, trace: None, chain: None, body, from: returns.clone() };
     assert!(mailbox.push(give_away).is_ok());
     settle().await;
     assert_eq!(returns.places.load(Ordering::SeqCst), 3);
@@ -1285,7 +1312,17 @@ async fn a_cut_handler_is_dropped_when_the_deadline_passes_by_the_workers_clock(
     let body = encode(&Message::Cut("late".to_owned(), 1000)).unwrap();
     let deadline = Some(Instant::now() + millis(50));
     assert!(
-        mailbox.push(Parcel { id: 1, ask: true, deadline, trace: None, body, from: returns.clone() }).is_ok()
+        mailbox
+            .push(Parcel {
+                id: 1,
+                ask: true,
+                deadline,
+                trace: None,
+                chain: None,
+                body,
+                from: returns.clone()
+            })
+            .is_ok()
     );
     let running = tokio::spawn({
         let mailbox = mailbox.clone();
@@ -1309,7 +1346,15 @@ async fn an_actor_whose_futures_are_not_send_runs_on_its_thread() {
     let body = encode(&2_u64).unwrap();
     assert!(
         mailbox
-            .push(Parcel { id: 1, ask: true, deadline: None, trace: None, body, from: returns.clone() })
+            .push(Parcel {
+                id: 1,
+                ask: true,
+                deadline: None,
+                trace: None,
+                chain: None,
+                body,
+                from: returns.clone()
+            })
             .is_ok()
     );
     runner::run(stay, &mailbox, cx).await.unwrap();
@@ -1340,10 +1385,13 @@ async fn an_actor_that_would_wait_for_itself_is_told_so_at_once() {
     let begun = Instant::now();
     let error = stage.probe.ask_itself().await.unwrap_err();
     let error = error.handler_error().unwrap();
-    assert!(error.to_string().contains("asks itself") && !error.maybe_executed(), "{error}");
+    assert!(
+        error.is_deadlock() && error.to_string().contains("is waiting for itself") && !error.maybe_executed(),
+        "{error}"
+    );
     let mut starting = Stage::vacant("asking itself");
     let fault = starting.fails().await;
-    assert!(matches!(&fault, Fault::StartFailed(why) if why.contains("asks itself")), "{fault}");
+    assert!(matches!(&fault, Fault::StartFailed(why) if why.contains("is waiting for itself")), "{fault}");
     assert_eq!(begun.elapsed(), Duration::ZERO);
     // A task of it may wait.
     stage.probe.ask_itself_from_a_task().await.unwrap();

@@ -5,10 +5,12 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
 use hatchery_actor::address::Tenure;
+use hatchery_actor::chain::Chain;
 use hatchery_actor::directory::{Directory, Guest};
 use hatchery_actor::fault::Fault;
 use hatchery_actor::mailbox::{Mailbox, Parcel, ReturnPath};
 use hatchery_actor::outlet::{Answer, WINDOW};
+use hatchery_actor::probe::Probe;
 use hatchery_actor::trace::TraceContext;
 use hatchery_wire::{Body, Envelope, Kind, decode, encode};
 use serde::{Deserialize, Serialize};
@@ -54,6 +56,12 @@ impl Caller {
                 self.mailbox.withdraw(id, &self.back);
                 return Ok(());
             }
+            Kind::Probe => {
+                let chain = origin.map(|origin| origin.chain).unwrap_or_default();
+                let probe = Probe::of_wire(&chain).map_err(|error| error.to_string())?;
+                self.mailbox.probe(id, &self.back, probe);
+                return Ok(());
+            }
             Kind::Credit => {
                 let items = decode(&body).map_err(|error| format!("a malformed credit: {error}"))?;
                 let credit = self.mailbox.credit(id, &self.back, items);
@@ -66,10 +74,18 @@ impl Caller {
         if self.places.taken.fetch_add(1, Ordering::Relaxed) >= WINDOW {
             return Err(format!("more than {WINDOW} messages at once"));
         }
+        let (mut trace, mut chain) = (None, None);
+        if let Some(origin) = origin {
+            chain = Chain::of_wire(&origin.chain).map_err(|error| error.to_string())?;
+            trace = TraceContext::of_wire(&origin.trace).map(Box::new);
+        }
+        if let Err(fault) = self.mailbox.admit(chain.as_ref().filter(|_| ask)) {
+            self.back.answer(id, Answer::Fault(fault));
+            return Ok(());
+        }
         // A deadline too far for the clock is none.
         let deadline = deadline.and_then(|left| now.get_or_insert_with(Instant::now).checked_add(left));
-        let trace = origin.and_then(|origin| TraceContext::of_wire(&origin.trace)).map(Box::new);
-        let parcel = Parcel { id, ask, deadline, trace, body, from: self.back.clone() };
+        let parcel = Parcel { id, ask, deadline, trace, chain, body, from: self.back.clone() };
         self.mailbox.push(parcel).unwrap_or_else(Parcel::refuse);
         Ok(())
     }
@@ -234,5 +250,33 @@ impl Accepted {
     /// Those that are open.
     pub(crate) fn open(&self) -> Vec<Arc<Outgoing>> {
         self.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use hatchery_wire::Origin;
+
+    use super::*;
+
+    #[test]
+    fn a_peer_that_sends_a_malformed_chain_or_probe_ends_with_a_named_reason() {
+        let caller = Caller::new(Mailbox::new(), Arc::default(), 0);
+        let deliver = |kind, chain: &'static [u8]| {
+            let mut envelope = Envelope::new(kind, 0, 1, Body::default());
+            envelope.origin = Some(Box::new(Origin { chain: Bytes::from_static(chain), ..Origin::default() }));
+            caller.deliver(envelope, &mut None)
+        };
+        // Life, number and a path of no bytes, for a chain; a number before them and a wait and a flag for a probe.
+        let (chain, probe) = (&[0; 18], &[0; 35]);
+        assert_eq!(deliver(Kind::Ask, chain), Ok(()));
+        assert_eq!(deliver(Kind::Probe, probe), Ok(()));
+        for kind in [Kind::Ask, Kind::Tell] {
+            assert_eq!(deliver(kind, &chain[1..]), Err("a malformed chain of requests".to_owned()));
+        }
+        for malformed in [&probe[1..], &[], chain] {
+            assert_eq!(deliver(Kind::Probe, malformed), Err("a malformed probe".to_owned()));
+        }
     }
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use hatchery_actor::exchange::Over;
 use hatchery_actor::fault::Fault;
 use hatchery_actor::outlet::{Answer, Line, Request};
+use hatchery_actor::probe::Probe;
 use hatchery_actor::seat::Seat;
 use hatchery_wire::{Body, Envelope, Kind, Origin, encode};
 use tokio::runtime::Handle;
@@ -251,6 +252,10 @@ impl Line for CallLine {
         self.channel.outgoing.send(Envelope::new(Kind::Withdraw, self.target, id, Body::default()));
     }
 
+    fn probe(&self, id: u64, probe: Probe) {
+        self::probe(&self.channel.outgoing, self.target, id, &probe);
+    }
+
     fn credit(&self, id: u64, items: usize) {
         credit(&self.channel.outgoing, self.target, id, items);
     }
@@ -264,14 +269,23 @@ impl Drop for CallLine {
 
 /// Sends a request to this actor at the other end.
 pub(crate) fn send(outgoing: &Outgoing, target: u32, request: Request) {
-    let Request { id, ask, left, trace, body, .. } = request;
+    let Request { id, ask, left, trace, chain, body, .. } = request;
     let kind = if ask { Kind::Ask } else { Kind::Tell };
     let mut envelope = Envelope::new(kind, target, id, body);
     // Time left rather than a point in time: the two processes compare no clocks.
     envelope.deadline = left;
-    if let Some(trace) = trace {
-        envelope.origin = Some(Box::new(Origin { trace: trace.to_wire(), ..Origin::default() }));
+    if trace.is_some() || chain.is_some() {
+        let trace = trace.map(|trace| trace.to_wire()).unwrap_or_default();
+        let chain = chain.map(|chain| chain.to_wire()).unwrap_or_default();
+        envelope.origin = Some(Box::new(Origin { trace, chain }));
     }
+    outgoing.send(envelope);
+}
+
+/// Sends a probe along a request to this actor at the other end.
+pub(crate) fn probe(outgoing: &Outgoing, target: u32, id: u64, probe: &Probe) {
+    let mut envelope = Envelope::new(Kind::Probe, target, id, Body::default());
+    envelope.origin = Some(Box::new(Origin { chain: probe.to_wire(), ..Origin::default() }));
     outgoing.send(envelope);
 }
 

@@ -11,6 +11,7 @@ use hatchery_actor::exit::Exit;
 use hatchery_actor::fault::Fault;
 use hatchery_actor::handle::ActorRef;
 use hatchery_actor::outlet::{Line, Request, measure};
+use hatchery_actor::probe::Probe;
 use hatchery_actor::seat::Seat;
 use hatchery_actor::settings::Settings;
 use hatchery_wire::{Body, EncodeError, Envelope, Kind, encode};
@@ -211,6 +212,10 @@ impl Line for ChannelLine {
 
     fn withdraw(&self, id: u64) {
         self.outgoing.send(Envelope::new(Kind::Withdraw, TENANT, id, Body::default()));
+    }
+
+    fn probe(&self, id: u64, probe: Probe) {
+        calls_out::probe(&self.outgoing, TENANT, id, &probe);
     }
 
     fn credit(&self, id: u64, items: usize) {

@@ -17,6 +17,7 @@ use hatchery_actor::fault::Fault;
 use hatchery_actor::handle::{ActorRef, AnyHandle};
 use hatchery_actor::local::Local;
 use hatchery_actor::outlet::{Answer, Line, Request};
+use hatchery_actor::probe::Probe;
 use hatchery_actor::root::Root;
 use hatchery_actor::seat::Seat;
 use hatchery_supervisor::spec::ChildSpec;
@@ -252,6 +253,8 @@ impl Line for FakeChild {
     }
 
     fn withdraw(&self, _: u64) {}
+
+    fn probe(&self, _: u64, _: Probe) {}
 
     fn credit(&self, _: u64, _: usize) {}
 }

@@ -49,12 +49,14 @@ pub enum Kind {
     Bind = 11,
     /// There will be no more about `target`.
     Unbind = 12,
+    /// Looks for a circle of those who wait for one another, along this request; what it has found is the chain.
+    Probe = 13,
 }
 
 impl Kind {
     /// Control overtakes other messages and always fits one frame.
     pub(crate) fn is_control(self) -> bool {
-        matches!(self, Kind::Withdraw | Kind::Release | Kind::Credit)
+        matches!(self, Kind::Withdraw | Kind::Release | Kind::Credit | Kind::Probe)
     }
 
     /// What a caller sends and may take back.
@@ -82,6 +84,7 @@ impl TryFrom<u8> for Kind {
             10 => Kind::Credit,
             11 => Kind::Bind,
             12 => Kind::Unbind,
+            13 => Kind::Probe,
             unknown => return Err(WireError::UnknownKind(unknown)),
         })
     }
@@ -364,10 +367,10 @@ mod tests {
 
     #[test]
     fn every_kind_survives_its_byte() {
-        for byte in 0..=12 {
+        for byte in 0..=13 {
             assert_eq!(Kind::try_from(byte).unwrap() as u8, byte);
         }
-        assert_eq!(Kind::try_from(13), Err(WireError::UnknownKind(13)));
+        assert_eq!(Kind::try_from(14), Err(WireError::UnknownKind(14)));
     }
 
     #[test]
