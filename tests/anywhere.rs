@@ -805,3 +805,104 @@ async fn what_breaks_the_protocol_of_a_channel_between_siblings_ends_that_channe
     }
     tree.stop().await.unwrap();
 }
+
+/// One of a ring of workers.
+struct Link {
+    next: LinkHandle,
+    gate: GateHandle,
+}
+
+#[hatchery::actor]
+impl Link {
+    fn start(next: String, gate: GateHandle) -> hatchery::Result<Self> {
+        Ok(Link { next: hatchery::lookup::<Link>(&next)?, gate })
+    }
+
+    /// Asks on for so many hops, and waits for what comes back. An error says whether it was a circle.
+    async fn around(&self, hops: u64) -> Result<u64, (bool, bool, String)> {
+        match hops {
+            0 => Ok(0),
+            _ => match self.next.around(hops - 1).await {
+                Ok(hops) => Ok(hops + 1),
+                Err(error) => Err(match error.handler_error() {
+                    Some(below) => below.clone(),
+                    None => (error.is_deadlock(), error.maybe_executed(), format!("{error:?}")),
+                }),
+            },
+        }
+    }
+
+    /// Asks the next one when all are at it.
+    async fn cross(&self) -> Result<u64, (bool, String)> {
+        self.gate.pass().await.map_err(|error| (false, error.to_string()))?;
+        self.next.around(0).await.map_err(|error| (error.is_deadlock(), format!("{error:?}")))
+    }
+}
+
+/// Lets them pass when there are enough.
+struct Gate {
+    enough: usize,
+    waiting: Vec<Reply<()>>,
+}
+
+#[hatchery::actor]
+impl Gate {
+    fn start(enough: usize) -> Self {
+        Gate { enough, waiting: Vec::new() }
+    }
+
+    fn pass(&mut self, reply: Reply<()>) {
+        self.waiting.push(reply);
+        if self.waiting.len() == self.enough {
+            self.waiting.drain(..).for_each(|reply| {
+                let _ = reply.send(());
+            });
+        }
+    }
+}
+
+async fn ring(size: usize) -> (Tree, Vec<LinkHandle>) {
+    let tree = tree(&format!("ring-of-{size}")).await;
+    let gate = tree.start_child(local::<Gate>("gate", size)).await.unwrap();
+    let starts = (0..size).map(|n| {
+        let next = format!("/ring-of-{size}/{}", (n + 1) % size);
+        tree.start_child(worker::<Link>(n.to_string(), (next, gate.clone())))
+    });
+    let links = futures(starts).await.into_iter().map(Result::unwrap).collect();
+    (tree, links)
+}
+
+#[hatchery::test]
+async fn who_asks_back_around_a_ring_of_workers_is_told_at_once_who_would_wait() {
+    for size in 2..=8 {
+        let (tree, links) = ring(size).await;
+        let size = size as u64;
+        assert_eq!(links[0].around(size - 1).await.unwrap(), size - 1);
+        let error = links[0].around(size).await.unwrap_err();
+        let (is_deadlock, maybe_executed, words) = error.handler_error().unwrap();
+        assert!(*is_deadlock && !maybe_executed, "{words}");
+        for n in 0..size {
+            assert!(words.contains(&format!("/ring-of-{size}/{n}")), "{words}");
+        }
+        assert_eq!(links[0].around(size - 1).await.unwrap(), size - 1, "nobody is harmed");
+        tree.stop().await.unwrap();
+    }
+}
+
+#[hatchery::test]
+async fn of_a_ring_of_workers_that_wait_for_one_another_one_is_told_and_the_others_are_answered() {
+    for size in 2..=8 {
+        let (tree, links) = ring(size).await;
+        let crossed =
+            ends("the crossing", futures(links.iter().map(|link| async { link.cross().await }))).await;
+        let errors: Vec<_> = crossed.iter().filter_map(|crossed| crossed.as_ref().err()).collect();
+        assert_eq!(errors.len(), 1, "{crossed:?}");
+        let (is_deadlock, words) = errors[0].handler_error().unwrap();
+        assert!(*is_deadlock, "{words}");
+        for n in 0..size {
+            assert!(words.contains(&format!("/ring-of-{size}/{n}")), "{words}");
+        }
+        assert_eq!(links[0].around(size as u64 - 1).await.unwrap(), size as u64 - 1);
+        tree.stop().await.unwrap();
+    }
+}

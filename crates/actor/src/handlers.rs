@@ -60,7 +60,11 @@ impl Handlers {
     }
 
     /// Polls the handler of the present request. What it spawns is not in it.
-    pub(crate) fn poll<F: Future>(&mut self, mut handler: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<F::Output> {
+    pub(crate) fn poll<F: Future>(
+        &mut self,
+        mut handler: Pin<&mut F>,
+        cx: &mut Context<'_>,
+    ) -> Poll<F::Output> {
         let due = match self.looking {
             Some(_) => self.rings(),
             None => {

@@ -292,7 +292,8 @@ impl Outlet {
             _ => {
                 let until = if ask { answered } else { until() };
                 let only = pin.map(|pin| pin.number);
-                let id = requests.insert(slot(Phase::Queued { ask, deadline, trace, chain, body, only }, until));
+                let id =
+                    requests.insert(slot(Phase::Queued { ask, deadline, trace, chain, body, only }, until));
                 queue.push_back(id);
                 (id, until)
             }

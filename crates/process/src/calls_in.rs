@@ -265,7 +265,8 @@ mod tests {
         let caller = Caller::new(Mailbox::new(), Arc::default(), 0);
         let deliver = |kind, chain: &'static [u8]| {
             let mut envelope = Envelope::new(kind, 0, 1, Body::default());
-            envelope.origin = Some(Box::new(Origin { chain: Bytes::from_static(chain), ..Origin::default() }));
+            envelope.origin =
+                Some(Box::new(Origin { chain: Bytes::from_static(chain), ..Origin::default() }));
             caller.deliver(envelope, &mut None)
         };
         // Life, number and a path of no bytes, for a chain; a number before them and a wait and a flag for a probe.
