@@ -122,6 +122,8 @@ impl Default for Outlet {
 struct State {
     way: Way,
     last_ended: u64,
+    /// The latest incarnation that has answered a request of this process.
+    last_answered: u64,
     queue: VecDeque<u64>,
     requests: Slots<Slot>,
     /// How many of them are sent, and not done.
@@ -576,12 +578,16 @@ impl Outlet {
         if let Some(slot) = state.requests.get_mut(id) {
             // An answer to a request that this incarnation never got is ignored, as is one to a caller who left.
             if matches!(slot.phase, Phase::Sent { incarnation: to } if to == incarnation) {
+                let is_answer = !matches!(answer, Answer::Fault(_));
                 slot.phase = Phase::Done(match (slot.instead.take(), answer) {
                     (Some(fault), Answer::Fault(Fault::Withdrawn)) => Answer::Fault(*fault),
                     (_, answer) => answer,
                 });
                 first = slot.waker.take();
                 state.owed -= 1;
+                if is_answer {
+                    state.last_answered = incarnation;
+                }
             }
         } else if !state.left.is_empty() {
             state.left.remove(&id);
@@ -708,6 +714,19 @@ impl Outlet {
         drop(state);
         drop(old);
         wake(wakers);
+    }
+
+    /// Somebody will come after all: requests wait again.
+    pub(crate) fn reopen(&self) {
+        let mut state = self.lock();
+        if matches!(state.way, Way::Closed(_)) {
+            state.way = Way::Vacant;
+        }
+    }
+
+    /// Whether this incarnation has answered a request of this process.
+    pub(crate) fn has_answered(&self, incarnation: u64) -> bool {
+        self.lock().last_answered == incarnation
     }
 }
 
@@ -1167,6 +1186,25 @@ mod tests {
         assert_eq!(outlet.now(ids[1]), Some(value(1)));
         outlet.ended(1, &exit());
         assert_eq!(outlet.now(ids[0]), Some(ended()));
+    }
+
+    #[test]
+    fn reopened_it_takes_requests_for_the_next_incarnation_again() {
+        let outlet = Outlet::default();
+        outlet.sit(1);
+        outlet.ended(1, &exit());
+        let closed = Fault::Closed { why: "it was stopped".to_owned() };
+        outlet.close(closed.clone());
+        let refused = outlet.ask();
+        outlet.reopen();
+        assert_eq!(outlet.now(refused), Some(Answer::Fault(closed)));
+        let waits = outlet.ask();
+        assert_eq!(outlet.now(waits), None);
+        let line = outlet.sit(2);
+        assert_eq!(line.sent(), [waits]);
+        assert!(!outlet.has_answered(2));
+        outlet.answered(2, waits, value(1), true).unwrap();
+        assert!(outlet.has_answered(2) && !outlet.has_answered(1));
     }
 
     #[test]

@@ -449,6 +449,21 @@ impl Seat {
         told.into_iter().for_each(Told::wake);
     }
 
+    /// Somebody will sit here again after all: from now on requests wait for him. What was told that nobody would,
+    /// stays told.
+    pub fn reopen(&self) {
+        let mut ends = self.ends();
+        if ends.closed.take().is_some() {
+            self.occupancy.send_replace(Occupancy::Vacant);
+            self.outlet.reopen();
+        }
+    }
+
+    /// Whether this incarnation has answered a request of this process.
+    pub fn has_answered(&self, incarnation: u64) -> bool {
+        self.outlet.has_answered(incarnation)
+    }
+
     /// Who sits here now, as far as this process knows.
     pub fn occupancy(&self) -> Occupancy {
         self.follow();
@@ -638,6 +653,25 @@ mod tests {
         seat.occupy(1, Arc::new(Fake), Arc::new(Fake));
         seat.ended(1, &exit());
         assert!(matches!(seat.occupancy(), Occupancy::Closed(why) if why == "it was stopped"));
+    }
+
+    #[test]
+    fn a_closed_seat_can_be_reopened_for_later_incarnations() {
+        let seat = Seat::new("/a".to_owned(), "A");
+        seat.reopen();
+        seat.occupy(1, Arc::new(Fake), Arc::new(Fake));
+        seat.reopen();
+        assert_eq!(sits(&seat), Some(1), "that one is not closed");
+        seat.ended(1, &exit());
+        seat.close("it was stopped");
+        seat.reopen();
+        assert!(!seat.is_closed());
+        let mut monitor = seat.monitor(None);
+        assert!(told(&mut monitor).is_none());
+        seat.occupy(2, Arc::new(Fake), Arc::new(Fake));
+        assert_eq!(sits(&seat), Some(2));
+        seat.ended(2, &exit());
+        assert_eq!(told(&mut monitor).unwrap().incarnation(), Some(2));
     }
 
     fn told(monitor: &mut Monitor) -> Option<Down> {
