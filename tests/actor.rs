@@ -196,7 +196,12 @@ fn asleep_in_poll(thread: u32) -> bool {
 }
 
 async fn tree() -> Tree {
-    Supervisor::new(Strategy::OneForOne).intensity(100, Duration::from_secs(60)).start().await.unwrap()
+    Supervisor::new(Strategy::OneForOne)
+        .intensity(100, Duration::from_secs(60))
+        .backoff(Duration::ZERO, Duration::ZERO)
+        .start()
+        .await
+        .unwrap()
 }
 
 fn plain(name: &str) -> ChildSpec<impl hatchery::Start<Handle = WorkerHandle> + use<>> {
@@ -1301,8 +1306,12 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 /// Promises "ask: exactly one outcome" and "restart": callers on all sides while the worker is killed again and again.
 #[hatchery::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_ask_ends_exactly_once_under_random_kills() {
-    let tree =
-        Supervisor::new(Strategy::OneForOne).intensity(1000, Duration::from_secs(60)).start().await.unwrap();
+    let tree = Supervisor::new(Strategy::OneForOne)
+        .intensity(1000, Duration::from_secs(60))
+        .backoff(Duration::ZERO, Duration::ZERO)
+        .start()
+        .await
+        .unwrap();
     let actor = tree.start_child(plain("target")).await.unwrap();
     let callers: Vec<_> = (0..8)
         .map(|_| {
@@ -1358,6 +1367,7 @@ async fn ten_thousand_asks_cancelled_anywhere_give_no_answer_to_the_wrong_caller
     let begun = dir.path().join("begun");
     let tree = Supervisor::new(Strategy::OneForOne)
         .intensity(10_000, Duration::from_secs(60))
+        .backoff(Duration::ZERO, Duration::ZERO)
         .start()
         .await
         .unwrap();

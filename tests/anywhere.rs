@@ -496,7 +496,10 @@ impl Member {
 }
 
 async fn mesh(size: u64) -> (Tree, Vec<MemberHandle>) {
-    let tree = Supervisor::new(Strategy::OneForOne).name("mesh").intensity(1_000_000, Duration::from_secs(1));
+    let tree = Supervisor::new(Strategy::OneForOne)
+        .name("mesh")
+        .intensity(1_000_000, Duration::from_secs(1))
+        .backoff(Duration::ZERO, Duration::ZERO);
     let tree = tree.start().await.unwrap();
     let starts = (0..size).map(|n| tree.start_child(worker::<Member>(n.to_string(), size)));
     let members = futures(starts).await.into_iter().map(Result::unwrap).collect();

@@ -118,7 +118,11 @@ async fn comes_first_or_second() -> hatchery::Result<()> {
             }
         }
     });
-    let tree = Supervisor::new(Strategy::OneForOne).intensity(1000, Duration::from_secs(60)).start().await?;
+    let tree = Supervisor::new(Strategy::OneForOne)
+        .intensity(1000, Duration::from_secs(60))
+        .backoff(Duration::ZERO, Duration::ZERO)
+        .start()
+        .await?;
     let polite = tree.start_child(worker::<Polite>("polite", ())).await?;
     let mut unknown = 0;
     for round in 1..=50 {

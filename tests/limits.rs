@@ -128,7 +128,12 @@ impl Limited {
 }
 
 async fn tree() -> Tree {
-    Supervisor::new(Strategy::OneForOne).intensity(100, Duration::from_secs(60)).start().await.unwrap()
+    Supervisor::new(Strategy::OneForOne)
+        .intensity(100, Duration::from_secs(60))
+        .backoff(Duration::ZERO, Duration::ZERO)
+        .start()
+        .await
+        .unwrap()
 }
 
 #[hatchery::test]

@@ -293,6 +293,7 @@ async fn chatty(name: &str) -> (Tree, ChattyHandle) {
     let tree = Supervisor::new(Strategy::OneForOne)
         .name(format!("logs-{name}"))
         .intensity(1000, Duration::from_secs(60))
+        .backoff(Duration::ZERO, Duration::ZERO)
         .start()
         .await
         .unwrap();

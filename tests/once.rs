@@ -126,6 +126,7 @@ async fn no_request_runs_twice_and_errors_are_right_about_that_under_random_kill
     let file = dir.path().join("ran");
     let tree = Supervisor::new(Strategy::OneForOne)
         .intensity(10_000, Duration::from_secs(60))
+        .backoff(Duration::ZERO, Duration::ZERO)
         .start()
         .await
         .unwrap();

@@ -461,7 +461,11 @@ async fn noisy() -> hatchery::Result<()> {
 
 /// Promise "leaks": what restarts and processes leave behind in their parent.
 async fn leaks() -> hatchery::Result<()> {
-    let tree = Supervisor::new(Strategy::OneForOne).intensity(2000, Duration::from_secs(60)).start().await?;
+    let tree = Supervisor::new(Strategy::OneForOne)
+        .intensity(2000, Duration::from_secs(60))
+        .backoff(Duration::ZERO, Duration::ZERO)
+        .start()
+        .await?;
     let polite = tree.start_child(worker::<Polite>("polite", ())).await?;
     let own = std::process::id();
     let mut before = Holdings::default();

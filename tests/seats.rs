@@ -89,8 +89,12 @@ async fn the_old_one_is_reaped_before_the_new_one_starts() {
     const ROUNDS: usize = 80;
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("visitors");
-    let tree =
-        Supervisor::new(Strategy::OneForOne).intensity(1000, Duration::from_secs(600)).start().await.unwrap();
+    let tree = Supervisor::new(Strategy::OneForOne)
+        .intensity(1000, Duration::from_secs(600))
+        .backoff(Duration::ZERO, Duration::ZERO)
+        .start()
+        .await
+        .unwrap();
     let spec = worker::<Guest>("guest", ()).env(VISITORS, file.display().to_string());
     let guest = tree.start_child(spec).await.unwrap();
     let mut dice = Dice::new(17);

@@ -355,8 +355,12 @@ async fn a_worker_killed_in_the_middle_of_a_stream_is_a_crash_behind_the_items()
 /// Streams come and go on all sides, also by their actor's end: each ends once, behind a beginning in order.
 #[hatchery::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_stream_ends_exactly_once_under_random_kills() {
-    let tree =
-        Supervisor::new(Strategy::OneForOne).intensity(1000, Duration::from_secs(60)).start().await.unwrap();
+    let tree = Supervisor::new(Strategy::OneForOne)
+        .intensity(1000, Duration::from_secs(60))
+        .backoff(Duration::ZERO, Duration::ZERO)
+        .start()
+        .await
+        .unwrap();
     for source in far_and_near(&tree).await {
         let consumers: Vec<_> = (0..4_u64)
             .map(|consumer| {

@@ -154,7 +154,11 @@ async fn sturdy(tree: &Tree) -> hatchery::Result<SturdyHandle> {
 }
 
 async fn tree() -> hatchery::Result<Tree> {
-    Ok(Supervisor::new(Strategy::OneForOne).intensity(1000, Duration::from_secs(60)).start().await?)
+    Ok(Supervisor::new(Strategy::OneForOne)
+        .intensity(1000, Duration::from_secs(60))
+        .backoff(Duration::ZERO, Duration::ZERO)
+        .start()
+        .await?)
 }
 
 /// Tells the launcher something, all at once.

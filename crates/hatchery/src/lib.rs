@@ -10,7 +10,7 @@
 //! | an actor, in a worker process or here | [`actor`], [`worker()`], [`local()`], [`local_with()`], [`Ask`], [`Items`], [`AnyHandle`], [`Context`], [`Reply`] |
 //! | an actor elsewhere in the tree | any handle, and [`lookup()`] |
 //! | who has ended, and how | [`Monitor`], [`Down`] |
-//! | keeping them alive | [`Supervisor`], [`Tree`] |
+//! | keeping them alive | [`Supervisor`], [`Strategy`], [`Restart`], [`Tree`] |
 //! | what a worker may have, and how it is watched and stopped | [`ChildSpec`], [`ProcessBuilder`], [`Output`], [`Heartbeat`], [`Shutdown`] |
 //! | what workers log | [`logs`], [`TraceContext`] |
 //! | what went wrong | [`Error`], [`CallError`], [`ProcessError`], [`Exit`] |
@@ -42,7 +42,10 @@ pub use hatchery_actor::timer::Timer;
 pub use hatchery_actor::trace::{NoTraceparent, TraceContext};
 pub use hatchery_actor::watch::Watch;
 pub use hatchery_supervisor::spec::ChildSpec;
-pub use hatchery_supervisor::tree::{Count, StartError, Strategy, Supervisor, Tree};
+pub use hatchery_supervisor::tree::{
+    ChildError, ChildInfo, ChildState, Count, CountDeaths, Exhausted, Restart, StartError, Strategy,
+    Supervisor, Tree,
+};
 
 /// What an actor's method returns to answer with many items, one after the other: `-> impl Stream<Item = T>`. It is the
 /// trait of the crate `futures-core`, the same one everywhere.
@@ -93,7 +96,7 @@ pub mod prelude {
     pub use std::time::Duration;
 
     pub use crate::{
-        AnyHandle, Context, Heartbeat, Process, Reply, Shutdown, Strategy, Supervisor, Tree, local,
+        AnyHandle, Context, Heartbeat, Process, Reply, Restart, Shutdown, Strategy, Supervisor, Tree, local,
         local_with, worker,
     };
 }

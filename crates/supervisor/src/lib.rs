@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 
 pub mod policy;
+#[cfg(test)]
+mod model;
 pub mod spec;
 mod supervisor;
 mod signals;

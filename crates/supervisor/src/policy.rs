@@ -1,29 +1,87 @@
-//! What a supervisor decides, as a pure function: `step(state, event, now) -> (state, actions)`.
+//! What a supervisor decides, as a pure function: `step(state, event, now, random) -> (state, actions)`.
 //!
 //! A child is in one of these phases:
 //!
 //! ```text
-//!   add ──▶ Starting ──ready──▶ Running ──exit──▶ Starting (the next incarnation)
-//!              │ first start fails: removed           │ more restarts than the intensity allows:
-//!              ▼                                       ▼ everything stops, newest first
-//!            gone ◀────────── exit ────────────── Stopping ◀── stop
+//!   add ──▶ Starting ──ready──▶ Running ──death──▶ Waiting ──its turn──▶ Starting (the next incarnation)
+//!              │ first start fails: removed   │  ▲ a sibling takes it along: Doomed, Stopping, then Waiting
+//!              ▼                              ▼  │
+//!            gone ◀──delete── Stopped ◀── clean, given up, terminated
 //! ```
 //!
-//! | event | while running | while stopping |
-//! |---|---|---|
-//! | the child becomes ready | it is running | stop it |
-//! | its first start fails | remove it, tell who asked | removed |
-//! | a later start fails | one restart more, start it again | removed |
-//! | it exits | one restart more, start it again | removed |
-//! | the (max + 1)th restart within the window | stop everything, newest first | |
+//! | death of a running child | Permanent | Transient | Temporary |
+//! |---|---|---|---|
+//! | clean | restart | stopped, spec kept | removed |
+//! | abnormal | restart | restart | removed |
+//! | "do not try again" | given up: stopped, spec kept | given up | given up |
+//! | while we stop it | no unit; given up if it says so | no unit | no unit |
 //!
-//! This is one-for-one with permanent children; what other strategies and kinds of children do will be further rows.
+//! | call | running | restarting | stopped | unknown |
+//! |---|---|---|---|---|
+//! | add | already started | already present | already present | starts |
+//! | restart | running | restarting | starts | not found |
+//! | terminate | stops it | cancels the retry | nothing to do | not found |
+//! | delete | running | restarting | removed | not found |
+//!
+//! A restart takes nobody along (one for one), all others (one for all), or those that were added later (rest for one):
+//! they are stopped, newest first; then all start, oldest first, each when the one before it is ready. Those that were
+//! stopped before are revived, temporary ones are dropped. The one that died waits before its turn comes if it had
+//! hardly lived, each time longer.
+//!
+//! A death is one unit of the intensity, whoever is taken along, and each restart that fails is one more. The window in
+//! which units are counted does not age while the supervisor stops, starts or waits for somebody.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
+/// Whether a test has `step` make this mistake, to see that it would be noticed.
+#[cfg(test)]
+macro_rules! slips {
+    ($mistake:ident) => {
+        crate::model::made(crate::model::Mistake::$mistake)
+    };
+}
+/// It makes none.
+#[cfg(not(test))]
+macro_rules! slips {
+    ($mistake:ident) => {
+        false
+    };
+}
+
 /// Names a child of one supervisor; never used twice.
 pub type Id = u64;
+
+/// How long an incarnation has to have been ready so that its death is no early one.
+const HEALTHY: Duration = Duration::from_secs(1);
+
+/// Who else is restarted when a child is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Strategy {
+    /// Nobody.
+    #[default]
+    OneForOne,
+    /// All others: they are stopped, newest first, and then all start again in order. Those that were stopped before
+    /// are revived, and [`Restart::Temporary`] ones are dropped.
+    OneForAll,
+    /// The same with those that were added after it; those before it stay up.
+    RestForOne,
+}
+
+/// After which deaths a child is started again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Restart {
+    /// After all, also when it has left in order.
+    #[default]
+    Permanent,
+    /// After abnormal ones. Once it has left in order, or with exit code 0, or by SIGTERM or SIGINT from outside, it
+    /// stays stopped, and its spec is kept.
+    Transient,
+    /// After none: it is removed.
+    Temporary,
+}
 
 /// How many restarts within how much time are still normal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,12 +99,96 @@ impl Default for Intensity {
     }
 }
 
+/// How long a child that died early waits: the first time this long, each further time twice as long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backoff {
+    /// After the first early death.
+    pub first: Duration,
+    /// Never longer than this, but for the 20 % of chance that are added or taken away at last.
+    pub cap: Duration,
+}
+
+impl Default for Backoff {
+    /// 100 ms to 30 s.
+    fn default() -> Backoff {
+        Backoff { first: Duration::from_millis(100), cap: Duration::from_secs(30) }
+    }
+}
+
+impl Backoff {
+    /// How long to wait after so many early deaths in a row before this one.
+    fn delay(self, before: u32, random: u64) -> Duration {
+        let doubled = 1_u32.checked_shl(before).and_then(|times| self.first.checked_mul(times));
+        let planned = doubled.unwrap_or(self.cap).min(self.cap);
+        // 80 % to 120 % of it, in steps small enough.
+        let share = 800_000 + u32::try_from(random % 400_001).unwrap_or(0);
+        planned.saturating_mul(share) / 1_000_000
+    }
+}
+
+/// Which deaths cost a unit of the intensity.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CountDeaths {
+    /// All that are followed by a restart.
+    #[default]
+    All,
+    /// Of those, only the early ones: of incarnations that were ready for less than 1 s and had answered nothing, and
+    /// restarts that failed.
+    Early,
+}
+
+/// What follows when a restart is one too many.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Exhausted {
+    /// The supervisor stops everything, newest first, and ends.
+    #[default]
+    Escalate,
+    /// That child is given up: it stays stopped, its spec is kept, and its siblings go on.
+    GiveUpChild,
+    /// It is tried again all the same, after a backoff.
+    KeepTrying,
+}
+
+/// What holds for all children of a supervisor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// Who is restarted along with whom.
+    pub strategy: Strategy,
+    /// How many restarts are normal.
+    pub intensity: Intensity,
+    /// How long early deaths wait.
+    pub backoff: Backoff,
+    /// Which deaths count.
+    pub count_deaths: CountDeaths,
+    /// What follows when they are too many.
+    pub exhausted: Exhausted,
+}
+
+/// A death, as far as it matters here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Death {
+    /// In order, or with exit code 0, or by a signal that asks for the end.
+    Clean,
+    /// In any other way.
+    Abnormal,
+    /// With the exit code that says not to try again; or it cannot be killed, so that nobody may take its place.
+    GiveUp,
+}
+
 /// All that a supervisor remembers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State {
-    intensity: Intensity,
-    /// When the latest restarts were, oldest first; never more than `max`.
-    restarts: VecDeque<Duration>,
+    rules: Rules,
+    /// When the latest units were, by `age`, oldest first; never more than `max`.
+    units: VecDeque<Duration>,
+    /// The clock of the window: it stands still while the supervisor is at work.
+    age: Duration,
+    /// When the last event was.
+    last: Duration,
+    /// Numbers the waits, so that one that was cancelled is not mistaken for a later one.
+    waits: u64,
     /// In order of their addition.
     children: Vec<Child>,
     ending: Option<Ending>,
@@ -55,15 +197,55 @@ pub struct State {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Child {
     id: Id,
+    restart: Restart,
     incarnation: u64,
     phase: Phase,
+    /// When its latest incarnation became ready.
+    ready: Option<Duration>,
+    /// How many early deaths it has had in a row.
+    early: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    Starting,
+    Starting(Begin),
     Running,
-    Stopping,
+    /// It is up, or starting, and will be stopped when its turn has come.
+    Doomed(Then),
+    Stopping(Then),
+    /// Nobody is there, and it will be started when its turn has come; after this wait, if there is one.
+    Waiting(Option<u64>),
+    Stopped,
+}
+
+/// Which start this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Begin {
+    /// Its first.
+    First,
+    /// Somebody asked for it. Like the first, it is not tried again, and no sibling's death takes it along.
+    ByHand,
+    /// A restart.
+    Again,
+}
+
+/// What follows when it has stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    Again,
+    Stay,
+    Remove,
+}
+
+/// How a child stands, for whoever asks something of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is up, starting for the first time, or being stopped for good.
+    Running,
+    /// It is between two incarnations, or about to be.
+    Restarting,
+    /// Nobody is there, and nobody will be unless asked for, or revived with the group.
+    Stopped,
 }
 
 /// Why a supervisor ends.
@@ -79,13 +261,28 @@ pub enum Ending {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A new child is wanted.
-    Add(Id),
+    Add(Id, Restart),
+    /// A stopped child shall run again.
+    Restart(Id),
+    /// A child shall be stopped, and stay so.
+    Terminate(Id),
+    /// A stopped child shall be forgotten.
+    Delete(Id),
     /// A start has succeeded.
     Ready(Id),
     /// A start has failed; nothing of it is left.
-    StartFailed(Id),
+    StartFailed(Id, Death),
     /// A child that was ready has ended.
-    Exited(Id),
+    Exited {
+        /// Which.
+        id: Id,
+        /// How.
+        death: Death,
+        /// Whether that incarnation had answered a message.
+        answered: bool,
+    },
+    /// A wait is over.
+    Elapsed(Id, u64),
     /// Everything shall stop.
     Stop,
 }
@@ -97,16 +294,49 @@ pub enum Action {
     Start(Id, u64),
     /// Stop it, or give up its start. Its end is told by `Exited` or `StartFailed` as any other.
     Stop(Id),
+    /// Tell of `Elapsed`, with this number, when so much time has passed.
+    Wait(Id, u64, Duration),
+    /// Nobody sits in its seat for now; its spec is kept.
+    Rest(Id),
+    /// The same, and it was given up.
+    GiveUp(Id),
     /// Forget it; nobody will sit in its seat again.
     Remove(Id),
+    /// What was asked of it cannot be.
+    Refuse(Id, Refusal),
     /// Everything has stopped.
     Finish(Ending),
 }
 
+/// Why a call is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// To add: it is there, and running.
+    AlreadyStarted,
+    /// To add: it is there, and does not run right now.
+    AlreadyPresent,
+    /// To restart or delete: it runs.
+    Running,
+    /// To restart or delete: it is being restarted.
+    Restarting,
+    /// There is no such child.
+    NotFound,
+    /// Everything is being stopped.
+    Ending,
+}
+
 impl State {
     /// A supervisor without children.
-    pub fn new(intensity: Intensity) -> State {
-        State { intensity, restarts: VecDeque::new(), children: Vec::new(), ending: None }
+    pub fn new(rules: Rules) -> State {
+        State {
+            rules,
+            units: VecDeque::new(),
+            age: Duration::ZERO,
+            last: Duration::ZERO,
+            waits: 0,
+            children: Vec::new(),
+            ending: None,
+        }
     }
 
     /// Whether it still takes new children.
@@ -118,91 +348,359 @@ impl State {
     pub fn ended_by(&self, id: Id) -> bool {
         self.ending == Some(Ending::Exhausted(id))
     }
-}
 
-/// The decision. `now` is any clock that does not go back. Events about children that are not there are ignored.
-pub fn step(mut state: State, event: Event, now: Duration) -> (State, Vec<Action>) {
-    let mut actions = Vec::new();
-    match event {
-        Event::Add(id) => {
-            if state.is_open() && state.find(id).is_none() {
-                state.children.push(Child { id, incarnation: 1, phase: Phase::Starting });
-                actions.push(Action::Start(id, 1));
-            } else {
-                actions.push(Action::Remove(id));
-            }
-        }
-        Event::Ready(id) => {
-            if let Some(child) = state.find(id) {
-                if child.phase == Phase::Starting {
-                    child.phase = Phase::Running;
-                }
-            }
-        }
-        Event::StartFailed(id) | Event::Exited(id) => {
-            let Some(child) = state.find(id) else { return (state, actions) };
-            let first_start = child.phase == Phase::Starting && child.incarnation == 1;
-            if state.ending.is_some() || first_start {
-                state.children.retain(|child| child.id != id);
-                actions.push(Action::Remove(id));
-                if state.ending.is_some() {
-                    stop_newest(&mut state, &mut actions);
-                }
-            } else if count_restart(&mut state, now) {
-                if let Some(child) = state.find(id) {
-                    child.incarnation += 1;
-                    child.phase = Phase::Starting;
-                    actions.push(Action::Start(id, child.incarnation));
-                }
-            } else {
-                state.children.retain(|child| child.id != id);
-                state.ending = Some(Ending::Exhausted(id));
-                actions.push(Action::Remove(id));
-                stop_newest(&mut state, &mut actions);
-            }
-        }
-        Event::Stop => {
-            if state.ending.is_none() {
-                state.ending = Some(Ending::Stopped);
-                stop_newest(&mut state, &mut actions);
-            }
-        }
+    /// How a child stands, if there is such a one.
+    pub fn standing(&self, id: Id) -> Option<Standing> {
+        let child = self.children.iter().find(|child| child.id == id)?;
+        Some(match child.phase {
+            Phase::Running
+            | Phase::Starting(Begin::First | Begin::ByHand)
+            | Phase::Doomed(Then::Stay | Then::Remove)
+            | Phase::Stopping(Then::Stay | Then::Remove) => Standing::Running,
+            Phase::Starting(Begin::Again)
+            | Phase::Doomed(Then::Again)
+            | Phase::Stopping(Then::Again)
+            | Phase::Waiting(_) => Standing::Restarting,
+            Phase::Stopped => Standing::Stopped,
+        })
     }
-    (state, actions)
-}
 
-impl State {
     fn find(&mut self, id: Id) -> Option<&mut Child> {
         self.children.iter_mut().find(|child| child.id == id)
     }
+
+    /// Whether it stops, starts or waits for somebody.
+    fn is_at_work(&self) -> bool {
+        !self.children.iter().all(|child| matches!(child.phase, Phase::Running | Phase::Stopped))
+    }
 }
 
-/// Counts one restart; false if that is one too many.
-fn count_restart(state: &mut State, now: Duration) -> bool {
-    let Intensity { max, within } = state.intensity;
-    let oldest = now.saturating_sub(within);
-    // A restart exactly `within` ago no longer counts, unless the clock has just begun.
-    while state.restarts.front().is_some_and(|at| *at < oldest || (*at == oldest && now >= within)) {
-        state.restarts.pop_front();
+/// The decision. `now` is any clock that does not go back, `random` any number. Events about children that are not there
+/// are ignored.
+pub fn step(mut state: State, event: Event, now: Duration, random: u64) -> (State, Vec<Action>) {
+    if !state.is_at_work() || slips!(WorkAgesTheWindow) {
+        state.age += now.saturating_sub(state.last);
     }
-    if state.restarts.len() >= usize::try_from(max).unwrap_or(usize::MAX) {
-        return false;
+    state.last = now;
+    let mut turn = Turn { state, now, random, actions: Vec::new() };
+    match event {
+        Event::Add(id, restart) => turn.add(id, restart),
+        Event::Restart(id) => turn.restart(id),
+        Event::Terminate(id) => turn.terminate(id),
+        Event::Delete(id) => turn.delete(id),
+        Event::Ready(id) => turn.ready(id),
+        Event::StartFailed(id, death) => turn.start_failed(id, death),
+        Event::Exited { id, death, answered } => turn.exited(id, death, answered),
+        Event::Elapsed(id, wait) => turn.elapsed(id, wait),
+        Event::Stop => turn.stop(),
     }
-    state.restarts.push_back(now);
-    true
+    if turn.state.is_open() {
+        turn.go_on();
+    }
+    (turn.state, turn.actions)
 }
 
-/// Stops the newest child that is left; each next one when its elder neighbour's turn has come. At the end, finishes.
-fn stop_newest(state: &mut State, actions: &mut Vec<Action>) {
-    match (state.children.last_mut(), state.ending) {
-        (Some(child), _) => {
-            if child.phase != Phase::Stopping {
-                child.phase = Phase::Stopping;
-                actions.push(Action::Stop(child.id));
+/// One step on its way.
+struct Turn {
+    state: State,
+    now: Duration,
+    random: u64,
+    actions: Vec<Action>,
+}
+
+impl Turn {
+    // ------------------------------------------------------------ calls
+
+    fn add(&mut self, id: Id, restart: Restart) {
+        let standing = self.state.standing(id);
+        let action = match standing {
+            None if !self.state.is_open() => Action::Remove(id),
+            Some(_) if !self.state.is_open() => Action::Refuse(id, Refusal::Ending),
+            Some(Standing::Running) => Action::Refuse(id, Refusal::AlreadyStarted),
+            Some(Standing::Restarting | Standing::Stopped) => Action::Refuse(id, Refusal::AlreadyPresent),
+            None => {
+                let phase = Phase::Starting(Begin::First);
+                self.state.children.push(Child { id, restart, incarnation: 1, phase, ready: None, early: 0 });
+                Action::Start(id, 1)
+            }
+        };
+        self.actions.push(action);
+    }
+
+    fn restart(&mut self, id: Id) {
+        if self.is_stopped(id) {
+            self.start(id, Begin::ByHand);
+        }
+    }
+
+    fn delete(&mut self, id: Id) {
+        if self.is_stopped(id) {
+            self.remove(id);
+        }
+    }
+
+    /// What can be done to stopped children only is refused for all others.
+    fn is_stopped(&mut self, id: Id) -> bool {
+        let refusal = match self.state.standing(id) {
+            _ if !self.state.is_open() => Refusal::Ending,
+            Some(Standing::Stopped) => return true,
+            Some(Standing::Running) => Refusal::Running,
+            Some(Standing::Restarting) => Refusal::Restarting,
+            None => Refusal::NotFound,
+        };
+        self.actions.push(Action::Refuse(id, refusal));
+        false
+    }
+
+    fn terminate(&mut self, id: Id) {
+        let is_open = self.state.is_open();
+        let Some(child) = self.state.find(id).filter(|_| is_open) else {
+            let refusal = if is_open { Refusal::NotFound } else { Refusal::Ending };
+            return self.actions.push(Action::Refuse(id, refusal));
+        };
+        // A start that is given up has failed.
+        let first = child.phase == Phase::Starting(Begin::First);
+        let then = if child.restart == Restart::Temporary || first { Then::Remove } else { Then::Stay };
+        match child.phase {
+            Phase::Starting(_) | Phase::Running | Phase::Doomed(_) => {
+                child.phase = Phase::Stopping(then);
+                self.actions.push(Action::Stop(id));
+            }
+            Phase::Stopping(Then::Again) => child.phase = Phase::Stopping(then),
+            Phase::Waiting(_) if slips!(TerminateLeavesTheRetry) => {}
+            Phase::Waiting(_) => self.rest(id, Action::Rest(id)),
+            Phase::Stopping(Then::Stay | Then::Remove) | Phase::Stopped => {}
+        }
+    }
+
+    fn stop(&mut self) {
+        if self.state.is_open() {
+            self.end(Ending::Stopped);
+        }
+    }
+
+    // ------------------------------------------------------------ what children do
+
+    fn ready(&mut self, id: Id) {
+        let now = self.now;
+        let Some(child) = self.state.find(id) else { return };
+        child.ready = Some(now);
+        if let Phase::Starting(_) = child.phase {
+            child.phase = Phase::Running;
+        }
+    }
+
+    fn start_failed(&mut self, id: Id, death: Death) {
+        let Some(child) = self.state.find(id) else { return };
+        match child.phase {
+            Phase::Starting(Begin::First) => self.remove(id),
+            Phase::Starting(_) if death == Death::GiveUp => self.rest(id, Action::GiveUp(id)),
+            Phase::Starting(Begin::ByHand) => self.rest(id, Action::Rest(id)),
+            Phase::Starting(Begin::Again) => self.again(id, true),
+            Phase::Doomed(then) | Phase::Stopping(then) => self.stopped(id, then, death),
+            Phase::Running | Phase::Waiting(_) | Phase::Stopped => {}
+        }
+    }
+
+    fn exited(&mut self, id: Id, death: Death, answered: bool) {
+        let now = self.now;
+        let Some(child) = self.state.find(id) else { return };
+        let healthy =
+            answered || child.ready.take().is_some_and(|ready| now.saturating_sub(ready) >= HEALTHY);
+        if healthy && !slips!(HealthForgivesNothing) {
+            child.early = 0;
+        }
+        match (child.phase, death, child.restart) {
+            (Phase::Running, Death::GiveUp, _) if !slips!(GivenUpIsRestarted) => {
+                self.rest(id, Action::GiveUp(id))
+            }
+            (Phase::Running, _, Restart::Temporary) => self.remove(id),
+            (Phase::Running, Death::Clean, Restart::Transient) if !slips!(CleanIsAbnormal) => {
+                self.rest(id, Action::Rest(id));
+            }
+            (Phase::Running, ..) => self.again(id, !healthy),
+            (Phase::Doomed(_), ..) if slips!(TakenAlongCosts) => self.again(id, !healthy),
+            (Phase::Doomed(then) | Phase::Stopping(then), ..) => self.stopped(id, then, death),
+            (Phase::Starting(_), ..) => self.start_failed(id, death),
+            (Phase::Waiting(_) | Phase::Stopped, ..) => {}
+        }
+    }
+
+    fn elapsed(&mut self, id: Id, wait: u64) {
+        if let Some(child) = self.state.find(id).filter(|child| child.phase == Phase::Waiting(Some(wait))) {
+            child.phase = Phase::Waiting(None);
+        }
+    }
+
+    // ------------------------------------------------------------ what follows
+
+    /// It has died, or a restart of it has failed: it is started again, unless that is one too many.
+    fn again(&mut self, id: Id, mut early: bool) {
+        let Rules { count_deaths, exhausted, backoff, .. } = self.state.rules;
+        let counts = early || count_deaths == CountDeaths::All;
+        if counts && !self.count() {
+            match exhausted {
+                Exhausted::Escalate => {
+                    self.remove(id);
+                    return self.end(Ending::Exhausted(id));
+                }
+                Exhausted::GiveUpChild => return self.rest(id, Action::GiveUp(id)),
+                Exhausted::KeepTrying => early = true,
             }
         }
-        (None, Some(ending)) => actions.push(Action::Finish(ending)),
-        (None, None) => {}
+        let (random, number) = (self.random, self.state.waits);
+        let Some(child) = self.state.find(id) else { return };
+        child.phase = Phase::Waiting(None);
+        if early {
+            let delay = backoff.delay(child.early, random);
+            child.early = child.early.saturating_add(1);
+            if delay > Duration::ZERO {
+                child.phase = Phase::Waiting(Some(number));
+                self.actions.push(Action::Wait(id, number, delay));
+                self.state.waits += 1;
+            }
+        }
+        self.take_along(id);
+    }
+
+    /// Counts one unit; false if that is one too many.
+    fn count(&mut self) -> bool {
+        let State { rules: Rules { intensity: Intensity { max, within }, .. }, units, age, .. } =
+            &mut self.state;
+        while units.front().is_some_and(|at| *age - *at >= *within) {
+            units.pop_front();
+        }
+        let max = usize::try_from(*max).unwrap_or(usize::MAX);
+        let full = units.len() >= max && !(slips!(OneMoreIsAllowed) && units.len() == max);
+        if !full {
+            units.push_back(*age);
+        }
+        !full
+    }
+
+    /// Those siblings that are restarted with it.
+    fn take_along(&mut self, id: Id) {
+        let strategy = self.state.rules.strategy;
+        let Some(place) = self.state.children.iter().position(|child| child.id == id) else { return };
+        let from = match strategy {
+            Strategy::OneForOne => return,
+            Strategy::OneForAll => 0,
+            Strategy::RestForOne if slips!(RestBeginsWithTheOneBefore) => place.saturating_sub(1),
+            Strategy::RestForOne => place + 1,
+        };
+        let mut dropped = Vec::new();
+        for child in self.state.children.iter_mut().skip(from).filter(|child| child.id != id) {
+            let is_temporary = child.restart == Restart::Temporary && !slips!(TemporaryIsTakenAlong);
+            let then = if is_temporary { Then::Remove } else { Then::Again };
+            match child.phase {
+                Phase::Running | Phase::Starting(Begin::Again) => child.phase = Phase::Doomed(then),
+                Phase::Stopping(Then::Stay) => child.phase = Phase::Stopping(then),
+                Phase::Stopped if is_temporary => dropped.push(child.id),
+                Phase::Stopped if slips!(StoppedStaysSo) => {}
+                Phase::Stopped => child.phase = Phase::Waiting(None),
+                Phase::Starting(Begin::First | Begin::ByHand)
+                | Phase::Doomed(_)
+                | Phase::Stopping(Then::Again | Then::Remove)
+                | Phase::Waiting(_) => {}
+            }
+        }
+        for id in dropped {
+            self.remove(id);
+        }
+    }
+
+    /// Whose turn it is now: siblings start alone, groups are stopped newest first and then started oldest first.
+    fn go_on(&mut self) {
+        let alone = self.state.rules.strategy == Strategy::OneForOne;
+        let waiting = |child: &&mut Child| child.phase == Phase::Waiting(None);
+        if alone {
+            while let Some(id) = self.state.children.iter_mut().find(waiting).map(|child| child.id) {
+                self.start(id, Begin::Again);
+            }
+            return;
+        }
+        let children = &mut self.state.children;
+        let is = |phase: fn(&Phase) -> bool| children.iter().any(|child| phase(&child.phase));
+        if is(|phase| matches!(phase, Phase::Stopping(_))) && !slips!(NobodyWaitsForStops) {
+            return;
+        }
+        let blocked = is(|phase| matches!(phase, Phase::Waiting(Some(_)) | Phase::Starting(Begin::Again)));
+        let doomed = |child: &&mut Child| matches!(child.phase, Phase::Doomed(_));
+        if let Some(child) = children.iter_mut().rev().find(doomed) {
+            if let Phase::Doomed(then) = child.phase {
+                child.phase = Phase::Stopping(then);
+                self.actions.push(Action::Stop(child.id));
+            }
+        } else if let Some(id) = children.iter_mut().find(waiting).map(|child| child.id).filter(|_| !blocked)
+        {
+            self.start(id, Begin::Again);
+        }
+    }
+
+    fn start(&mut self, id: Id, begin: Begin) {
+        let Some(child) = self.state.find(id) else { return };
+        child.incarnation += 1;
+        child.ready = None;
+        child.phase = Phase::Starting(begin);
+        self.actions.push(Action::Start(id, child.incarnation));
+    }
+
+    /// One that we stopped is gone.
+    fn stopped(&mut self, id: Id, then: Then, death: Death) {
+        match then {
+            Then::Again if death == Death::GiveUp => self.rest(id, Action::GiveUp(id)),
+            Then::Stay => self.rest(id, Action::Rest(id)),
+            Then::Remove => self.remove(id),
+            Then::Again => {
+                if let Some(child) = self.state.find(id) {
+                    child.phase = Phase::Waiting(None);
+                }
+            }
+        }
+    }
+
+    fn rest(&mut self, id: Id, action: Action) {
+        if let Some(child) = self.state.find(id) {
+            child.phase = Phase::Stopped;
+            self.actions.push(action);
+        }
+    }
+
+    fn remove(&mut self, id: Id) {
+        self.state.children.retain(|child| child.id != id);
+        self.actions.push(Action::Remove(id));
+        self.stop_newest();
+    }
+
+    fn end(&mut self, ending: Ending) {
+        self.state.ending = Some(ending);
+        for child in &mut self.state.children {
+            child.phase = match child.phase {
+                Phase::Starting(_) | Phase::Running | Phase::Doomed(_) => Phase::Doomed(Then::Remove),
+                Phase::Stopping(_) => Phase::Stopping(Then::Remove),
+                Phase::Waiting(_) | Phase::Stopped => Phase::Stopped,
+            };
+        }
+        self.stop_newest();
+    }
+
+    /// Once everything ends: stops the newest child that is left; each next one when its elder neighbour's turn has
+    /// come. At last, finishes.
+    fn stop_newest(&mut self) {
+        let Some(ending) = self.state.ending else { return };
+        match self.state.children.last_mut() {
+            None => self.actions.push(Action::Finish(ending)),
+            Some(Child { id, phase: Phase::Stopped, .. }) => {
+                let id = *id;
+                self.remove(id);
+            }
+            Some(child) => {
+                if let Phase::Doomed(then) = child.phase {
+                    child.phase = Phase::Stopping(then);
+                    self.actions.push(Action::Stop(child.id));
+                }
+            }
+        }
     }
 }
 
@@ -211,71 +709,244 @@ mod tests {
     use super::*;
 
     const NOW: Duration = Duration::from_secs(1000);
+    /// With it a wait is neither longer nor shorter than planned.
+    const EVEN: u64 = 200_000;
 
-    fn after(state: State, events: &[Event]) -> (State, Vec<Action>) {
-        events.iter().fold((state, Vec::new()), |(state, _), event| step(state, *event, NOW))
+    use super::Restart::{Permanent, Temporary, Transient};
+
+    fn add(id: Id) -> Event {
+        Event::Add(id, Permanent)
     }
 
-    fn running(ids: &[Id], max: u32) -> State {
-        let mut state = State::new(Intensity { max, within: Duration::from_secs(60) });
-        for id in ids {
-            (state, _) = after(state, &[Event::Add(*id), Event::Ready(*id)]);
+    /// A healthy one dies.
+    fn dies(id: Id) -> Event {
+        Event::Exited { id, death: Death::Abnormal, answered: true }
+    }
+
+    fn dies_early(id: Id) -> Event {
+        Event::Exited { id, death: Death::Abnormal, answered: false }
+    }
+
+    fn leaves(id: Id) -> Event {
+        Event::Exited { id, death: Death::Clean, answered: true }
+    }
+
+    fn fails(id: Id) -> Event {
+        Event::StartFailed(id, Death::Abnormal)
+    }
+
+    fn after(state: State, events: &[Event]) -> (State, Vec<Action>) {
+        events.iter().fold((state, Vec::new()), |(state, _), event| step(state, *event, NOW, EVEN))
+    }
+
+    fn rules(strategy: Strategy, max: u32) -> Rules {
+        let intensity = Intensity { max, within: Duration::from_secs(60) };
+        Rules { strategy, intensity, ..Rules::default() }
+    }
+
+    fn running_by(rules: Rules, children: &[(Id, Restart)]) -> State {
+        let mut state = State::new(rules);
+        for (id, restart) in children {
+            (state, _) = after(state, &[Event::Add(*id, *restart), Event::Ready(*id)]);
         }
         state
     }
 
+    fn running(ids: &[Id], max: u32) -> State {
+        let children: Vec<_> = ids.iter().map(|id| (*id, Permanent)).collect();
+        running_by(rules(Strategy::OneForOne, max), &children)
+    }
+
+    fn group(strategy: Strategy) -> State {
+        running_by(rules(strategy, 10), &[(1, Permanent), (2, Permanent), (3, Permanent)])
+    }
+
     #[test]
     fn a_child_that_exits_is_started_again_at_once() {
-        let (_, actions) = after(running(&[1, 2], 10), &[Event::Exited(1)]);
+        let (_, actions) = after(running(&[1, 2], 10), &[dies(1)]);
+        assert_eq!(actions, [Action::Start(1, 2)]);
+        // One that had been ready for a second, as well.
+        let (_, actions) = step(running(&[1], 10), dies_early(1), NOW + HEALTHY, EVEN);
         assert_eq!(actions, [Action::Start(1, 2)]);
     }
 
     #[test]
     fn a_first_start_that_fails_is_not_tried_again() {
-        let state = State::new(Intensity::default());
-        let (state, actions) = after(state, &[Event::Add(1), Event::StartFailed(1)]);
+        let state = State::new(Rules::default());
+        let (state, actions) = after(state, &[add(1), fails(1)]);
         assert_eq!(actions, [Action::Remove(1)]);
         assert!(state.is_open());
     }
 
     #[test]
-    fn a_later_start_that_fails_counts_as_one_restart_more() {
-        let (state, actions) = after(running(&[1], 2), &[Event::Exited(1), Event::StartFailed(1)]);
-        assert_eq!(actions, [Action::Start(1, 3)]);
-        let (_, actions) = after(state, &[Event::StartFailed(1)]);
-        assert_eq!(actions, [Action::Remove(1), Action::Finish(Ending::Exhausted(1))]);
+    fn early_deaths_and_restarts_that_fail_wait_twice_as_long_each_time_and_a_healthy_life_resets_that() {
+        let wait = |number, millis| Action::Wait(1, number, Duration::from_millis(millis));
+        let (mut state, actions) = after(running(&[1], 100), &[dies_early(1)]);
+        assert_eq!(actions, [wait(0, 100)]);
+        for (number, millis) in [(1, 200), (2, 400), (3, 800), (4, 1600), (5, 3200), (6, 6400), (7, 12800)]
+            .into_iter()
+            .chain([(8, 25600), (9, 30000), (10, 30000)])
+        {
+            let (next, actions) = after(state, &[Event::Elapsed(1, number - 1), fails(1)]);
+            assert_eq!(actions, [wait(number, millis)]);
+            state = next;
+        }
+        let (state, actions) = after(state, &[Event::Elapsed(1, 10), Event::Ready(1), dies(1)]);
+        assert_eq!(actions, [Action::Start(1, 13)]);
+        let (_, actions) = after(state, &[Event::Ready(1), dies_early(1)]);
+        assert_eq!(actions, [wait(11, 100)]);
+    }
+
+    #[test]
+    fn chance_makes_a_wait_up_to_a_fifth_longer_or_shorter() {
+        let backoff = Backoff::default();
+        let delays: Vec<_> = (0..=400_000).step_by(1000).map(|random| backoff.delay(0, random)).collect();
+        assert_eq!(delays.first(), Some(&Duration::from_millis(80)));
+        assert_eq!(delays.last(), Some(&Duration::from_millis(120)));
+        assert_eq!(backoff.delay(u32::MAX, EVEN), backoff.cap);
+        assert_eq!(Backoff { first: Duration::MAX, ..backoff }.delay(31, 0), backoff.cap * 4 / 5);
     }
 
     #[test]
     fn one_restart_too_many_stops_the_others_newest_first() {
-        let (state, actions) = after(running(&[1, 2, 3], 0), &[Event::Exited(2)]);
+        let (state, actions) = after(running(&[1, 2, 3], 0), &[dies(2)]);
         assert_eq!(actions, [Action::Remove(2), Action::Stop(3)]);
-        let (state, actions) = after(state, &[Event::Exited(3)]);
+        let (state, actions) = after(state, &[dies(3)]);
         assert_eq!(actions, [Action::Remove(3), Action::Stop(1)]);
-        let (_, actions) = after(state, &[Event::Exited(1)]);
+        let (_, actions) = after(state, &[dies(1)]);
         assert_eq!(actions, [Action::Remove(1), Action::Finish(Ending::Exhausted(2))]);
     }
 
     #[test]
-    fn restarts_outside_the_window_do_not_count() {
+    fn units_outside_the_window_do_not_count() {
         let mut state = running(&[1], 1);
+        let mut now = NOW;
         for round in 0..20 {
-            let now = NOW + Duration::from_secs(60 * round);
-            let (next, actions) = step(state, Event::Exited(1), now);
+            let (next, actions) = step(state, dies(1), now, EVEN);
             assert_eq!(actions, [Action::Start(1, 2 + round)]);
-            (state, _) = step(next, Event::Ready(1), now);
+            (state, _) = step(next, Event::Ready(1), now, EVEN);
+            now += Duration::from_secs(60);
         }
-        let within = NOW + Duration::from_secs(60 * 20 - 1);
-        let (_, actions) = step(state, Event::Exited(1), within);
+        let (_, actions) = step(state, dies(1), now - Duration::from_secs(1), EVEN);
         assert!(actions.contains(&Action::Finish(Ending::Exhausted(1))));
     }
 
     #[test]
+    fn time_that_the_supervisor_spends_at_work_does_not_age_the_window() {
+        let (state, _) = after(running(&[1], 1), &[dies(1)]);
+        // The start takes an hour, and then it lives for almost a minute.
+        let ready = NOW + Duration::from_secs(3600);
+        let (state, _) = step(state, Event::Ready(1), ready, EVEN);
+        let (_, actions) = step(state.clone(), dies(1), ready + Duration::from_secs(59), EVEN);
+        assert!(actions.contains(&Action::Finish(Ending::Exhausted(1))));
+        let (_, actions) = step(state, dies(1), ready + Duration::from_secs(60), EVEN);
+        assert_eq!(actions, [Action::Start(1, 3)]);
+    }
+
+    #[test]
+    fn what_is_too_many_may_give_up_the_child_or_go_on() {
+        let given_up = Rules { exhausted: Exhausted::GiveUpChild, ..rules(Strategy::OneForAll, 0) };
+        let (_, actions) = after(running_by(given_up, &[(1, Permanent), (2, Permanent)]), &[dies(1)]);
+        assert_eq!(actions, [Action::GiveUp(1)]);
+        let trying = Rules { exhausted: Exhausted::KeepTrying, ..rules(Strategy::OneForOne, 0) };
+        let (_, actions) = after(running_by(trying, &[(1, Permanent)]), &[dies(1)]);
+        assert_eq!(actions, [Action::Wait(1, 0, Duration::from_millis(100))]);
+    }
+
+    #[test]
+    fn healthy_deaths_cost_nothing_if_early_ones_count_alone() {
+        let early = Rules { count_deaths: CountDeaths::Early, ..rules(Strategy::OneForOne, 0) };
+        let (state, actions) = after(running_by(early, &[(1, Permanent)]), &[dies(1)]);
+        assert_eq!(actions, [Action::Start(1, 2)]);
+        let (_, actions) = after(state, &[Event::Ready(1), dies_early(1)]);
+        assert_eq!(actions, [Action::Remove(1), Action::Finish(Ending::Exhausted(1))]);
+    }
+
+    #[test]
+    fn one_for_all_stops_the_others_newest_first_and_starts_all_in_order() {
+        let (state, actions) = after(group(Strategy::OneForAll), &[dies(2)]);
+        assert_eq!(actions, [Action::Stop(3)]);
+        let (state, actions) = after(state, &[leaves(3)]);
+        assert_eq!(actions, [Action::Stop(1)]);
+        let (mut state, mut actions) = after(state, &[leaves(1)]);
+        for id in 1..=3 {
+            assert_eq!(actions, [Action::Start(id, 2)]);
+            (state, actions) = after(state, &[Event::Ready(id)]);
+        }
+        assert_eq!(actions, []);
+        assert_eq!(state.units.len(), 1);
+    }
+
+    #[test]
+    fn rest_for_one_leaves_those_before_it_up() {
+        let (state, actions) = after(group(Strategy::RestForOne), &[dies(2)]);
+        assert_eq!(actions, [Action::Stop(3)]);
+        let (state, actions) = after(state, &[leaves(3)]);
+        assert_eq!(actions, [Action::Start(2, 2)]);
+        let (_, actions) = after(state, &[Event::Ready(2)]);
+        assert_eq!(actions, [Action::Start(3, 2)]);
+    }
+
+    #[test]
+    fn a_sibling_that_fails_to_start_stops_the_fresh_ones_of_one_for_all_and_all_are_tried_again() {
+        let (state, _) = after(group(Strategy::OneForAll), &[dies(2), leaves(3), leaves(1), Event::Ready(1)]);
+        let (state, actions) = after(state, &[fails(2)]);
+        assert_eq!(actions, [Action::Wait(2, 0, Duration::from_millis(100)), Action::Stop(1)]);
+        assert_eq!(state.units.len(), 2);
+        let (state, actions) = after(state, &[leaves(1)]);
+        assert_eq!(actions, []);
+        let (_, actions) = after(state, &[Event::Elapsed(2, 0)]);
+        assert_eq!(actions, [Action::Start(1, 3)]);
+    }
+
+    #[test]
+    fn a_sibling_that_fails_to_start_leaves_those_before_it_up_in_rest_for_one() {
+        let (state, _) =
+            after(group(Strategy::RestForOne), &[dies(1), leaves(3), leaves(2), Event::Ready(1)]);
+        let (state, actions) = after(state, &[fails(2)]);
+        assert_eq!(actions, [Action::Wait(2, 0, Duration::from_millis(100))]);
+        let (_, actions) = after(state, &[Event::Elapsed(2, 0)]);
+        assert_eq!(actions, [Action::Start(2, 3)]);
+    }
+
+    #[test]
+    fn a_group_restart_revives_stopped_siblings_and_drops_temporary_ones() {
+        let children = [(1, Permanent), (2, Transient), (3, Temporary)];
+        let state = running_by(rules(Strategy::OneForAll, 10), &children);
+        let (state, actions) = after(state, &[leaves(2)]);
+        assert_eq!(actions, [Action::Rest(2)]);
+        let (state, actions) = after(state, &[dies(1)]);
+        assert_eq!(actions, [Action::Stop(3)]);
+        let (state, actions) = after(state, &[leaves(3)]);
+        assert_eq!(actions, [Action::Remove(3), Action::Start(1, 2)]);
+        let (_, actions) = after(state, &[Event::Ready(1)]);
+        assert_eq!(actions, [Action::Start(2, 2)]);
+    }
+
+    #[test]
+    fn the_one_that_says_not_to_try_again_is_given_up_without_a_unit() {
+        for restart in [Permanent, Transient, Temporary] {
+            let state = running_by(rules(Strategy::OneForAll, 0), &[(1, restart), (2, Permanent)]);
+            let no_more = Event::Exited { id: 1, death: Death::GiveUp, answered: false };
+            let (state, actions) = after(state, &[no_more]);
+            assert_eq!(actions, [Action::GiveUp(1)]);
+            assert_eq!(state.standing(1), Some(Standing::Stopped));
+        }
+    }
+
+    #[test]
+    fn a_sibling_that_dies_while_it_is_to_be_stopped_costs_nothing_and_is_started_with_the_others() {
+        let (state, _) = after(group(Strategy::OneForAll), &[dies(2), dies(1), dies(3)]);
+        assert_eq!(state.units.len(), 1);
+        assert_eq!(state.standing(3), Some(Standing::Restarting));
+    }
+
+    #[test]
     fn a_child_that_becomes_ready_while_it_is_being_stopped_stays_stopping() {
-        let (state, _) = after(State::new(Intensity::default()), &[Event::Add(1), Event::Stop]);
+        let (state, _) = after(State::new(Rules::default()), &[add(1), Event::Stop]);
         let (state, actions) = after(state, &[Event::Ready(1)]);
         assert_eq!(actions, []);
-        let (_, actions) = after(state, &[Event::Exited(1)]);
+        let (_, actions) = after(state, &[dies(1)]);
         assert_eq!(actions, [Action::Remove(1), Action::Finish(Ending::Stopped)]);
     }
 
@@ -283,76 +954,128 @@ mod tests {
     fn siblings_that_die_while_the_newest_is_being_stopped_are_not_started_again() {
         let (state, actions) = after(running(&[1, 2], 10), &[Event::Stop]);
         assert_eq!(actions, [Action::Stop(2)]);
-        let (state, actions) = after(state, &[Event::Exited(1)]);
+        let (state, actions) = after(state, &[dies(1)]);
         assert_eq!(actions, [Action::Remove(1)]);
-        let (_, actions) = after(state, &[Event::Exited(2)]);
+        let (_, actions) = after(state, &[dies(2)]);
         assert_eq!(actions, [Action::Remove(2), Action::Finish(Ending::Stopped)]);
     }
 
     #[test]
     fn nothing_is_added_to_one_that_stops() {
-        let (_, actions) = after(running(&[1], 10), &[Event::Stop, Event::Add(2)]);
+        let (_, actions) = after(running(&[1], 10), &[Event::Stop, add(2)]);
         assert_eq!(actions, [Action::Remove(2)]);
+    }
+
+    #[test]
+    fn every_call_has_its_answer_in_every_standing() {
+        use Refusal::{AlreadyPresent, AlreadyStarted, NotFound, Restarting, Running};
+        let (restarting, _) = after(running(&[1], 10), &[dies_early(1)]);
+        let (stopped, actions) = after(restarting.clone(), &[Event::Terminate(1)]);
+        assert_eq!(actions, [Action::Rest(1)], "the retry is cancelled");
+        let refuse = |refusal| vec![Action::Refuse(1, refusal)];
+        let rows = [
+            (
+                add(1),
+                [refuse(AlreadyStarted), refuse(AlreadyPresent), refuse(AlreadyPresent)],
+                vec![Action::Start(1, 1)],
+            ),
+            (
+                Event::Restart(1),
+                [refuse(Running), refuse(Restarting), vec![Action::Start(1, 2)]],
+                refuse(NotFound),
+            ),
+            (Event::Terminate(1), [vec![Action::Stop(1)], vec![Action::Rest(1)], vec![]], refuse(NotFound)),
+            (
+                Event::Delete(1),
+                [refuse(Running), refuse(Restarting), vec![Action::Remove(1)]],
+                refuse(NotFound),
+            ),
+        ];
+        for (call, known, unknown) in rows {
+            for (state, expected) in
+                [running(&[1], 10), restarting.clone(), stopped.clone()].into_iter().zip(known)
+            {
+                assert_eq!(after(state, &[call]).1, expected, "{call:?}");
+            }
+            assert_eq!(after(running(&[], 10), &[call]).1, unknown, "{call:?}");
+        }
     }
 
     mod any_order {
         use std::collections::BTreeSet;
 
         use proptest::prelude::*;
+        use proptest::strategy::Strategy as Generator;
 
-        use super::*;
+        use super::{Strategy, *};
 
-        fn event() -> impl Strategy<Value = Event> {
+        fn event() -> impl Generator<Value = Event> {
+            let id = || 0_u64..6;
+            let death = prop_oneof![Just(Death::Clean), Just(Death::Abnormal), Just(Death::GiveUp)];
+            let restart = prop_oneof![Just(Permanent), Just(Transient), Just(Temporary)];
             prop_oneof![
-                4 => (0_u64..6).prop_map(Event::Add),
-                6 => (0_u64..6).prop_map(Event::Ready),
-                2 => (0_u64..6).prop_map(Event::StartFailed),
-                4 => (0_u64..6).prop_map(Event::Exited),
+                4 => (id(), restart).prop_map(|(id, restart)| Event::Add(id, restart)),
+                1 => id().prop_map(Event::Restart),
+                1 => id().prop_map(Event::Terminate),
+                1 => id().prop_map(Event::Delete),
+                6 => id().prop_map(Event::Ready),
+                2 => (id(), death.clone()).prop_map(|(id, death)| Event::StartFailed(id, death)),
+                4 => (id(), death, any::<bool>())
+                    .prop_map(|(id, death, answered)| Event::Exited { id, death, answered }),
+                4 => (id(), 0_u64..8).prop_map(|(id, wait)| Event::Elapsed(id, wait)),
                 1 => Just(Event::Stop),
             ]
+        }
+
+        fn strategy() -> impl Generator<Value = Strategy> {
+            prop_oneof![Just(Strategy::OneForOne), Just(Strategy::OneForAll), Just(Strategy::RestForOne)]
         }
 
         proptest! {
             #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
-            /// Whatever happens in whatever order: incarnations only grow, no seat is filled twice, the intensity
-            /// holds, and once it ends nothing starts and it finishes exactly when the last child is gone.
+            /// Whatever happens in whatever order, possible or not: incarnations only grow, no seat is filled twice,
+            /// nothing starts once it ends, and it finishes exactly when the last child is gone.
             #[test]
-            fn keeps_its_invariants(events in prop::collection::vec((event(), 0_u64..40), 0..60), max in 0_u32..4) {
-                let within = Duration::from_secs(60);
-                let mut state = State::new(Intensity { max, within });
-                let (mut now, mut starts) = (NOW, Vec::new());
-                let mut present = BTreeSet::new();
+            fn keeps_its_invariants(
+                events in prop::collection::vec((event(), 0_u64..40, any::<u64>()), 0..60),
+                strategy in strategy(),
+                max in 0_u32..4,
+            ) {
+                let mut state = State::new(rules(strategy, max));
+                let mut now = NOW;
+                let mut present = std::collections::BTreeMap::new();
+                let mut stopping = BTreeSet::new();
                 let mut finished = false;
-                for (event, pause) in events {
+                for (event, pause, random) in events {
                     now += Duration::from_secs(pause);
-                    // Ids are never used twice, as in the shell above this function.
-                    if let Event::Add(id) = event {
-                        if state.children.iter().any(|child| child.id == id) { continue }
-                    }
                     let was_open = state.is_open();
-                    let (next, actions) = step(state, event, now);
+                    let was_there = |id| state.standing(id).is_some();
+                    if let (Event::Add(id, _), true) = (event, was_open) {
+                        if !was_there(id) { present.insert(id, 0); }
+                    }
+                    if let Event::Exited { id, .. } | Event::StartFailed(id, _) = event { stopping.remove(&id); }
+                    let (next, actions) = step(state, event, now, random);
                     state = next;
                     for action in actions {
                         match action {
                             Action::Start(id, incarnation) => {
                                 prop_assert!(was_open);
-                                if incarnation == 1 { prop_assert!(present.insert(id)); }
-                                else {
-                                    prop_assert!(present.contains(&id));
-                                    starts.push(now);
-                                    let recent = starts.iter().filter(|at| now - **at < within).count();
-                                    prop_assert!(recent <= max as usize, "{recent} restarts in the window");
-                                }
+                                prop_assert_eq!(present.insert(id, incarnation), Some(incarnation - 1));
                             }
-                            Action::Stop(id) => prop_assert!(present.contains(&id)),
+                            Action::Stop(id) => prop_assert!(present.contains_key(&id) && stopping.insert(id)),
+                            Action::Wait(id, ..) | Action::Rest(id) | Action::GiveUp(id) => {
+                                prop_assert!(present.contains_key(&id) && was_open);
+                            }
                             Action::Remove(id) => drop(present.remove(&id)),
+                            Action::Refuse(..) => {}
                             Action::Finish(_) => {
                                 prop_assert!(!finished && present.is_empty());
                                 finished = true;
                             }
                         }
                     }
+                    prop_assert!(present.keys().all(|id| state.standing(*id).is_some()));
                     prop_assert_eq!(finished, !state.is_open() && present.is_empty());
                 }
             }

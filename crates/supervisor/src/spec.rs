@@ -13,10 +13,13 @@ use hatchery_actor::settings;
 use hatchery_actor::settings::Settings;
 use hatchery_actor::spin::Spin;
 
+use crate::policy::Restart;
+
 /// A child to be: something that can be started, and what its supervisor needs to know of it.
 #[must_use = "a spec starts nothing: give it to a supervisor"]
 pub struct ChildSpec<S> {
     start: Arc<S>,
+    restart: Restart,
     shutdown: Shutdown,
     start_timeout: Duration,
     window: u32,
@@ -29,12 +32,28 @@ impl<S: Start> ChildSpec<S> {
     pub fn new(start: S) -> ChildSpec<S> {
         ChildSpec {
             start: Arc::new(start),
+            restart: Restart::default(),
             shutdown: Shutdown::default(),
             start_timeout: Duration::from_secs(30),
             window: WINDOW,
             settings: Settings::default(),
             heartbeat: Heartbeat::default(),
         }
+    }
+
+    /// After which deaths it is started again; after all ([`Restart::Permanent`]) unless told otherwise.
+    ///
+    /// | it ended | `Permanent` | `Transient` | `Temporary` |
+    /// |---|---|---|---|
+    /// | in order, with exit code 0, by SIGTERM or SIGINT from outside | restart | stopped, spec kept | removed |
+    /// | by an error, a panic, another exit code or signal, a missed heartbeat | restart | restart | removed |
+    /// | with exit code 125, "do not try again" | given up | given up | given up |
+    ///
+    /// One that is stopped, or given up, keeps its spec and its seat; requests to it fail at once (`is_closed`) until
+    /// [`restart_child`](crate::tree::Tree::restart_child), or a restart of its group, starts it again.
+    pub fn restart(mut self, restart: Restart) -> Self {
+        self.restart = restart;
+        self
     }
 
     /// How it is stopped; [`Shutdown::graceful`] with 5 s unless told otherwise.
@@ -82,6 +101,7 @@ impl<S: Start> ChildSpec<S> {
     pub(crate) fn erase(&self) -> ErasedSpec {
         ErasedSpec {
             start: self.start.clone(),
+            restart: self.restart,
             shutdown: self.shutdown,
             start_timeout: self.start_timeout,
             window: self.window,
@@ -95,6 +115,7 @@ impl<S: Start> ChildSpec<S> {
 #[derive(Clone)]
 pub(crate) struct ErasedSpec {
     pub(crate) start: Arc<dyn Startable>,
+    pub(crate) restart: Restart,
     pub(crate) shutdown: Shutdown,
     pub(crate) start_timeout: Duration,
     pub(crate) window: u32,

@@ -13,36 +13,31 @@ use hatchery_actor::root::{Resident, Root};
 use hatchery_actor::seat::{Occupancy, Seat};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::policy::Intensity;
+use crate::policy::{Backoff, Intensity, Refusal, Rules};
+pub use crate::policy::{CountDeaths, Exhausted, Restart, Strategy};
 use crate::signals::Listener;
 use crate::spec::{ChildSpec, ErasedSpec};
-use crate::supervisor::{self, Command};
-
-/// Who else is restarted when a child ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Strategy {
-    /// Nobody.
-    OneForOne,
-}
+use crate::supervisor::{self, Command, Refused};
 
 /// A supervisor to be: it starts its children, and restarts those that end.
 ///
-/// A child that ends, in whatever way, is started again at once, in the same seat: its handles find the new
-/// incarnation by themselves. When that happens too often ([`intensity`](Supervisor::intensity)) the supervisor
-/// stops everything and gives up.
+/// A child that ends is started again in the same seat, unless its [`Restart`] says otherwise: its handles find the new
+/// incarnation by themselves. The [`Strategy`] says who is restarted along with it. One that was ready for a second, or
+/// had answered a message, starts again at once; one that died earlier, or whose restart failed, waits before the next
+/// attempt ([`backoff`](Supervisor::backoff)). When there are too many restarts
+/// ([`intensity`](Supervisor::intensity)) the supervisor stops everything and gives up.
 #[must_use = "nothing starts before `start`"]
 pub struct Supervisor {
-    strategy: Strategy,
+    rules: Rules,
     name: Option<String>,
-    intensity: Intensity,
     children: Vec<ErasedSpec>,
 }
 
 impl Supervisor {
     /// A supervisor without children.
     pub fn new(strategy: Strategy) -> Supervisor {
-        Supervisor { strategy, name: None, intensity: Intensity::default(), children: Vec::new() }
+        let rules = Rules { strategy, ..Rules::default() };
+        Supervisor { rules, name: None, children: Vec::new() }
     }
 
     /// A name, unique among the trees and processes of this process; it begins the paths of its children.
@@ -52,9 +47,36 @@ impl Supervisor {
     }
 
     /// How many restarts within how much time are still normal; 10 in 60 s unless told otherwise. One more, and it
-    /// stops everything and ends.
+    /// stops everything and ends, or does what [`exhausted`](Supervisor::exhausted) says.
+    ///
+    /// A death counts once, however many siblings are restarted with it, and each restart that fails counts once more.
+    /// Time in which the supervisor stops, starts or waits for a child is no part of `within`.
     pub fn intensity(mut self, max: u32, within: Duration) -> Self {
-        self.intensity = Intensity { max, within };
+        self.rules.intensity = Intensity { max, within };
+        self
+    }
+
+    /// How long a child that died early waits before it is started again: the first time `first`, each further time
+    /// twice as long, at most `cap`; each time 20 % more or less, by chance. 100 ms and 30 s unless told otherwise; with
+    /// `Duration::ZERO` for both, nobody ever waits.
+    ///
+    /// Early is the death of an incarnation that was ready for less than 1 s and had answered no request of this
+    /// process, and a restart that fails. A longer life, or an answer, begins the count anew.
+    pub fn backoff(mut self, first: Duration, cap: Duration) -> Self {
+        self.rules.backoff = Backoff { first, cap };
+        self
+    }
+
+    /// Which deaths count for the [`intensity`](Supervisor::intensity): all that are followed by a restart, unless told
+    /// otherwise.
+    pub fn count_deaths(mut self, count: CountDeaths) -> Self {
+        self.rules.count_deaths = count;
+        self
+    }
+
+    /// What follows when a restart is one too many; [`Exhausted::Escalate`] unless told otherwise.
+    pub fn exhausted(mut self, exhausted: Exhausted) -> Self {
+        self.rules.exhausted = exhausted;
         self
     }
 
@@ -67,17 +89,27 @@ impl Supervisor {
     /// Starts it and its children.
     ///
     /// # Errors
-    /// The program did not come through the door, the name is taken, or a child does not start: then those that had
-    /// started are stopped again, in reverse.
+    /// What it was told contradicts itself, and nothing has been started: the intensity's time is zero, the backoff
+    /// begins above its cap, two children have one name, or a child's spec is wrong. The program did not come through
+    /// the door, or the name is taken. Or a child does not start: that is not tried again, and those that had started
+    /// are stopped, in reverse.
     pub async fn start(self) -> Result<Tree, StartError> {
         let shown = self.name.clone().unwrap_or_else(|| "a supervisor".to_owned());
-        let refused = |fault| StartError { what: shown.clone(), fault };
+        let refused = |fault| StartError::new(shown.clone(), Refused::from(fault));
+        self.check().map_err(&refused)?;
+        for (index, spec) in self.children.iter().enumerate() {
+            let name = spec.start.name();
+            let of_child = |refused| StartError::new(format!("{shown}/{name}"), refused);
+            spec.check().map_err(|fault| of_child(fault.into()))?;
+            if self.children.iter().take(index).any(|other| other.start.name() == name) {
+                return Err(of_child(Refused::by_rule(Refusal::AlreadyStarted, name)));
+            }
+        }
         let root = Root::current().map_err(&refused)?;
         let path = match &self.name {
             Some(name) => root.take_name(name).map_err(&refused)?,
             None => root.unnamed(),
         };
-        let Strategy::OneForOne = self.strategy;
         let (commands, orders) = mpsc::channel(256);
         let (over, is_over) = watch::channel(None);
         let seats = Arc::<Seats>::default();
@@ -87,7 +119,7 @@ impl Supervisor {
             refused(fault)
         })?;
         let freed = path.clone();
-        let task = supervisor::run(self.intensity, path.clone(), seats.clone(), orders);
+        let task = supervisor::run(self.rules, path.clone(), seats.clone(), orders);
         tokio::spawn(async move {
             let ending = task.await;
             root.free_name(&freed);
@@ -102,6 +134,25 @@ impl Supervisor {
             }
         }
         Ok(tree)
+    }
+
+    /// Finds contradictions before anything starts.
+    fn check(&self) -> Result<(), Fault> {
+        let Rules { intensity, backoff, .. } = self.rules;
+        if intensity.within.is_zero() {
+            return Err(Fault::Refused(
+                "an intensity of so many restarts within no time never counts any: give it some time, or `u32::MAX` \
+                 restarts if there are never too many"
+                    .to_owned(),
+            ));
+        }
+        if backoff.first > backoff.cap {
+            let Backoff { first, cap } = backoff;
+            return Err(Fault::Refused(format!(
+                "a backoff that begins with {first:?} and never gets longer than {cap:?}: raise the cap"
+            )));
+        }
+        Ok(())
     }
 }
 
@@ -145,6 +196,44 @@ pub struct Count {
     pub active: usize,
 }
 
+/// A child as its supervisor knows it. See [`Tree::children`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ChildInfo {
+    /// Its name among its siblings.
+    pub name: String,
+    /// Its place in the tree.
+    pub path: String,
+    /// After which deaths it is started again.
+    pub restart: Restart,
+    /// How it stands.
+    pub state: ChildState,
+    /// Its latest incarnation, or the one that is being started; from 1.
+    pub incarnation: u64,
+    /// The process it lives in, if it is up and has one of its own.
+    pub pid: Option<u32>,
+    /// How its latest incarnation, or its latest start, ended, in words.
+    pub last: Option<String>,
+}
+
+/// How a child stands. See [`Tree::children`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ChildState {
+    /// It is being started because somebody asked for it.
+    Starting,
+    /// It is up, or being stopped for good.
+    Running,
+    /// It has ended, or is being stopped, and the next incarnation follows: at once, after a backoff, or when it is its
+    /// turn in its group.
+    Restarting,
+    /// It was stopped, or has left in order. Its spec is kept.
+    Stopped,
+    /// It said not to try again (exit code 125), cannot be killed, or was restarted too often
+    /// ([`Exhausted::GiveUpChild`]). Its spec is kept.
+    GivenUp,
+}
+
 impl Tree {
     /// Its place in the tree of the program.
     pub fn path(&self) -> &str {
@@ -156,7 +245,9 @@ impl Tree {
     /// # Errors
     /// The name is taken or no name; the program does not host the actor; the arguments cannot be encoded; the
     /// process cannot be started, its `start` failed, it ended or took longer than its `start_timeout` (30 s unless
-    /// told otherwise); the supervisor is stopping. A first start is not tried again.
+    /// told otherwise); the supervisor is stopping. A first start is not tried again. Where the name is that of a child,
+    /// [`is_already_started`](StartError::is_already_started) and
+    /// [`is_already_present`](StartError::is_already_present) tell how it stands.
     ///
     /// # Cancel safety
     /// Dropping the future does not stop the child.
@@ -166,14 +257,75 @@ impl Tree {
     }
 
     async fn start_erased(&self, spec: ErasedSpec) -> Result<Arc<Seat>, StartError> {
-        let what = format!("{}/{}", self.shared.path, spec.start.name());
+        let what = self.path_of(spec.start.name());
+        let outcome = self.call(|reply| Command::StartChild(spec, reply)).await;
+        outcome.map_err(|refused| StartError::new(what, refused))
+    }
+
+    /// Starts a child that is stopped, and resolves when it is ready. Its handles reach the new incarnation.
+    ///
+    /// # Errors
+    /// There is none of that name; it runs ([`is_running`](ChildError::is_running)) or is being restarted
+    /// ([`is_restarting`](ChildError::is_restarting)); it does not start: then it stays stopped, and that is not tried
+    /// again. The supervisor is stopping.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not stop the child.
+    pub async fn restart_child(&self, name: &str) -> Result<(), ChildError> {
+        let outcome = self.call(|reply| Command::RestartChild(name.to_owned(), reply)).await;
+        outcome.map(drop).map_err(|refused| self.child_error("restart", name, refused))
+    }
+
+    /// Stops a child, and resolves when it is gone. Its spec is kept, unless it is [`Restart::Temporary`] or was being
+    /// started for the first time. Fine for one that is stopped already; one that is being restarted is not started
+    /// again.
+    ///
+    /// # Errors
+    /// There is none of that name. The supervisor is stopping.
+    ///
+    /// # Cancel safety
+    /// Dropped early, the stop goes on.
+    pub async fn terminate_child(&self, name: &str) -> Result<(), ChildError> {
+        let outcome = self.call(|reply| Command::TerminateChild(name.to_owned(), reply)).await;
+        outcome.map_err(|refused| self.child_error("stop", name, refused))
+    }
+
+    /// Forgets a child that is stopped: its seat is closed for good, and its name is free.
+    ///
+    /// # Errors
+    /// There is none of that name; it runs ([`is_running`](ChildError::is_running)) or is being restarted
+    /// ([`is_restarting`](ChildError::is_restarting)). The supervisor is stopping.
+    pub async fn delete_child(&self, name: &str) -> Result<(), ChildError> {
+        let outcome = self.call(|reply| Command::DeleteChild(name.to_owned(), reply)).await;
+        outcome.map_err(|refused| self.child_error("removal", name, refused))
+    }
+
+    /// The children, in the order of their addition; none once it has ended.
+    pub async fn children(&self) -> Vec<ChildInfo> {
         let (reply, answer) = oneshot::channel();
-        let closed = || Fault::Closed { why: "its supervisor has ended".to_owned() };
-        let outcome = match self.shared.commands.send(Command::StartChild(spec, reply)).await {
-            Ok(()) => answer.await.unwrap_or_else(|_| Err(closed())),
-            Err(_) => Err(closed()),
-        };
-        outcome.map_err(|fault| StartError { what, fault })
+        // Either fails only when it has ended.
+        let _ = self.shared.commands.send(Command::Children(reply)).await;
+        answer.await.unwrap_or_default()
+    }
+
+    fn path_of(&self, name: &str) -> String {
+        format!("{}/{name}", self.shared.path)
+    }
+
+    fn child_error(&self, what: &str, name: &str, refused: Refused) -> ChildError {
+        ChildError::new(format!("{what} of {}", self.path_of(name)), refused)
+    }
+
+    async fn call<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, Refused>>) -> Command,
+    ) -> Result<T, Refused> {
+        let (reply, answer) = oneshot::channel();
+        let closed = || Err(Fault::Closed { why: "its supervisor has ended".to_owned() }.into());
+        match self.shared.commands.send(command(reply)).await {
+            Ok(()) => answer.await.unwrap_or_else(|_| closed()),
+            Err(_) => closed(),
+        }
     }
 
     /// The handle of a child, by its name.
@@ -284,22 +436,73 @@ pub struct StartError {
     what: String,
     #[source]
     fault: Fault,
+    refusal: Option<Refusal>,
 }
 
-impl std::fmt::Debug for StartError {
-    /// For people, as `unwrap` shows it: the text, and the worker's last words.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{self}")?;
-        self.fault.show_last_words(f)
-    }
+/// Why a child was not started again, stopped or removed.
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what}: {fault}")]
+pub struct ChildError {
+    what: String,
+    #[source]
+    fault: Fault,
+    refusal: Option<Refusal>,
 }
+
+macro_rules! shown_for_people {
+    ($error:ty) => {
+        impl std::fmt::Debug for $error {
+            /// For people, as `unwrap` shows it: the text, and the worker's last words.
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(f, "{self}")?;
+                self.fault.show_last_words(f)
+            }
+        }
+
+        impl $error {
+            fn new(what: String, Refused { refusal, fault }: Refused) -> $error {
+                Self { what, fault, refusal }
+            }
+
+            /// The library's own reason.
+            #[doc(hidden)]
+            pub fn fault(&self) -> Option<&Fault> {
+                Some(&self.fault)
+            }
+
+            hatchery_actor::predicates!();
+        }
+    };
+}
+
+shown_for_people!(StartError);
+shown_for_people!(ChildError);
 
 impl StartError {
-    /// The library's own reason.
-    #[doc(hidden)]
-    pub fn fault(&self) -> Option<&Fault> {
-        Some(&self.fault)
+    /// Whether the supervisor has a child of that name, which runs or is being started.
+    pub fn is_already_started(&self) -> bool {
+        self.refusal == Some(Refusal::AlreadyStarted)
     }
 
-    hatchery_actor::predicates!();
+    /// Whether the supervisor has a child of that name, which is stopped or being restarted.
+    pub fn is_already_present(&self) -> bool {
+        self.refusal == Some(Refusal::AlreadyPresent)
+    }
+}
+
+impl ChildError {
+    /// Whether there is no child of that name.
+    pub fn is_not_found(&self) -> bool {
+        self.refusal == Some(Refusal::NotFound)
+    }
+
+    /// Whether the child runs: it would have to be stopped first.
+    pub fn is_running(&self) -> bool {
+        self.refusal == Some(Refusal::Running)
+    }
+
+    /// Whether the child is being restarted.
+    pub fn is_restarting(&self) -> bool {
+        self.refusal == Some(Refusal::Restarting)
+    }
 }

@@ -21,7 +21,9 @@ use hatchery_actor::probe::Probe;
 use hatchery_actor::root::Root;
 use hatchery_actor::seat::Seat;
 use hatchery_supervisor::spec::ChildSpec;
-use hatchery_supervisor::tree::{Strategy, Supervisor, Tree};
+use hatchery_supervisor::tree::{
+    ChildState, CountDeaths, Exhausted, Restart, StartError, Strategy, Supervisor, Tree,
+};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 
@@ -98,6 +100,11 @@ impl World {
         ChildSpec::new(self.fake(name))
     }
 
+    /// One in which even the early deaths of these tests are followed by restarts at once.
+    fn at_once(&self, strategy: Strategy) -> Supervisor {
+        Supervisor::new(strategy).name("tree").backoff(Duration::ZERO, Duration::ZERO)
+    }
+
     async fn tree(&self, names: &[&str]) -> Tree {
         let mut supervisor = Supervisor::new(Strategy::OneForOne).name("tree");
         for name in names {
@@ -128,6 +135,21 @@ impl World {
     async fn kill(&self, name: &str) {
         self.find(name).end(Exit::new(Status::Signal(9)));
         settle().await;
+    }
+
+    /// Has a child end in this way.
+    async fn end(&self, name: &str, exit: Exit) {
+        self.find(name).end(exit);
+        settle().await;
+    }
+
+    /// A tree of a, b and c.
+    async fn group(&self, strategy: Strategy) -> Tree {
+        let names = ["a", "b", "c"];
+        let all = names.iter().fold(self.at_once(strategy), |all, name| all.child(self.child(name)));
+        let tree = all.start().await.unwrap();
+        self.log();
+        tree
     }
 
     fn alive(&self) -> Vec<String> {
@@ -354,7 +376,9 @@ async fn a_child_that_ends_is_started_again_at_once_in_the_same_seat() {
     let world = World::new();
     let tree = world.tree(&["a", "b"]).await;
     let a = tree.get::<Echo>("a").unwrap();
+    // Whoever has answered was no early death.
     assert_eq!(a.who().await.unwrap(), 1);
+    assert_eq!(tree.get::<Echo>("b").unwrap().who().await.unwrap(), 1);
     world.log();
     let at = world.begun.elapsed();
     world.kill("a").await;
@@ -375,6 +399,7 @@ async fn asks_before_a_vacant_seat_wait_for_the_next_incarnation_and_sent_ones_l
     let tree = world.tree(&[]).await;
     let slow = world.fake("a").script(&[Begin::Well, Begin::After(secs(3))]);
     let a = tree.start_child(ChildSpec::new(slow)).await.unwrap();
+    assert_eq!(a.who().await.unwrap(), 1);
     let sent = tokio::spawn(a.who());
     settle().await;
     world.kill("a").await;
@@ -391,7 +416,7 @@ async fn asks_before_a_vacant_seat_wait_for_the_next_incarnation_and_sent_ones_l
 #[tokio::test(start_paused = true)]
 async fn a_restart_that_fails_is_tried_again_and_counts() {
     let world = World::new();
-    let tree = Supervisor::new(Strategy::OneForOne).intensity(3, secs(60)).start().await.unwrap();
+    let tree = world.at_once(Strategy::OneForOne).intensity(3, secs(60)).start().await.unwrap();
     let flaky = world.fake("a").script(&[Begin::Well, Begin::Fails, Begin::Panics, Begin::Well]);
     let a = tree.start_child(ChildSpec::new(flaky)).await.unwrap();
     world.kill("a").await;
@@ -403,7 +428,7 @@ async fn a_restart_that_fails_is_tried_again_and_counts() {
 #[tokio::test(start_paused = true)]
 async fn restarts_outside_the_window_do_not_count() {
     let world = World::new();
-    let tree = Supervisor::new(Strategy::OneForOne).intensity(1, secs(60)).start().await.unwrap();
+    let tree = world.at_once(Strategy::OneForOne).intensity(1, secs(60)).start().await.unwrap();
     let a = tree.start_child(world.child("a")).await.unwrap();
     for incarnation in 2..10 {
         world.kill("a").await;
@@ -416,7 +441,7 @@ async fn restarts_outside_the_window_do_not_count() {
 #[tokio::test(start_paused = true)]
 async fn one_restart_too_many_stops_everything_newest_first_and_says_why() {
     let world = World::new();
-    let supervisor = Supervisor::new(Strategy::OneForOne).name("tree").intensity(2, secs(60));
+    let supervisor = world.at_once(Strategy::OneForOne).intensity(2, secs(60));
     let tree = supervisor.start().await.unwrap();
     let a = tree.start_child(world.child("a")).await.unwrap();
     let b = tree.start_child(world.child("b")).await.unwrap();
@@ -755,7 +780,7 @@ async fn dropping_the_future_of_a_supervisors_start_stops_what_had_started() {
 #[tokio::test(start_paused = true)]
 async fn admin_calls_answer_while_a_start_hangs() {
     let world = World::new();
-    let tree = world.tree(&["a"]).await;
+    let tree = world.at_once(Strategy::OneForOne).child(world.child("a")).start().await.unwrap();
     let spec = ChildSpec::new(world.fake("b").script(&[Begin::Hangs]));
     let starting = tokio::spawn({
         let tree = tree.clone();
@@ -825,4 +850,409 @@ async fn a_program_that_did_not_come_through_the_door_starts_no_supervisor() {
     Root::exit();
     let error = Supervisor::new(Strategy::OneForOne).start().await.unwrap_err();
     assert!(error.to_string().contains("#[hatchery::main]"), "{error}");
+}
+
+// ---------------------------------------------------------------- strategies
+
+#[tokio::test(start_paused = true)]
+async fn one_for_all_stops_all_newest_first_and_starts_all_in_order() {
+    let world = World::new();
+    let tree = world.group(Strategy::OneForAll).await;
+    let a = tree.get::<Echo>("a").unwrap();
+    world.kill("b").await;
+    let stops = ["end b 1", "Graceful c", "end c 1", "Graceful a", "end a 1"];
+    let starts = ["start a 2", "ready a 2", "start b 2", "ready b 2", "start c 2", "ready c 2"];
+    assert_eq!(world.events(), [&stops[..], &starts[..]].concat());
+    assert_eq!(a.who().await.unwrap(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn rest_for_one_restarts_those_that_came_later() {
+    let world = World::new();
+    let tree = world.group(Strategy::RestForOne).await;
+    world.kill("b").await;
+    let events = ["end b 1", "Graceful c", "end c 1", "start b 2", "ready b 2", "start c 2", "ready c 2"];
+    assert_eq!(world.events(), events);
+    assert_eq!(tree.get::<Echo>("a").unwrap().incarnation(), Some(1));
+    world.kill("c").await;
+    assert_eq!(world.events(), ["end c 2", "start c 3", "ready c 3"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_fresh_one_starts_before_the_last_old_one_is_gone_and_calls_answer_meanwhile() {
+    let world = World::new();
+    let slow = ChildSpec::new(world.fake("b").manners(Manners::Slow(secs(3))));
+    let supervisor = world.at_once(Strategy::OneForAll).child(world.child("a")).child(slow);
+    let tree = supervisor.start().await.unwrap();
+    let a = tree.get::<Echo>("a").unwrap();
+    world.log();
+    let asked = tokio::spawn(a.who());
+    settle().await;
+    world.kill("a").await;
+    assert!(asked.await.unwrap().unwrap_err().is_crash());
+    // Nothing of this waits for b.
+    let states: Vec<_> = tree.children().await.iter().map(|child| child.state).collect();
+    assert_eq!(states, [ChildState::Restarting, ChildState::Restarting]);
+    assert!(tree.delete_child("a").await.unwrap_err().is_restarting());
+    assert!(tree.restart_child("b").await.unwrap_err().is_restarting());
+    tree.start_child(world.child("c")).await.unwrap();
+    assert_eq!(world.begun.elapsed(), Duration::ZERO);
+    assert!(a.who().timeout(secs(1)).await.unwrap_err().is_timeout(), "it waits within its deadline");
+    assert_eq!(a.who().await.unwrap(), 2);
+    assert_eq!(
+        world.log(),
+        [
+            "0ns end a 1",
+            "0ns Graceful b",
+            "0ns start c 1",
+            "0ns ready c 1",
+            "3s end b 1",
+            "3s start a 2",
+            "3s ready a 2",
+            "3s start b 2",
+            "3s ready b 2"
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sibling_that_fails_to_start_has_all_tried_again_in_one_for_all() {
+    let world = World::new();
+    let flaky = world.fake("b").script(&[Begin::Well, Begin::Fails, Begin::Well]);
+    let supervisor = world.at_once(Strategy::OneForAll).child(world.child("a")).child(ChildSpec::new(flaky));
+    let tree = supervisor.start().await.unwrap();
+    world.log();
+    world.kill("a").await;
+    let first = ["end a 1", "Graceful b", "end b 1", "start a 2", "ready a 2", "start b 2"];
+    let second = ["Graceful a", "end a 2", "start a 3", "ready a 3", "start b 3", "ready b 3"];
+    assert_eq!(world.events(), [first, second].concat());
+    tree.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sibling_that_fails_to_start_leaves_those_before_it_up_in_rest_for_one() {
+    let world = World::new();
+    let flaky = world.fake("b").script(&[Begin::Well, Begin::Fails, Begin::Well]);
+    let supervisor = world.at_once(Strategy::RestForOne).child(world.child("a")).child(ChildSpec::new(flaky));
+    let tree = supervisor.start().await.unwrap();
+    world.log();
+    world.kill("a").await;
+    let first = ["end a 1", "Graceful b", "end b 1", "start a 2", "ready a 2", "start b 2"];
+    assert_eq!(world.events(), [&first[..], &["start b 3", "ready b 3"]].concat());
+    tree.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_death_is_one_unit_however_many_siblings_it_takes_along() {
+    let world = World::new();
+    let supervisor = world.at_once(Strategy::OneForAll).intensity(2, secs(60));
+    let all = ["a", "b", "c"].iter().fold(supervisor, |all, name| all.child(world.child(name)));
+    let tree = all.start().await.unwrap();
+    for incarnation in 2..4 {
+        world.kill("b").await;
+        assert_eq!(tree.get::<Echo>("c").unwrap().incarnation(), Some(incarnation));
+    }
+    world.kill("c").await;
+    assert!(tree.stop().await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_restart_revives_stopped_siblings_and_drops_temporary_ones() {
+    let world = World::new();
+    let supervisor = world.at_once(Strategy::OneForAll).child(world.child("a")).child(world.child("b"));
+    let tree = supervisor.child(world.child("c").restart(Restart::Temporary)).start().await.unwrap();
+    let (b, c) = (tree.get::<Echo>("b").unwrap(), tree.get::<Echo>("c").unwrap());
+    tree.terminate_child("b").await.unwrap();
+    assert!(b.who().await.unwrap_err().is_closed());
+    world.kill("a").await;
+    assert_eq!(b.who().await.unwrap(), 2);
+    assert!(c.who().await.unwrap_err().is_closed());
+    assert_eq!(world.alive(), ["a", "b"]);
+    assert_eq!(tree.count().specs, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_child_that_can_not_be_killed_is_given_up_and_nobody_is_started_beside_it() {
+    let world = World::new();
+    let immortal = ChildSpec::new(world.fake("b").manners(Manners::Immortal));
+    let supervisor = world.at_once(Strategy::OneForAll).child(world.child("a")).child(immortal);
+    let tree = supervisor.start().await.unwrap();
+    world.kill("a").await;
+    sleep(secs(5 + 2 + 10)).await;
+    settle().await;
+    assert_eq!(tree.get::<Echo>("a").unwrap().incarnation(), Some(2));
+    assert_eq!(tree.children().await[1].state, ChildState::GivenUp);
+    assert!(tree.get::<Echo>("b").unwrap().who().await.unwrap_err().is_closed());
+    // Its end, long after, is no news.
+    world.kill("b").await;
+    assert_eq!(tree.children().await[1].state, ChildState::GivenUp);
+    tree.stop().await.unwrap();
+}
+
+// ---------------------------------------------------------------- kinds of children
+
+#[tokio::test(start_paused = true)]
+async fn a_transient_child_that_leaves_in_order_stays_stopped_until_it_is_asked_for() {
+    let world = World::new();
+    let tree = world.at_once(Strategy::OneForOne).start().await.unwrap();
+    let a = tree.start_child(world.child("a").restart(Restart::Transient)).await.unwrap();
+    for clean in [Exit::orderly(), Exit::new(Status::Code(0)), Exit::new(Status::Signal(15))] {
+        world.end("a", clean).await;
+        let error = a.who().await.unwrap_err();
+        assert!(error.is_closed() && error.to_string().contains("restart_child"), "{error}");
+        assert_eq!((tree.count().specs, tree.count().active), (1, 0));
+        assert_eq!(tree.children().await[0].state, ChildState::Stopped);
+        let before = a.seat_incarnation(&tree).await;
+        tree.restart_child("a").await.unwrap();
+        assert_eq!(a.who().await.unwrap(), before + 1);
+    }
+    world.end("a", Exit::new(Status::Code(1))).await;
+    assert_eq!(a.incarnation(), Some(5));
+}
+
+impl EchoHandle {
+    /// The latest incarnation that its supervisor knows of.
+    async fn seat_incarnation(&self, tree: &Tree) -> u64 {
+        let children = tree.children().await;
+        children.iter().find(|child| child.path == self.path()).unwrap().incarnation
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_temporary_child_is_removed_however_it_ends() {
+    let world = World::new();
+    let tree = world.at_once(Strategy::OneForOne).start().await.unwrap();
+    for exit in [Exit::orderly(), Exit::new(Status::Signal(9))] {
+        let a = tree.start_child(world.child("a").restart(Restart::Temporary)).await.unwrap();
+        world.end("a", exit).await;
+        assert!(a.who().await.unwrap_err().is_closed());
+        assert_eq!((tree.count().specs, tree.children().await), (0, vec![]));
+    }
+    tree.start_child(world.child("a").restart(Restart::Temporary)).await.unwrap();
+    tree.terminate_child("a").await.unwrap();
+    assert!(tree.restart_child("a").await.unwrap_err().is_not_found());
+}
+
+#[tokio::test(start_paused = true)]
+async fn exit_code_125_is_not_tried_again_costs_nothing_and_keeps_the_spec() {
+    for restart in [Restart::Permanent, Restart::Transient, Restart::Temporary] {
+        let world = World::new();
+        let supervisor = world.at_once(Strategy::OneForAll).intensity(0, secs(60));
+        let supervisor = supervisor.child(world.child("a").restart(restart)).child(world.child("b"));
+        let tree = supervisor.start().await.unwrap();
+        let a = tree.get::<Echo>("a").unwrap();
+        world.end("a", Exit::new(Status::Code(125))).await;
+        let error = a.who().await.unwrap_err();
+        assert!(error.is_closed() && error.to_string().contains("gave it up"), "{error}");
+        assert!(error.to_string().contains("exited with code 125"), "{error}");
+        assert_eq!(tree.children().await[0].state, ChildState::GivenUp);
+        assert_eq!(tree.get::<Echo>("b").unwrap().who().await.unwrap(), 1);
+        tree.restart_child("a").await.unwrap();
+        assert_eq!(a.who().await.unwrap(), 2);
+        tree.stop().await.unwrap();
+    }
+}
+
+// ---------------------------------------------------------------- early deaths
+
+#[tokio::test(start_paused = true)]
+async fn early_deaths_wait_longer_each_time_and_asks_wait_for_them_within_their_deadlines() {
+    let world = World::new();
+    let tree = world.tree(&["a"]).await;
+    let a = tree.get::<Echo>("a").unwrap();
+    for (incarnation, planned) in [(2, 100), (3, 200), (4, 400), (5, 800)] {
+        let died = Instant::now();
+        world.kill("a").await;
+        assert_eq!(tree.children().await[0].state, ChildState::Restarting);
+        assert!(a.who().timeout(Duration::from_millis(planned / 2)).await.unwrap_err().is_timeout());
+        while a.incarnation() != Some(incarnation) {
+            sleep(Duration::from_millis(1)).await;
+        }
+        let (waited, planned) = (died.elapsed(), Duration::from_millis(planned));
+        assert!(
+            waited >= planned * 4 / 5 && waited <= planned * 6 / 5 + Duration::from_millis(2),
+            "{waited:?}"
+        );
+    }
+    // A second is a long life.
+    sleep(secs(1)).await;
+    world.kill("a").await;
+    assert_eq!(a.incarnation(), Some(6));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_can_be_cut_short_by_a_stop_of_the_child_or_of_everything() {
+    let world = World::new();
+    let tree = world.tree(&["a", "b"]).await;
+    let a = tree.get::<Echo>("a").unwrap();
+    world.kill("a").await;
+    let asked = tokio::spawn(a.who());
+    settle().await;
+    tree.terminate_child("a").await.unwrap();
+    assert!(asked.await.unwrap().unwrap_err().is_closed());
+    sleep(secs(1)).await;
+    assert_eq!(tree.children().await[0].state, ChildState::Stopped);
+    tree.restart_child("a").await.unwrap();
+    world.kill("b").await;
+    let begun = Instant::now();
+    tree.stop().await.unwrap();
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+    assert_eq!(world.alive(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn time_that_restarts_take_does_not_age_the_window() {
+    let world = World::new();
+    let tree = world.at_once(Strategy::OneForOne).intensity(1, secs(60)).start().await.unwrap();
+    let slow = world.fake("a").script(&[Begin::Well, Begin::After(secs(29)), Begin::After(secs(29))]);
+    let a = tree.start_child(ChildSpec::new(slow)).await.unwrap();
+    world.kill("a").await;
+    sleep(secs(29 + 59)).await;
+    assert_eq!(a.incarnation(), Some(2));
+    world.kill("a").await;
+    assert!(tree.stop().await.is_err(), "it was up for 59 s only");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_restart_too_many_may_give_up_that_child_alone_or_go_on() {
+    let world = World::new();
+    let one = world.at_once(Strategy::OneForAll).intensity(1, secs(60)).exhausted(Exhausted::GiveUpChild);
+    let tree = one.child(world.child("a")).child(world.child("b")).start().await.unwrap();
+    world.kill("a").await;
+    world.kill("a").await;
+    assert_eq!(tree.children().await[0].state, ChildState::GivenUp);
+    assert_eq!(tree.get::<Echo>("b").unwrap().incarnation(), Some(2));
+    tree.stop().await.unwrap();
+
+    let world = World::new();
+    let one = Supervisor::new(Strategy::OneForOne).intensity(0, secs(60)).exhausted(Exhausted::KeepTrying);
+    let tree = one.child(world.child("a")).start().await.unwrap();
+    let a = tree.get::<Echo>("a").unwrap();
+    for incarnation in 1..20 {
+        assert_eq!(a.who().await.unwrap(), incarnation);
+        world.kill("a").await;
+    }
+    tree.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn healthy_deaths_cost_nothing_if_early_ones_count_alone() {
+    let world = World::new();
+    let early = world.at_once(Strategy::OneForOne).intensity(1, secs(60)).count_deaths(CountDeaths::Early);
+    let tree = early.child(world.child("a")).start().await.unwrap();
+    let a = tree.get::<Echo>("a").unwrap();
+    for incarnation in 1..20 {
+        assert_eq!(a.who().await.unwrap(), incarnation);
+        world.kill("a").await;
+    }
+    world.kill("a").await;
+    world.kill("a").await;
+    assert!(tree.stop().await.is_err());
+}
+
+// ---------------------------------------------------------------- calls
+
+#[tokio::test(start_paused = true)]
+async fn every_call_has_its_answer_for_running_restarting_stopped_and_unknown_children() {
+    let world = World::new();
+    let tree = world.tree(&["a"]).await;
+    let add = async || tree.start_child(world.child("a")).await.map(drop).unwrap_err();
+    // Running.
+    assert!(add().await.is_already_started());
+    assert!(tree.restart_child("a").await.unwrap_err().is_running());
+    assert!(tree.delete_child("a").await.unwrap_err().is_running());
+    // Restarting.
+    world.kill("a").await;
+    assert!(add().await.is_already_present());
+    assert!(tree.restart_child("a").await.unwrap_err().is_restarting());
+    assert!(tree.delete_child("a").await.unwrap_err().is_restarting());
+    tree.terminate_child("a").await.unwrap();
+    // Stopped.
+    assert!(add().await.is_already_present());
+    tree.terminate_child("a").await.unwrap();
+    tree.restart_child("a").await.unwrap();
+    tree.terminate_child("a").await.unwrap();
+    let a = tree.get::<Echo>("a").unwrap();
+    tree.delete_child("a").await.unwrap();
+    assert!(a.who().await.unwrap_err().is_closed());
+    // Unknown.
+    for error in [
+        tree.restart_child("a").await.unwrap_err(),
+        tree.terminate_child("a").await.unwrap_err(),
+        tree.delete_child("a").await.unwrap_err(),
+    ] {
+        assert!(error.is_not_found() && error.to_string().contains("there is no child \"a\""), "{error}");
+    }
+    tree.start_child(world.child("a")).await.unwrap();
+    // Ended.
+    tree.stop().await.unwrap();
+    assert!(tree.restart_child("a").await.unwrap_err().is_closed());
+    assert!(tree.terminate_child("a").await.unwrap_err().is_closed());
+    assert_eq!(tree.children().await, []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_child_that_is_stopped_is_gone_when_that_is_answered_and_starts_again_behind_its_handle() {
+    let world = World::new();
+    let tree = world.tree(&[]).await;
+    let slow = ChildSpec::new(world.fake("a").manners(Manners::Slow(secs(2))));
+    let a = tree.start_child(slow).await.unwrap();
+    // Two may want it.
+    let (one, two) = (tree.clone(), tree.clone());
+    let one = tokio::spawn(async move { one.terminate_child("a").await });
+    two.terminate_child("a").await.unwrap();
+    one.await.unwrap().unwrap();
+    assert_eq!((world.begun.elapsed(), world.alive()), (secs(2), vec![]));
+    tree.restart_child("a").await.unwrap();
+    assert_eq!(a.who().await.unwrap(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_by_hand_that_fails_is_told_and_leaves_the_child_stopped() {
+    let world = World::new();
+    let tree = world.tree(&[]).await;
+    let flaky = world.fake("a").script(&[Begin::Well, Begin::Fails, Begin::Well]);
+    let a = tree.start_child(ChildSpec::new(flaky)).await.unwrap();
+    tree.terminate_child("a").await.unwrap();
+    let error = tree.restart_child("a").await.unwrap_err();
+    assert_eq!(error.to_string(), "restart of /tree/a: the start failed: no luck");
+    assert!(a.who().await.unwrap_err().is_closed());
+    assert_eq!(tree.children().await[0].state, ChildState::Stopped);
+    tree.restart_child("a").await.unwrap();
+    assert_eq!(a.who().await.unwrap(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_start_that_is_terminated_has_failed_and_its_name_is_free() {
+    let world = World::new();
+    let tree = world.tree(&[]).await;
+    let hangs = world.fake("a").script(&[Begin::Hangs]);
+    let starting = tokio::spawn({
+        let (tree, spec) = (tree.clone(), ChildSpec::new(hangs));
+        async move { tree.start_child(spec).await }
+    });
+    settle().await;
+    assert_eq!(tree.children().await[0].state, ChildState::Starting);
+    tree.terminate_child("a").await.unwrap();
+    let error: StartError = starting.await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("stopped while it started"), "{error}");
+    assert_eq!(tree.children().await, []);
+    tree.start_child(world.child("a")).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_supervisor_is_told_must_not_contradict_itself() {
+    let world = World::new();
+    let new = || Supervisor::new(Strategy::OneForOne).name("tree").child(world.child("a"));
+    for (wrong, why) in [
+        (new().intensity(3, Duration::ZERO), "within no time"),
+        (new().backoff(secs(2), secs(1)), "begins with 2s"),
+        (new().child(world.child("a")), "the name \"a\" is taken"),
+        (new().child(world.child("b").window(0)), "a window of 0"),
+    ] {
+        let error = wrong.start().await.unwrap_err();
+        assert!(error.to_string().contains(why), "{error}");
+    }
+    assert_eq!(world.log(), [""; 0], "nothing was started");
+    new().start().await.unwrap();
 }
