@@ -4,6 +4,7 @@ mod circles;
 mod ends;
 mod once;
 mod seats;
+mod strategies;
 mod streams;
 
 use std::cell::Cell;
