@@ -206,6 +206,13 @@ impl Mailbox {
         }
     }
 
+    /// The handler is not looked at any more.
+    pub(crate) fn handler_goes_on(&self) {
+        if let Some(station) = &mut self.lock().station {
+            station.over();
+        }
+    }
+
     /// A probe to be sent along what the handler waits for.
     pub(crate) fn sends_probe(&self) -> Option<(Awaited, Probe)> {
         self.lock().station.as_mut()?.begins()
