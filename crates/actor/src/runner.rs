@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use hatchery_wire::decode;
+use hatchery_wire::decode_owned;
 use tokio::time::Instant;
 use tracing::Instrument;
 
@@ -215,8 +215,8 @@ async fn one<A: AnyActor>(actor: &mut A, parcel: &mut Parcel, now: Instant, cx: 
     if parcel.deadline.is_some_and(|deadline| deadline <= now) {
         return Answer::Fault(Fault::Timeout { maybe_executed: false });
     }
-    // Given up once it is decoded: large byte strings in it then become the message's own, without a copy.
-    let message = decode::<A::Message>(&std::mem::take(&mut parcel.body));
+    // Given up: large byte strings and descriptors in it become the message's own, without a copy.
+    let message = decode_owned::<A::Message>(std::mem::take(&mut parcel.body));
     match message {
         Ok(message) => match cx.trace() {
             None => actor.handle(message, parcel.ask, cx).await,

@@ -107,11 +107,11 @@ pub mod __private {
     pub use hatchery_actor::flow::begin as begin_stream;
     pub use hatchery_actor::handle::{ActorRef, AnyHandle};
     pub use hatchery_actor::outlet::Answer;
-    pub use hatchery_process::byte_strings::{ByteSlice, ByteVec, decode_bytes, take_bytes};
+    pub use hatchery_process::byte_strings::{ByteSlice, ByteVec, take_bytes};
     pub use hatchery_process::registry::{HostedActor, HostedTask};
     pub use hatchery_process::task::{TaskEntry, TaskOutcome, TaskRun};
     pub use hatchery_process::test::{TestOptions, test};
-    pub use hatchery_wire::{Body, ByteString, DecodeError, EncodeError, decode, encode};
+    pub use hatchery_wire::{Body, ByteString, DecodeError, EncodeError, decode_owned, encode};
     pub use hatchery_wire::{CannotDecode, CannotEncode, Decodes, Decoding, Encodes, Encoding, must_travel};
     pub use {inventory, serde, serde_bytes};
 }

@@ -470,10 +470,11 @@ impl Actor {
             let sent = quote!(#text, &#message #turbofish::#variant #fields);
             let sending = match &one.stream {
                 Some(stream) if is_bytes(&stream.item) => {
-                    quote!(self.0.items(#sent, ::hatchery::__private::decode_bytes))
+                    quote!(self.0.items(#sent, ::hatchery::__private::take_bytes))
                 }
                 Some(stream) => {
-                    let decode = quote_spanned!(shown_at(stream.item.span())=> ::hatchery::__private::decode);
+                    let decode =
+                        quote_spanned!(shown_at(stream.item.span())=> ::hatchery::__private::decode_owned);
                     quote!(self.0.items(#sent, #decode))
                 }
                 None if is_bytes(&one.result) => {
@@ -1023,7 +1024,7 @@ mod tests {
         assert_contains(
             &text,
             "fn keys(&self, from: u64) -> ::hatchery::Items<K> {
-                self.0.items(\"keys\", &__StoreMessage::<K>::Keys { from }, ::hatchery::__private::decode)
+                self.0.items(\"keys\", &__StoreMessage::<K>::Keys { from }, ::hatchery::__private::decode_owned)
             }",
         );
         assert_contains(&text, "begin_stream(__cx, __asked, __result, ::hatchery::__private::encode)");
@@ -1033,7 +1034,7 @@ mod tests {
                 Vec<u8>, <Result<(), Full> as ::hatchery::__private::ResultParts>::Err
             > {",
         );
-        assert_contains(&text, "::hatchery::__private::decode_bytes)");
+        assert_contains(&text, "::hatchery::__private::take_bytes)");
         assert_contains(&text, "Err(__error) => ::hatchery::__private::Answer::result::<(), _>");
     }
 

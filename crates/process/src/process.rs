@@ -33,7 +33,7 @@ use crate::worker::TENANT;
 #[doc(alias = "multiprocessing")]
 pub struct Process<R> {
     shared: Arc<Shared>,
-    decode: fn(&Body) -> Result<R, DecodeError>,
+    decode: fn(Body) -> Result<R, DecodeError>,
     kill_on_drop: bool,
 }
 
@@ -52,7 +52,7 @@ struct Shared {
 pub struct Builder<R> {
     entry: &'static TaskEntry,
     args: Result<Body, EncodeError>,
-    decode: fn(&Body) -> Result<R, DecodeError>,
+    decode: fn(Body) -> Result<R, DecodeError>,
     name: Option<String>,
     daemon: bool,
     kill_on_drop: bool,
@@ -235,7 +235,7 @@ impl<R> Process<R> {
         let exit = self.wait().await;
         let result = self.shared.result.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let outcome = match result {
-            Some(Ok(body)) => (self.decode)(&body).map_err(|error| Fault::BadAnswer(error.to_string())),
+            Some(Ok(body)) => (self.decode)(body).map_err(|error| Fault::BadAnswer(error.to_string())),
             Some(Err(fault)) => Err(fault),
             None => Err(Fault::Ended { exit: Box::new((*exit).clone()), maybe_executed: true }),
         };

@@ -5,8 +5,9 @@ use std::collections::hash_map::Entry;
 
 use bytes::Bytes;
 
+use crate::descriptors::{Arrivals, Descriptors};
 use crate::envelope::Head;
-use crate::limits::MIN_PART;
+use crate::limits::{MIN_PART, UNFINISHED_FDS};
 use crate::{Body, Envelope, Limits, WireError};
 
 /// Most bytes by which a body grows ahead of what has arrived, within the frame that is arriving.
@@ -22,8 +23,12 @@ pub struct Assembler {
     unfinished: HashMap<u32, Unfinished>,
     /// Bytes held by all of them.
     held: usize,
+    /// Descriptors held by them, but for those of a message whose only frame is arriving in pieces.
+    held_fds: usize,
     /// The frame that is arriving in pieces, if one is.
     arriving: Option<Arriving>,
+    /// Descriptors for frames that are still to come.
+    pub(crate) arrivals: Arrivals,
 }
 
 #[derive(Debug)]
@@ -32,6 +37,9 @@ struct Unfinished {
     /// Of these, `filled` have arrived; the rest is room.
     body: Vec<u8>,
     filled: usize,
+    descriptors: Descriptors,
+    /// How many of them are counted in [`Assembler::held_fds`].
+    counted: usize,
 }
 
 /// A frame of which the head has been read.
@@ -46,7 +54,14 @@ struct Arriving {
 impl Assembler {
     /// Nothing has arrived yet.
     pub fn new(limits: Limits) -> Self {
-        Assembler { limits: limits.settled(), unfinished: HashMap::new(), held: 0, arriving: None }
+        Assembler {
+            limits: limits.settled(),
+            unfinished: HashMap::new(),
+            held: 0,
+            held_fds: 0,
+            arriving: None,
+            arrivals: Arrivals::default(),
+        }
     }
 
     /// Takes one frame without its length prefix; gives back the message that it completes.
@@ -59,7 +74,8 @@ impl Assembler {
         let (head, start) = Head::read(frame, frame.len())?;
         let body = &frame[start..];
         if self.is_whole(&head)? {
-            return Ok(Some(header(&head, Body::from_bytes(copied(body)))));
+            let descriptors = self.arrivals.take(head.fds)?;
+            return Ok(Some(header(&head, Body::from_bytes(copied(body)).with(descriptors))));
         }
         let unfinished = self.begin_part(&head)?;
         unfinished.fill(body);
@@ -138,8 +154,14 @@ impl Assembler {
             Entry::Vacant(entry) => {
                 let size = head.chain.len() + head.trace.len() + head.body;
                 self.held = charge(self.held, size, self.limits.budget)?;
+                let counted = if head.more { head.fds } else { 0 };
+                self.held_fds += counted;
+                if self.held_fds > UNFINISHED_FDS {
+                    return Err(WireError::Descriptors("unfinished messages have more than 64"));
+                }
+                let descriptors = self.arrivals.take(head.fds)?;
                 let envelope = header(head, Body::default());
-                Ok(entry.insert(Unfinished { envelope, body: Vec::new(), filled: 0 }))
+                Ok(entry.insert(Unfinished { envelope, body: Vec::new(), filled: 0, descriptors, counted }))
             }
             Entry::Occupied(entry) => {
                 let unfinished = entry.into_mut();
@@ -149,7 +171,7 @@ impl Assembler {
                     ));
                 }
                 let plain = head.chain.is_empty() && head.trace.is_empty() && head.deadline.is_none();
-                if !plain || head.release {
+                if !plain || head.release || head.fds > 0 {
                     return Err(WireError::Malformed(
                         "a continuation repeats what only a first frame carries",
                     ));
@@ -165,12 +187,14 @@ impl Assembler {
     }
 
     fn finish(&mut self, target: u32) -> Option<Envelope> {
-        let Unfinished { mut envelope, mut body, filled } = self.unfinished.remove(&target)?;
+        let Unfinished { mut envelope, mut body, filled, descriptors, counted } =
+            self.unfinished.remove(&target)?;
         self.held -= envelope.size() + filled;
+        self.held_fds -= counted;
         body.truncate(filled);
         // Doubling left up to as much again unused; giving it back is cheap, large blocks shrink in place.
         body.shrink_to_fit();
-        envelope.body = Body::from_bytes(body.into());
+        envelope.body = Body::from_bytes(body.into()).with(descriptors);
         Some(envelope)
     }
 }

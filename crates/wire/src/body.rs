@@ -1,4 +1,4 @@
-//! Encoded values: opaque bytes from the caller's encoder to the owner's decoder.
+//! Encoded values: opaque bytes, and descriptors, from the caller's encoder to the owner's decoder.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -9,12 +9,14 @@ use rmp_serde::decode::Error as PackError;
 use serde::de::{Deserialize, DeserializeOwned};
 use serde::ser::Serialize;
 
+use crate::descriptors::{self, Descriptors};
 use crate::limits::DEPTH;
 use crate::{byte_string, depth, sink};
 
 /// An encoded value. Cloning it is cheap, it never looks inside.
 ///
-/// It may lie in several pieces, since byte strings that are large stay where they were.
+/// It may lie in several pieces, since byte strings that are large stay where they were. The descriptors of each
+/// [`Fd`](crate::Fd) in the value are part of it: they are closed with its last clone, unless they were sent or decoded.
 ///
 /// ```
 /// let body = hatchery_wire::encode(&(1u8, "two"))?;
@@ -28,12 +30,18 @@ pub struct Body {
     /// None of them empty.
     more: Option<Arc<[Bytes]>>,
     len: usize,
+    descriptors: Descriptors,
 }
 
 impl Body {
     /// A body of bytes that are encoded already.
     pub fn from_bytes(bytes: Bytes) -> Self {
-        Body { len: bytes.len(), first: bytes, more: None }
+        Body { len: bytes.len(), first: bytes, ..Body::default() }
+    }
+
+    /// The same bytes with these descriptors.
+    pub(crate) fn with(self, descriptors: Descriptors) -> Body {
+        Body { descriptors, ..self }
     }
 
     /// A body of several pieces.
@@ -43,10 +51,10 @@ impl Body {
         }
         let len = pieces.iter().map(Bytes::len).sum();
         let first = std::mem::take(&mut pieces[0]);
-        Body { first, more: Some(pieces.drain(1..).collect()), len }
+        Body { first, more: Some(pieces.drain(1..).collect()), len, ..Body::default() }
     }
 
-    /// The encoded bytes in one piece; copies them if they lie in several.
+    /// The encoded bytes in one piece, without descriptors; copies them if they lie in several.
     pub fn to_bytes(&self) -> Bytes {
         match &self.more {
             None => self.first.clone(),
@@ -61,10 +69,11 @@ impl Body {
     /// The same with memory of its own and no more than it needs, to be kept for long.
     #[must_use]
     pub fn compact(&self) -> Body {
-        match &self.more {
-            None => Body::from_bytes(Bytes::copy_from_slice(&self.first)),
-            Some(_) => Body::from_bytes(self.to_bytes()),
-        }
+        let bytes = match &self.more {
+            None => Bytes::copy_from_slice(&self.first),
+            Some(_) => self.to_bytes(),
+        };
+        Body::from_bytes(bytes).with(self.descriptors.clone())
     }
 
     /// The pieces it lies in, in order.
@@ -81,11 +90,24 @@ impl Body {
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
+
+    /// The number of descriptors, at most [`MAX_FDS`](crate::MAX_FDS).
+    pub fn descriptors(&self) -> usize {
+        self.descriptors.len()
+    }
+
+    /// The descriptors themselves.
+    pub(crate) fn descriptors_of(&self) -> &Descriptors {
+        &self.descriptors
+    }
 }
 
 impl PartialEq for Body {
+    /// The same bytes, and the very same descriptors.
     fn eq(&self, other: &Body) -> bool {
-        self.len == other.len && self.to_bytes() == other.to_bytes()
+        self.len == other.len
+            && self.to_bytes() == other.to_bytes()
+            && self.descriptors.are(&other.descriptors)
     }
 }
 
@@ -93,23 +115,33 @@ impl Eq for Body {}
 
 impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Body").field(&self.to_bytes()).finish()
+        let mut shown = f.debug_tuple("Body");
+        shown.field(&self.to_bytes());
+        if !self.descriptors.is_empty() {
+            shown.field(&format_args!("{} descriptors", self.descriptors.len()));
+        }
+        shown.finish()
     }
 }
 
 /// Encodes a value as MessagePack, structs with their field names.
 ///
 /// Names, because compact arrays shift silently under `skip_serializing_if`. The size is not looked at here; it is
-/// checked where the message is queued.
+/// checked where the message is queued. The descriptor of each [`Fd`](crate::Fd) is duplicated, since a value is only
+/// borrowed here.
 ///
 /// # Errors
 ///
-/// When the value's own `Serialize` refuses.
+/// When the value's own `Serialize` refuses; when it has more than [`MAX_FDS`](crate::MAX_FDS) descriptors, or this
+/// process has none left for a duplicate.
 pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Body, EncodeError> {
-    sink::encode(|sink| {
-        let mut serializer = rmp_serde::Serializer::new(sink).with_struct_map();
-        value.serialize(&mut serializer).map_err(|error| EncodeError { text: error.to_string().into() })
-    })
+    let encoded = descriptors::collect(|| {
+        sink::encode(|sink| {
+            let mut serializer = rmp_serde::Serializer::new(sink).with_struct_map();
+            value.serialize(&mut serializer).map_err(|error| EncodeError { text: error.to_string().into() })
+        })
+    });
+    encoded.map(|(body, descriptors)| body.with(descriptors))
 }
 
 /// Decodes a value, which must use up the whole body and nest at most [`DEPTH`] levels deep.
@@ -118,21 +150,37 @@ pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Body, EncodeError> {
 /// cannot exhaust the stack of a thread with 1 MiB. Types that serde buffers first (`untagged`, `flatten`) are
 /// buffered under the same limit.
 ///
+/// The body stays as it is, so its descriptors are duplicated; [`decode_owned`] moves them.
+///
 /// # Errors
 ///
-/// When the bytes are no `T`, end early, nest too deeply, or go on after the value.
+/// When the bytes are no `T`, end early, nest too deeply, or go on after the value; when the value does not name each
+/// descriptor of the body once, names another one, or one cannot be duplicated.
 pub fn decode<T: DeserializeOwned>(body: &Body) -> Result<T, DecodeError> {
-    let source = body.to_bytes();
+    decode_owned(body.clone())
+}
+
+/// Decodes a value as [`decode`] does, out of a body that nobody needs any more: unless there are clones of it, its
+/// descriptors and large byte strings are moved. Those that do not get into a value are closed.
+///
+/// # Errors
+///
+/// As [`decode`].
+pub fn decode_owned<T: DeserializeOwned>(body: Body) -> Result<T, DecodeError> {
+    let source = if body.more.is_none() { body.first } else { body.to_bytes() };
     let bytes: &[u8] = &source;
-    let mut deserializer = rmp_serde::Deserializer::from_read_ref(bytes);
-    let value = byte_string::with_source(&source, || {
-        depth::limited(PhantomData::<T>, &mut deserializer, DEPTH, bytes.len())
-    })?;
-    // The deserializer does not say where it stands, but one that finds no further marker stands at the end.
-    match <()>::deserialize(&mut deserializer) {
-        Err(PackError::InvalidMarkerRead(_)) => Ok(value),
-        _ => Err(DecodeError { text: "bytes follow the value".into() }),
-    }
+    let decode = || {
+        let mut deserializer = rmp_serde::Deserializer::from_read_ref(bytes);
+        let value = byte_string::with_source(&source, || {
+            depth::limited(PhantomData::<T>, &mut deserializer, DEPTH, bytes.len())
+        })?;
+        // The deserializer does not say where it stands, but one that finds no further marker stands at the end.
+        match <()>::deserialize(&mut deserializer) {
+            Err(PackError::InvalidMarkerRead(_)) => Ok(value),
+            _ => Err(DecodeError { text: "bytes follow the value".into() }),
+        }
+    };
+    descriptors::give_out(body.descriptors, decode, |why| DecodeError { text: why.into() })
 }
 
 /// Why a value could not be encoded.
