@@ -787,9 +787,9 @@ async fn a_window_of_one_makes_a_crash_cost_one_request() {
         ends("ask", ask).await.unwrap().unwrap();
     }
     assert!(ends("ask", crash).await.unwrap().unwrap_err().is_crash());
-    for bad in [0, 65] {
+    for bad in [0, 257] {
         let error = tree.start_child(plain("bad").window(bad)).await.map(drop).unwrap_err();
-        assert!(error.to_string().contains("1 to 64"), "{error}");
+        assert!(error.to_string().contains("1 to 256"), "{error}");
     }
 }
 
@@ -805,10 +805,10 @@ async fn tells_to_a_busy_actor_wait_at_the_window() {
     let mut sent = 0;
     while let Ok(()) = actor.note(1).timeout(Duration::from_millis(100)).tell().await {
         sent += 1;
-        assert!(sent < 100);
+        assert!(sent < 256);
     }
     // The ask that runs has its place until it is answered.
-    assert_eq!(sent, 63);
+    assert_eq!(sent, 255);
     hanging.abort();
 }
 
@@ -913,13 +913,13 @@ async fn a_deferred_answer_arrives_and_its_err_is_a_reply() {
     }
 }
 
-/// A request gives its place in the window back when its handler returns: else 64 waiters would keep the release out.
+/// A request gives its place in the window back when its handler returns: else 256 waiters would keep the release out.
 #[hatchery::test]
-async fn a_hundred_may_wait_for_a_lock() {
+async fn three_hundred_may_wait_for_a_lock() {
     let tree = tree().await;
     for lock in locks(&tree).await {
         assert_eq!(ends("ask", lock.acquire()).await.unwrap(), 0);
-        let waiting: Vec<_> = (0..100)
+        let waiting: Vec<_> = (0..300)
             .map(|_| {
                 let lock = lock.clone();
                 tokio::spawn(async move {
@@ -929,13 +929,13 @@ async fn a_hundred_may_wait_for_a_lock() {
                 })
             })
             .collect();
-        waiters(&lock, 100).await;
+        waiters(&lock, 300).await;
         ends("ask", lock.release()).await.unwrap();
         let mut turns = Vec::new();
         for one in waiting {
             turns.push(ends("a turn", one).await.unwrap());
         }
-        assert_eq!(turns, (1..=100).collect::<Vec<_>>());
+        assert_eq!(turns, (1..=300).collect::<Vec<_>>());
         assert!(ends("ask", lock.release()).await.unwrap_err().handler_error().is_some());
     }
 }
@@ -1390,7 +1390,7 @@ async fn ten_thousand_asks_cancelled_anywhere_give_no_answer_to_the_wrong_caller
     assert_eq!(sum.iter().sum::<u32>(), 10_000);
     // The last kill may still be on its way; after it, every place is there.
     ends("the last kill", async { while actor.note(0).await.is_err() {} }).await;
-    let asking: Vec<_> = (0..64).map(|n| tokio::spawn(actor.repeats(n, Vec::new(), 0))).collect();
+    let asking: Vec<_> = (0..256).map(|n| tokio::spawn(actor.repeats(n, Vec::new(), 0))).collect();
     for (n, ask) in (0..).zip(asking) {
         match ends("an ask", ask).await.unwrap() {
             Ok((answered, _)) => assert_eq!(answered, n),
@@ -1410,9 +1410,9 @@ async fn ten_thousand_asks_cancelled_anywhere_give_no_answer_to_the_wrong_caller
     let mut told = 0;
     while let Ok(()) = actor.note(told).timeout(Duration::from_secs(1)).tell().await {
         told += 1;
-        assert!(told < 64, "more than the window");
+        assert!(told < 256, "more than the window");
     }
-    assert_eq!(told, 63);
+    assert_eq!(told, 255);
     assert_eq!(actor.incarnation(), Some(1));
     hanging.abort();
 }

@@ -286,7 +286,7 @@ fn a_pid_that_comes_back_as_anothers_is_never_signalled() {
 #[test]
 fn a_parent_that_does_not_read_costs_its_worker_a_window_and_keeps_control() {
     let (_dir, file) = scratch();
-    let program = Program::start_with("does not read", &file).until("answered", 63);
+    let program = Program::start_with("does not read", &file).until("answered", 255);
     std::fs::write(format!("{file}.heard"), "").unwrap();
     let end = program.end();
     assert_eq!(end.status.code(), Some(0), "{:?} {}", end.said, end.stderr);

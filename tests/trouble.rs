@@ -512,10 +512,10 @@ async fn digs_for_ever() -> hatchery::Result<()> {
     }
 }
 
-/// A mebibyte, an answer or a request.
-const LARGE: usize = 1 << 20;
+/// A quarter of a mebibyte, an answer or a request.
+const LARGE: usize = 1 << 18;
 /// The window, each place taken by a large one, and 16 MiB for buffers and what lies between allocations; in KiB.
-const WINDOW_OF_LARGE: u64 = (64 + 16) * 1024;
+const WINDOW_OF_LARGE: u64 = (256 / 4 + 16) * 1024;
 
 /// The runtime of this process reads nothing while its worker answers.
 async fn does_not_read(file: &str) -> hatchery::Result<()> {
@@ -525,7 +525,7 @@ async fn does_not_read(file: &str) -> hatchery::Result<()> {
     let before = (own_memory(std::process::id()), own_memory(pid));
     let blocked = tokio::spawn(worker.blocks_until(format!("{file}.go")));
     becomes_true("it is blocked", || Path::new(&format!("{file}.go.begun")).exists()).await;
-    let asking: Vec<_> = (0..200).map(|_| tokio::spawn(worker.answers(LARGE))).collect();
+    let asking: Vec<_> = (0..500).map(|_| tokio::spawn(worker.answers(LARGE))).collect();
     for _ in 0..20 {
         // Each lets some sixty other tasks of this runtime be polled.
         tokio::task::yield_now().await;
@@ -556,8 +556,8 @@ async fn does_not_read(file: &str) -> hatchery::Result<()> {
             Err(error) => return Err(error.into()),
         }
     }
-    assert_eq!(answered + crashed, 200);
-    assert!(crashed <= 64, "{crashed}");
+    assert_eq!(answered + crashed, 500);
+    assert!(crashed <= 256, "{crashed}");
     say(&format!("{more:?} KiB more, {answered} answered, {crashed} crashed"));
     tree.stop().await
 }
@@ -578,7 +578,7 @@ async fn is_not_read(file: &str) -> hatchery::Result<()> {
     }
     let after = (own_memory(own), own_memory(pid));
     let more = (after.0.saturating_sub(before.0), after.1.saturating_sub(before.1));
-    assert_eq!(sent, 63, "the blocked one has the last place");
+    assert_eq!(sent, 255, "the blocked one has the last place");
     assert!(more.0 < WINDOW_OF_LARGE && more.1 < 16 * 1024, "{more:?} KiB more");
     send(pid, Signal::STOP);
     becomes_true("it is stopped", || state(pid) == Some('T')).await;

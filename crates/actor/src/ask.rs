@@ -46,7 +46,7 @@ pub struct Ask<T, E = Never> {
     error: PhantomData<fn() -> E>,
 }
 
-/// A message without an answer. `.await` waits only until there is room in the actor's window: 64 requests under way
+/// A message without an answer. `.await` waits only until there is room in the actor's window: 256 requests under way
 /// from this process, all handles together.
 ///
 /// # Errors
@@ -244,7 +244,7 @@ impl Drop for Unwatched<'_> {
 pub(crate) const ASKS_ITSELF: &str = "an actor that asks itself and waits in its own handler would wait for ever: send it with \
                            `.tell()`, or ask from a task (`cx.spawn(..)`)";
 
-const TELLS_ITSELF_TOO_MUCH: &str = "64 messages of the actor to itself are under way, and none of them begins before \
+const TELLS_ITSELF_TOO_MUCH: &str = "256 messages of the actor to itself are under way, and none of them begins before \
                                      this handler returns: keep what is to be done in the actor's state, or tell it \
                                      from a task (`cx.spawn(..)`)";
 

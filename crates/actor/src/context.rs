@@ -102,12 +102,12 @@ impl Context {
     }
 
     /// A handle to this very actor: Erlang's `self()`. Its messages go through the actor's own mailbox, after what waits
-    /// there already, with a window of 64 of their own; they never leave the process. It may be used from `start` on,
+    /// there already, with a window of 256 of their own; they never leave the process. It may be used from `start` on,
     /// and in tasks that [`spawn`](Context::spawn) runs. It is a handle to this incarnation: afterwards, its requests
     /// are errors that say `is_closed()`.
     ///
     /// Send such a message with `.tell()`. To *wait* for oneself in a handler (or in `start`) would take for ever, so
-    /// an ask is refused there at once, as is a tell when 64 of them are under way; nothing was executed then. A
+    /// an ask is refused there at once, as is a tell when 256 of them are under way; nothing was executed then. A
     /// task of the actor may do both.
     ///
     /// `stop()` of this handle stops the actor in order, and is not to be waited for in a handler; `kill()` ends it as a

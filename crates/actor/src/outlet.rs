@@ -29,7 +29,7 @@ use crate::streams::{BadItem, Intake};
 use crate::trace::TraceContext;
 
 /// How many requests one channel may have waiting at one actor, unless its spec says fewer.
-pub const WINDOW: u32 = 64;
+pub const WINDOW: u32 = 256;
 
 /// The way from an outlet to one incarnation: a channel to its process, or its mailbox in this one.
 pub trait Line: Send + Sync + 'static {
@@ -711,6 +711,8 @@ mod tests {
     use super::*;
     use crate::exit::Status;
 
+    const W: usize = WINDOW as usize;
+
     /// A line that writes down what it is given, and refuses what says so.
     #[derive(Default)]
     pub(super) struct Notes {
@@ -794,30 +796,30 @@ mod tests {
     fn requests_keep_their_order_across_vacancies_and_incarnations() {
         let outlet = Outlet::default();
         let before: Vec<u64> =
-            (0..100).map(|n| if n % 3 == 0 { outlet.tell() } else { outlet.ask() }).collect();
+            (0..W + 36).map(|n| if n % 3 == 0 { outlet.tell() } else { outlet.ask() }).collect();
         let first = outlet.sit(1);
-        assert_eq!(first.sent(), before[..64]);
+        assert_eq!(first.sent(), before[..W]);
         outlet.ended(1, &exit());
         let later: Vec<u64> = (0..10).map(|_| outlet.ask()).collect();
         let second = outlet.sit(2);
-        assert_eq!(second.sent(), [&before[64..], &later[..]].concat());
+        assert_eq!(second.sent(), [&before[W..], &later[..]].concat());
     }
 
     #[test]
     fn unsent_requests_outlive_an_incarnation_and_sent_ones_end_with_it_exactly_once() {
         let outlet = Outlet::default();
         let first = outlet.sit(1);
-        let ids: Vec<u64> = (0..65).map(|_| outlet.ask()).collect();
+        let ids: Vec<u64> = (0..=W).map(|_| outlet.ask()).collect();
         outlet.ended(1, &exit());
         outlet.ended(1, &exit());
-        for id in &ids[..64] {
+        for id in &ids[..W] {
             assert_eq!(outlet.now(*id), Some(ended()));
         }
-        assert_eq!(outlet.now(ids[64]), None);
+        assert_eq!(outlet.now(ids[W]), None);
         let second = outlet.sit(2);
-        assert_eq!((first.sent().len(), second.sent()), (64, vec![ids[64]]));
-        outlet.answered(2, ids[64], value(7), true).unwrap();
-        assert_eq!(outlet.now(ids[64]), Some(value(7)));
+        assert_eq!((first.sent().len(), second.sent()), (W, vec![ids[W]]));
+        outlet.answered(2, ids[W], value(7), true).unwrap();
+        assert_eq!(outlet.now(ids[W]), Some(value(7)));
         assert!(outlet.lock().requests.is_empty());
     }
 
@@ -836,14 +838,14 @@ mod tests {
     fn no_more_than_the_window_is_under_way() {
         let outlet = Outlet::default();
         let line = outlet.sit(1);
-        let ids: Vec<u64> = (0..200).map(|_| outlet.tell()).collect();
-        assert_eq!(line.sent(), ids[..64]);
-        assert_eq!(outlet.now(ids[63]), Some(Answer::None));
-        assert_eq!(outlet.now(ids[64]), None);
+        let ids: Vec<u64> = (0..3 * W).map(|_| outlet.tell()).collect();
+        assert_eq!(line.sent(), ids[..W]);
+        assert_eq!(outlet.now(ids[W - 1]), Some(Answer::None));
+        assert_eq!(outlet.now(ids[W]), None);
         outlet.released(1, 3).unwrap();
-        assert_eq!(line.sent(), ids[..67]);
-        assert_eq!(outlet.now(ids[66]), Some(Answer::None));
-        assert_eq!(outlet.now(ids[67]), None);
+        assert_eq!(line.sent(), ids[..W + 3]);
+        assert_eq!(outlet.now(ids[W + 2]), Some(Answer::None));
+        assert_eq!(outlet.now(ids[W + 3]), None);
     }
 
     #[test]
@@ -857,10 +859,10 @@ mod tests {
         outlet.released(1, 1).unwrap();
         assert_eq!(outlet.answered(1, id, value(1), true), Err(TooManyReleases));
         assert_eq!(outlet.now(id), None, "a peer that breaks the protocol is not listened to");
-        for _ in 0..100 {
+        for _ in 0..2 * W {
             outlet.tell();
         }
-        assert_eq!(line.sent().len(), 1 + 64);
+        assert_eq!(line.sent().len(), 1 + W);
     }
 
     #[test]
@@ -876,12 +878,12 @@ mod tests {
     fn a_request_withdrawn_on_its_way_is_taken_back_from_its_line_and_keeps_its_place_until_it_is_answered() {
         let outlet = Outlet::default();
         let line = outlet.sit(1);
-        let ids: Vec<u64> = (0..65).map(|_| outlet.ask()).collect();
+        let ids: Vec<u64> = (0..=W).map(|_| outlet.ask()).collect();
         assert_eq!(outlet.cancel(ids[5]), Left::Sent);
         assert_eq!(line.withdrawn(), [ids[5]]);
-        assert_eq!(line.sent().len(), 64);
+        assert_eq!(line.sent().len(), W);
         outlet.answered(1, ids[5], Answer::Fault(Fault::Withdrawn), true).unwrap();
-        assert_eq!(line.sent().len(), 65);
+        assert_eq!(line.sent().len(), W + 1);
     }
 
     #[test]
@@ -958,10 +960,10 @@ mod tests {
     fn close_tells_those_in_line_and_all_later_ones_why_and_leaves_the_sent_ones_to_their_incarnation() {
         let outlet = Outlet::default();
         let line = outlet.sit(1);
-        let ids: Vec<u64> = (0..65).map(|_| outlet.ask()).collect();
+        let ids: Vec<u64> = (0..=W).map(|_| outlet.ask()).collect();
         let closed = Fault::Closed { why: "it was stopped".to_owned() };
         outlet.close(closed.clone());
-        assert_eq!(outlet.now(ids[64]), Some(Answer::Fault(closed.clone())));
+        assert_eq!(outlet.now(ids[W]), Some(Answer::Fault(closed.clone())));
         assert_eq!(outlet.now(ids[0]), None);
         let late = outlet.tell();
         assert_eq!(outlet.now(late), Some(Answer::Fault(closed)));
@@ -976,10 +978,10 @@ mod tests {
     fn a_request_that_its_line_refuses_is_told_why_and_takes_no_place() {
         let outlet = Outlet::default();
         let (first, refused) = (outlet.ask(), outlet.submit(true, None, body(true), None));
-        let rest: Vec<u64> = (0..64).map(|_| outlet.ask()).collect();
+        let rest: Vec<u64> = (0..W).map(|_| outlet.ask()).collect();
         let line = outlet.sit(1);
         assert_eq!(outlet.now(refused), Some(Answer::Fault(too_large())));
-        assert_eq!(line.sent(), [&[first], &rest[..63]].concat());
+        assert_eq!(line.sent(), [&[first], &rest[..W - 1]].concat());
     }
 
     #[test]

@@ -25,7 +25,7 @@ use hatchery_actor::heartbeat::Heartbeat;
 use hatchery_actor::items::Items;
 use hatchery_actor::local::Local;
 use hatchery_actor::mailbox::{Mailbox, Parcel, ReturnPath};
-use hatchery_actor::outlet::Answer;
+use hatchery_actor::outlet::{Answer, WINDOW};
 use hatchery_actor::reply::Reply;
 use hatchery_actor::runner;
 use hatchery_actor::seat::{Occupancy, Seat};
@@ -734,7 +734,7 @@ async fn an_err_of_a_handler_is_a_reply_and_no_crash() {
 async fn requests_of_one_handle_are_handled_in_the_order_of_their_first_poll() {
     let stage = Stage::occupied().await;
     // Made in one order, polled in another, asks and tells mixed, and more than the window.
-    let made: Vec<_> = (0..100).map(|n| (n, stage.probe.nap(n.to_string(), 1))).collect();
+    let made: Vec<_> = (0..300).map(|n| (n, stage.probe.nap(n.to_string(), 1))).collect();
     let mut asks = Vec::new();
     for (n, ask) in made.into_iter().rev() {
         if n % 2 == 0 {
@@ -749,7 +749,7 @@ async fn requests_of_one_handle_are_handled_in_the_order_of_their_first_poll() {
         ask.await.unwrap().unwrap();
     }
     stage.probe.add(0).await.unwrap();
-    assert_eq!(stage.log.take(), (0..100).rev().map(|n| n.to_string()).collect::<Vec<_>>());
+    assert_eq!(stage.log.take(), (0..300).rev().map(|n| n.to_string()).collect::<Vec<_>>());
 }
 
 #[tokio::test(start_paused = true)]
@@ -815,7 +815,7 @@ async fn a_panic_in_a_handler_ends_the_actor_and_its_callers_learn_message_and_p
 async fn requests_in_line_outlive_a_crash_and_those_in_the_mailbox_end_with_it() {
     let mut stage = Stage::occupied().await;
     let boom = tokio::spawn(stage.probe.boom("no such luck"));
-    let adds: Vec<_> = (0..100).map(|_| tokio::spawn(stage.probe.add(1))).collect();
+    let adds: Vec<_> = (0..300).map(|_| tokio::spawn(stage.probe.add(1))).collect();
     assert_boom(&boom.await.unwrap().unwrap_err());
     settle().await;
     stage.next().await;
@@ -823,9 +823,9 @@ async fn requests_in_line_outlive_a_crash_and_those_in_the_mailbox_end_with_it()
     for add in adds {
         outcomes.push(add.await.unwrap());
     }
-    outcomes[..63].iter().for_each(|outcome| assert_boom(outcome.as_ref().unwrap_err()));
-    let answers: Vec<u64> = outcomes.drain(63..).map(Result::unwrap).collect();
-    assert_eq!(answers, (1..=37).collect::<Vec<_>>());
+    outcomes[..255].iter().for_each(|outcome| assert_boom(outcome.as_ref().unwrap_err()));
+    let answers: Vec<u64> = outcomes.drain(255..).map(Result::unwrap).collect();
+    assert_eq!(answers, (1..=45).collect::<Vec<_>>());
 }
 
 #[tokio::test(start_paused = true)]
@@ -1004,7 +1004,7 @@ fn a_request_polled_without_a_runtime_panics_and_is_not_in_line() {
 // ---------------------------------------------------------------- the window
 
 #[tokio::test(start_paused = true)]
-async fn ten_thousand_tells_to_a_slow_handler_never_have_more_than_64_in_its_mailbox() {
+async fn ten_thousand_tells_to_a_slow_handler_never_have_more_than_a_window_in_its_mailbox() {
     let stage = Stage::occupied().await;
     let (probe, log) = (stage.probe.clone(), stage.log.clone());
     let teller = tokio::spawn(async move {
@@ -1013,7 +1013,7 @@ async fn ten_thousand_tells_to_a_slow_handler_never_have_more_than_64_in_its_mai
             probe.nap("", 1).timeout(Duration::from_secs(3600)).tell().await.unwrap();
             let sent = log.sent.fetch_add(1, Ordering::SeqCst) + 1;
             let handled = log.handled.load(Ordering::SeqCst);
-            assert!(sent - handled <= 64, "{} in the mailbox", sent - handled);
+            assert!(sent - handled <= u64::from(WINDOW), "{} in the mailbox", sent - handled);
         }
     });
     teller.await.unwrap();
@@ -1321,17 +1321,17 @@ async fn an_actor_whose_futures_are_not_send_runs_on_its_thread() {
 #[tokio::test(start_paused = true)]
 async fn an_actor_can_tell_itself_as_much_as_its_window_holds() {
     let stage = Stage::occupied().await;
-    assert_eq!(stage.probe.tell_itself(64).await.unwrap(), (64, None));
-    assert_eq!(stage.probe.add(0).await.unwrap(), 64);
+    assert_eq!(stage.probe.tell_itself(256).await.unwrap(), (256, None));
+    assert_eq!(stage.probe.add(0).await.unwrap(), 256);
     // One more would have to wait for the handler that sends it.
     let begun = Instant::now();
-    let (told, refused) = stage.probe.tell_itself(100).await.unwrap();
+    let (told, refused) = stage.probe.tell_itself(300).await.unwrap();
     assert!(
-        told == 64 && refused.as_ref().unwrap().contains("64 messages of the actor to itself"),
+        told == 256 && refused.as_ref().unwrap().contains("256 messages of the actor to itself"),
         "{refused:?}"
     );
     assert_eq!(begun.elapsed(), Duration::ZERO);
-    assert_eq!(stage.probe.add(0).await.unwrap(), 128);
+    assert_eq!(stage.probe.add(0).await.unwrap(), 512);
 }
 
 #[tokio::test(start_paused = true)]
@@ -1476,7 +1476,8 @@ async fn a_message_sent_again_and_again_never_runs_ahead_of_its_actor() {
     // What had been sent by then still arrives.
     sleep(Duration::from_secs(10)).await;
     let behind = stage.log.take().len();
-    assert!((64..=129).contains(&behind), "{behind}");
+    let window = WINDOW as usize;
+    assert!((window..=2 * window + 1).contains(&behind), "{behind}");
     sleep(Duration::from_secs(10)).await;
     assert_eq!(stage.log.take(), [""; 0]);
 }

@@ -50,7 +50,7 @@ impl<S: Start> ChildSpec<S> {
         self
     }
 
-    /// How many requests of this process may be under way to it at once: 1 to 64, and 64 unless told otherwise.
+    /// How many requests of this process may be under way to it at once: 1 to 256, and 256 unless told otherwise.
     ///
     /// When a worker dies, whatever was under way to it fails; what waits in line goes to the next incarnation. With
     /// a window of 1, a request that kills its worker fails alone.
