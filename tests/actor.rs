@@ -1,5 +1,6 @@
 //! Actors in worker processes and in this one: calls, deaths, restarts, and peers that break the protocol.
 
+mod descriptors;
 mod ends;
 mod streams;
 

@@ -8,6 +8,7 @@
 //! | the door every program comes through | [`main`], [`program()`], [`test`] |
 //! | a function in a process of its own | [`task`], [`Process`] |
 //! | an actor, in a worker process or here | [`actor`], [`worker()`], [`local()`], [`local_with()`], [`Ask`], [`Items`], [`AnyHandle`], [`Context`], [`Reply`] |
+//! | open files and sockets in messages | [`Fd`] |
 //! | who has ended, and how | [`Monitor`], [`Down`] |
 //! | keeping them alive | [`Supervisor`], [`Tree`] |
 //! | what a worker may have, and how it is watched and stopped | [`ChildSpec`], [`ProcessBuilder`], [`Output`], [`Heartbeat`], [`Shutdown`] |
@@ -46,6 +47,39 @@ pub use hatchery_supervisor::tree::{Count, StartError, Strategy, Supervisor, Tre
 /// What an actor's method returns to answer with many items, one after the other: `-> impl Stream<Item = T>`. It is the
 /// trait of the crate `futures-core`, the same one everywhere.
 pub use futures_core::Stream;
+
+/// ```
+/// use std::io::{Read, Write};
+/// use std::os::unix::net::UnixStream;
+///
+/// use hatchery::Fd;
+/// use hatchery::prelude::*;
+///
+/// struct Greeter;
+///
+/// #[hatchery::actor]
+/// impl Greeter {
+///     fn start() -> Self { Greeter }
+///     fn greet(&self, mut whom: Fd<UnixStream>) -> std::result::Result<(), String> {
+///         whom.write_all(b"hello").map_err(|error| error.to_string())
+///     }
+/// }
+///
+/// #[hatchery::main]
+/// async fn main() -> hatchery::Result<()> {
+///     let tree = Supervisor::new(Strategy::OneForOne).start().await?;
+///     let greeter = tree.start_child(worker::<Greeter>("greeter", ())).await?;
+///
+///     let (mut here, there) = UnixStream::pair()?;
+///     greeter.greet(Fd::new(there)).await?;
+///
+///     let mut heard = String::new();
+///     here.read_to_string(&mut heard)?; // to its end: nobody has the other end any more
+///     assert_eq!(heard, "hello");
+///     tree.stop().await
+/// }
+/// ```
+pub use hatchery_wire::Fd;
 
 mod children;
 
