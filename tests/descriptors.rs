@@ -122,7 +122,8 @@ impl Keeper {
 
     /// Writes to its own channel what comes with a descriptor that nobody expects.
     fn forges(&mut self, forgery: Forgery) {
-        let tell = |fds: u8, kind: u8| [0, 0, 0, 12, 0x99, kind, 0, fds, 9, 0, 0xc0, 0xc0, 0xc0, 0xc4, 1, 0xc0];
+        let tell =
+            |fds: u8, kind: u8| [0, 0, 0, 12, 0x99, kind, 0, fds, 9, 0, 0xc0, 0xc0, 0xc0, 0xc4, 1, 0xc0];
         let null = File::open("/dev/null").expect("it is there");
         let (bytes, fds) = match forgery {
             Forgery::Unannounced => (tell(0, 3), 1),
@@ -403,11 +404,8 @@ async fn a_worker_killed_with_descriptors_in_flight_leaves_none_open() {
         let (here, there) = pair();
         let mut asked = Box::pin(keeper.keeps(there));
         begins(asked.as_mut()).await;
-        let large = Letter {
-            words: "x".repeat(MIB),
-            enclosed: vec![file("in flight", "").into()],
-            reply: None,
-        };
+        let large =
+            Letter { words: "x".repeat(MIB), enclosed: vec![file("in flight", "").into()], reply: None };
         let mut large = Box::pin(keeper.letter(large));
         begins(large.as_mut()).await;
         send(pid, Signal::KILL);

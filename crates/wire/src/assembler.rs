@@ -74,8 +74,11 @@ impl Assembler {
         let (head, start) = Head::read(frame, frame.len())?;
         let body = &frame[start..];
         if self.is_whole(&head)? {
-            let descriptors = self.arrivals.take(head.fds)?;
-            return Ok(Some(header(&head, Body::from_bytes(copied(body)).with(descriptors))));
+            let mut envelope = header(&head, Body::from_bytes(copied(body)));
+            if head.fds > 0 {
+                envelope.body.attach(self.arrivals.take(head.fds)?);
+            }
+            return Ok(Some(envelope));
         }
         let unfinished = self.begin_part(&head)?;
         unfinished.fill(body);
@@ -159,7 +162,8 @@ impl Assembler {
                 if self.held_fds > UNFINISHED_FDS {
                     return Err(WireError::Descriptors("unfinished messages have more than 64"));
                 }
-                let descriptors = self.arrivals.take(head.fds)?;
+                let descriptors =
+                    if head.fds > 0 { self.arrivals.take(head.fds)? } else { Descriptors::default() };
                 let envelope = header(head, Body::default());
                 Ok(entry.insert(Unfinished { envelope, body: Vec::new(), filled: 0, descriptors, counted }))
             }
@@ -194,7 +198,8 @@ impl Assembler {
         body.truncate(filled);
         // Doubling left up to as much again unused; giving it back is cheap, large blocks shrink in place.
         body.shrink_to_fit();
-        envelope.body = Body::from_bytes(body.into()).with(descriptors);
+        envelope.body = Body::from_bytes(body.into());
+        envelope.body.attach(descriptors);
         Some(envelope)
     }
 }

@@ -36,12 +36,12 @@ pub struct Body {
 impl Body {
     /// A body of bytes that are encoded already.
     pub fn from_bytes(bytes: Bytes) -> Self {
-        Body { len: bytes.len(), first: bytes, ..Body::default() }
+        Body { len: bytes.len(), first: bytes, more: None, descriptors: Descriptors::default() }
     }
 
-    /// The same bytes with these descriptors.
-    pub(crate) fn with(self, descriptors: Descriptors) -> Body {
-        Body { descriptors, ..self }
+    /// Puts these descriptors in the place of its own.
+    pub(crate) fn attach(&mut self, descriptors: Descriptors) {
+        self.descriptors = descriptors;
     }
 
     /// A body of several pieces.
@@ -51,7 +51,8 @@ impl Body {
         }
         let len = pieces.iter().map(Bytes::len).sum();
         let first = std::mem::take(&mut pieces[0]);
-        Body { first, more: Some(pieces.drain(1..).collect()), len, ..Body::default() }
+        let more = Some(pieces.drain(1..).collect());
+        Body { first, more, len, descriptors: Descriptors::default() }
     }
 
     /// The encoded bytes in one piece, without descriptors; copies them if they lie in several.
@@ -73,7 +74,7 @@ impl Body {
             None => Bytes::copy_from_slice(&self.first),
             Some(_) => self.to_bytes(),
         };
-        Body::from_bytes(bytes).with(self.descriptors.clone())
+        Body { descriptors: self.descriptors.clone(), ..Body::from_bytes(bytes) }
     }
 
     /// The pieces it lies in, in order.
@@ -117,7 +118,7 @@ impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_tuple("Body");
         shown.field(&self.to_bytes());
-        if !self.descriptors.is_empty() {
+        if !self.descriptors.are_none() {
             shown.field(&format_args!("{} descriptors", self.descriptors.len()));
         }
         shown.finish()
@@ -135,13 +136,12 @@ impl fmt::Debug for Body {
 /// When the value's own `Serialize` refuses; when it has more than [`MAX_FDS`](crate::MAX_FDS) descriptors, or this
 /// process has none left for a duplicate.
 pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Body, EncodeError> {
-    let encoded = descriptors::collect(|| {
+    descriptors::collect(|| {
         sink::encode(|sink| {
             let mut serializer = rmp_serde::Serializer::new(sink).with_struct_map();
             value.serialize(&mut serializer).map_err(|error| EncodeError { text: error.to_string().into() })
         })
-    });
-    encoded.map(|(body, descriptors)| body.with(descriptors))
+    })
 }
 
 /// Decodes a value, which must use up the whole body and nest at most [`DEPTH`] levels deep.
@@ -157,7 +157,11 @@ pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Body, EncodeError> {
 /// When the bytes are no `T`, end early, nest too deeply, or go on after the value; when the value does not name each
 /// descriptor of the body once, names another one, or one cannot be duplicated.
 pub fn decode<T: DeserializeOwned>(body: &Body) -> Result<T, DecodeError> {
-    decode_owned(body.clone())
+    if body.descriptors.are_none() {
+        descriptors::without(|| decode_bytes(body))
+    } else {
+        decode_with_descriptors(body.clone())
+    }
 }
 
 /// Decodes a value as [`decode`] does, out of a body that nobody needs any more: unless there are clones of it, its
@@ -167,20 +171,38 @@ pub fn decode<T: DeserializeOwned>(body: &Body) -> Result<T, DecodeError> {
 ///
 /// As [`decode`].
 pub fn decode_owned<T: DeserializeOwned>(body: Body) -> Result<T, DecodeError> {
-    let source = if body.more.is_none() { body.first } else { body.to_bytes() };
-    let bytes: &[u8] = &source;
-    let decode = || {
-        let mut deserializer = rmp_serde::Deserializer::from_read_ref(bytes);
-        let value = byte_string::with_source(&source, || {
-            depth::limited(PhantomData::<T>, &mut deserializer, DEPTH, bytes.len())
-        })?;
-        // The deserializer does not say where it stands, but one that finds no further marker stands at the end.
-        match <()>::deserialize(&mut deserializer) {
-            Err(PackError::InvalidMarkerRead(_)) => Ok(value),
-            _ => Err(DecodeError { text: "bytes follow the value".into() }),
+    if body.descriptors.are_none() {
+        descriptors::without(|| decode_bytes(&body))
+    } else {
+        decode_with_descriptors(body)
+    }
+}
+
+#[cold]
+fn decode_with_descriptors<T: DeserializeOwned>(mut body: Body) -> Result<T, DecodeError> {
+    let descriptors = std::mem::take(&mut body.descriptors);
+    descriptors::give_out(descriptors, || decode_bytes(&body), |why| DecodeError { text: why.into() })
+}
+
+fn decode_bytes<T: DeserializeOwned>(body: &Body) -> Result<T, DecodeError> {
+    let flat;
+    let source = match &body.more {
+        None => &body.first,
+        Some(_) => {
+            flat = body.to_bytes();
+            &flat
         }
     };
-    descriptors::give_out(body.descriptors, decode, |why| DecodeError { text: why.into() })
+    let bytes: &[u8] = source;
+    let mut deserializer = rmp_serde::Deserializer::from_read_ref(bytes);
+    let value = byte_string::with_source(source, || {
+        depth::limited(PhantomData::<T>, &mut deserializer, DEPTH, bytes.len())
+    })?;
+    // The deserializer does not say where it stands, but one that finds no further marker stands at the end.
+    match <()>::deserialize(&mut deserializer) {
+        Err(PackError::InvalidMarkerRead(_)) => Ok(value),
+        _ => Err(DecodeError { text: "bytes follow the value".into() }),
+    }
 }
 
 /// Why a value could not be encoded.

@@ -8,13 +8,13 @@
 //!  decode ─▶ give_out ── take(0) ─▶ Fd::deserialize        each of them exactly once
 //! ```
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use crate::WireError;
 use crate::limits::MAX_FDS;
+use crate::{Body, WireError};
 
 const NOWHERE_ELSE: &str = "a descriptor can only travel in a hatchery message";
 
@@ -39,8 +39,9 @@ impl Descriptors {
         self.0.as_ref().map_or(0, |held| held.fds.len())
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.len() == 0
+    /// Whether there are none, and were none.
+    pub(crate) fn are_none(&self) -> bool {
+        self.0.is_none()
     }
 
     pub(crate) fn borrowed(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
@@ -57,17 +58,147 @@ impl Descriptors {
     }
 }
 
-thread_local! {
-    static SCOPE: RefCell<Scope> = const { RefCell::new(Scope::Outside) };
+/// What this thread is at. The descriptors themselves are elsewhere, so that values without any need not look there.
+#[derive(Clone, Copy)]
+struct At {
+    doing: Doing,
+    /// Where those of the value that is being encoded begin in [`PUT`], and where they end.
+    from: usize,
+    to: usize,
 }
 
-/// What this thread is at.
-#[derive(Default)]
-enum Scope {
-    #[default]
-    Outside,
-    Encoding(Vec<OwnedFd>),
-    Decoding(Given),
+#[derive(Clone, Copy, PartialEq)]
+enum Doing {
+    Nothing,
+    Encoding,
+    /// A value without descriptors.
+    Decoding,
+    /// A value whose descriptors are [`GIVEN`].
+    GivingOut,
+}
+
+thread_local! {
+    static AT: Cell<At> = const { Cell::new(At { doing: Doing::Nothing, from: 0, to: 0 }) };
+    /// What has been put into the value that is being encoded, after that of values around it.
+    static PUT: RefCell<Vec<OwnedFd>> = const { RefCell::new(Vec::new()) };
+    static GIVEN: RefCell<Option<Given>> = const { RefCell::new(None) };
+}
+
+/// As long as it lives, this thread is at something. What it was at before goes on afterwards, also after a panic in
+/// somebody's `Serialize`.
+struct Scope {
+    before: At,
+}
+
+impl Scope {
+    fn new(doing: Doing) -> Scope {
+        let before = AT.get();
+        AT.set(At { doing, from: before.to, to: before.to });
+        Scope { before }
+    }
+}
+
+impl Drop for Scope {
+    #[inline]
+    fn drop(&mut self) {
+        if AT.replace(self.before).to > self.before.to {
+            // Encoding has failed.
+            drop(put_since(self.before.to));
+        }
+    }
+}
+
+#[cold]
+fn put_since(from: usize) -> Vec<OwnedFd> {
+    PUT.with_borrow_mut(|put| put.split_off(from))
+}
+
+/// Encodes a value, and collects the descriptors that it puts in.
+#[inline]
+pub(crate) fn collect<E>(encode: impl FnOnce() -> Result<Body, E>) -> Result<Body, E> {
+    let scope = Scope::new(Doing::Encoding);
+    let mut encoded = encode();
+    if let (Ok(body), At { from, to, .. }) = (&mut encoded, AT.get()) {
+        if to > from {
+            body.attach(Descriptors::new(put_since(from), false));
+            AT.set(scope.before);
+        }
+    }
+    encoded
+}
+
+/// Adds a duplicate of a descriptor to the value that is being encoded; gives its index.
+///
+/// # Errors
+/// None is being encoded, it has too many, or there is no descriptor left for the duplicate.
+pub(crate) fn put(fd: BorrowedFd<'_>) -> Result<usize, String> {
+    let at = AT.get();
+    if at.doing != Doing::Encoding {
+        return Err(NOWHERE_ELSE.to_owned());
+    }
+    let index = at.to - at.from;
+    if index >= MAX_FDS {
+        return Err(format!(
+            "a message carries at most {MAX_FDS} descriptors: send them in several messages"
+        ));
+    }
+    let duplicate = fd.try_clone_to_owned().map_err(no_duplicate)?;
+    PUT.with_borrow_mut(|put| put.push(duplicate));
+    AT.set(At { to: at.to + 1, ..at });
+    Ok(index)
+}
+
+/// Decodes a value that comes without descriptors.
+#[inline]
+pub(crate) fn without<T>(decode: impl FnOnce() -> T) -> T {
+    let _scope = Scope::new(Doing::Decoding);
+    decode()
+}
+
+/// Decodes a value, which must take each of the descriptors out exactly once.
+pub(crate) fn give_out<T, E>(
+    descriptors: Descriptors,
+    decode: impl FnOnce() -> Result<T, E>,
+    refuse: impl FnOnce(&str) -> E,
+) -> Result<T, E> {
+    /// Puts back what was given out before, and closes what is left.
+    struct Before(Option<Given>);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            drop(GIVEN.replace(self.0.take()));
+        }
+    }
+    let all: u32 = (1 << descriptors.len()) - 1;
+    let lost = descriptors.0.as_ref().is_some_and(|held| held.lost);
+    let source = match descriptors.0.map(Arc::try_unwrap) {
+        None => Source::Own(Vec::new()),
+        Some(Ok(held)) => Source::Own(held.fds.into_iter().map(Some).collect()),
+        Some(Err(shared)) => Source::Shared(shared),
+    };
+    let _before = Before(GIVEN.replace(Some(Given { source, named: 0, lost })));
+    let _scope = Scope::new(Doing::GivingOut);
+    let value = decode()?;
+    let named = GIVEN.with_borrow(|given| given.as_ref().map_or(0, |given| given.named));
+    match named == all {
+        _ if lost => Err(refuse(LOST)),
+        true => Ok(value),
+        false => Err(refuse("the message has a descriptor that it does not name")),
+    }
+}
+
+/// The descriptor of this index out of the value that is being decoded.
+///
+/// # Errors
+/// None is being decoded, there is no such descriptor or it was named before, or none left for a duplicate.
+pub(crate) fn take(index: usize) -> Result<OwnedFd, String> {
+    match AT.get().doing {
+        Doing::Decoding => Err(NOT_THERE.to_owned()),
+        Doing::GivingOut => GIVEN.with_borrow_mut(|given| match given {
+            Some(given) => given.take(index),
+            None => Err(NOT_THERE.to_owned()),
+        }),
+        Doing::Nothing | Doing::Encoding => Err(NOWHERE_ELSE.to_owned()),
+    }
 }
 
 /// Descriptors to be given out.
@@ -85,77 +216,6 @@ enum Source {
     Shared(Arc<Held>),
 }
 
-/// Runs something in a scope, and gives what has become of that. A scope around it goes on afterwards.
-fn within<T>(scope: Scope, run: impl FnOnce() -> T) -> (T, Scope) {
-    /// Puts back what was there, also after a panic in somebody's `Serialize`.
-    struct Around(Scope);
-    impl Drop for Around {
-        fn drop(&mut self) {
-            SCOPE.replace(std::mem::take(&mut self.0));
-        }
-    }
-    let _around = Around(SCOPE.replace(scope));
-    let result = run();
-    (result, SCOPE.take())
-}
-
-/// Encodes a value, and collects the descriptors that it puts in.
-pub(crate) fn collect<T, E>(encode: impl FnOnce() -> Result<T, E>) -> Result<(T, Descriptors), E> {
-    let (encoded, scope) = within(Scope::Encoding(Vec::new()), encode);
-    let fds = if let Scope::Encoding(fds) = scope { fds } else { Vec::new() };
-    encoded.map(|value| (value, Descriptors::new(fds, false)))
-}
-
-/// Adds a duplicate of a descriptor to the value that is being encoded; gives its index.
-///
-/// # Errors
-/// None is being encoded, it has too many, or there is no descriptor left for the duplicate.
-pub(crate) fn put(fd: BorrowedFd<'_>) -> Result<usize, String> {
-    SCOPE.with_borrow_mut(|scope| {
-        let Scope::Encoding(fds) = scope else { return Err(NOWHERE_ELSE.to_owned()) };
-        if fds.len() >= MAX_FDS {
-            return Err(format!(
-                "a message carries at most {MAX_FDS} descriptors: send them in several messages"
-            ));
-        }
-        fds.push(fd.try_clone_to_owned().map_err(no_duplicate)?);
-        Ok(fds.len() - 1)
-    })
-}
-
-/// Decodes a value, which must take each of the descriptors out exactly once.
-pub(crate) fn give_out<T, E>(
-    descriptors: Descriptors,
-    decode: impl FnOnce() -> Result<T, E>,
-    refuse: impl FnOnce(&str) -> E,
-) -> Result<T, E> {
-    let all: u32 = (1 << descriptors.len()) - 1;
-    let lost = descriptors.0.as_ref().is_some_and(|held| held.lost);
-    let source = match descriptors.0.map(Arc::try_unwrap) {
-        None => Source::Own(Vec::new()),
-        Some(Ok(held)) => Source::Own(held.fds.into_iter().map(Some).collect()),
-        Some(Err(shared)) => Source::Shared(shared),
-    };
-    let (decoded, scope) = within(Scope::Decoding(Given { source, named: 0, lost }), decode);
-    let value = decoded?;
-    match scope {
-        _ if lost => Err(refuse(LOST)),
-        Scope::Decoding(Given { named, .. }) if named == all => Ok(value),
-        _ => Err(refuse("the message has a descriptor that it does not name")),
-    }
-}
-
-/// The descriptor of this index out of the value that is being decoded.
-///
-/// # Errors
-/// None is being decoded, there is no such descriptor or it was named before, or none left for a duplicate.
-pub(crate) fn take(index: usize) -> Result<OwnedFd, String> {
-    SCOPE.with_borrow_mut(|scope| {
-        let Scope::Decoding(given) = scope else { return Err(NOWHERE_ELSE.to_owned()) };
-        given.take(index)
-    })
-}
-
 impl Given {
     fn take(&mut self, index: usize) -> Result<OwnedFd, String> {
         let there = match &self.source {
@@ -163,8 +223,7 @@ impl Given {
             Source::Shared(held) => held.fds.len(),
         };
         if index >= there {
-            let why = if self.lost { LOST } else { "the message names a descriptor that it does not have" };
-            return Err(why.to_owned());
+            return Err(if self.lost { LOST } else { NOT_THERE }.to_owned());
         }
         let twice = || "the message names a descriptor twice".to_owned();
         if self.named & 1 << index != 0 {
@@ -177,6 +236,8 @@ impl Given {
         }
     }
 }
+
+const NOT_THERE: &str = "the message names a descriptor that it does not have";
 
 const LOST: &str = "descriptors of the message were lost, since this process had no free ones left when it arrived: \
                     close some, or raise its limit of open files";
@@ -219,9 +280,6 @@ impl Arrivals {
     /// # Errors
     /// The frame and what came with it do not match; then they are closed.
     pub(crate) fn take(&mut self, announced: usize) -> Result<Descriptors, WireError> {
-        if announced == 0 {
-            return Ok(Descriptors::default());
-        }
         let fewer = WireError::Descriptors("fewer arrived than the frame announces");
         let Arrival { fds, cut } = self.0.pop_front().ok_or_else(|| fewer.clone())?;
         if fds.len() > announced || (cut && fds.len() == announced) {
@@ -255,7 +313,6 @@ mod tests {
         let mut arrivals = Arrivals::default();
         arrivals.came(some(2), false);
         arrivals.came(some(16), false);
-        assert_eq!(arrivals.take(0).unwrap().len(), 0);
         assert_eq!(arrivals.take(2).unwrap().len(), 2);
         assert_eq!(arrivals.take(16).unwrap().len(), 16);
         assert_eq!(arrivals.len(), 0);
@@ -278,26 +335,39 @@ mod tests {
         assert_eq!(take(1, true, 2), Ok(true));
     }
 
+    fn collected(puts: impl FnOnce() -> Result<(), String>) -> Result<Body, String> {
+        collect(|| puts().map(|()| Body::default()))
+    }
+
     #[test]
     fn scopes_do_not_see_each_other() {
-        let outer = collect(|| {
-            put(null().as_fd())?;
-            let inner = collect(|| put(null().as_fd()))?;
-            assert_eq!((inner.0, inner.1.len()), (0, 1));
+        let outer = collected(|| {
+            assert_eq!(put(null().as_fd())?, 0);
+            let inner = collected(|| put(null().as_fd()).map(|index| assert_eq!(index, 0)))?;
+            assert_eq!(inner.descriptors(), 1);
+            assert_eq!(without(|| take(0)).unwrap_err(), NOT_THERE);
             assert_eq!(take(0).unwrap_err(), NOWHERE_ELSE);
-            put(null().as_fd())
+            let failed = collected(|| put(null().as_fd()).and(Err("no".to_owned())));
+            assert_eq!(failed, Err("no".to_owned()));
+            assert_eq!(put(null().as_fd())?, 1);
+            Ok(())
         });
-        let (index, descriptors) = outer.unwrap();
-        assert_eq!((index, descriptors.len()), (1, 2));
+        assert_eq!(outer.unwrap().descriptors(), 2);
+        assert_eq!(PUT.with_borrow(Vec::len), 0);
         assert_eq!(put(null().as_fd()).unwrap_err(), NOWHERE_ELSE);
         assert_eq!(take(0).unwrap_err(), NOWHERE_ELSE);
     }
 
     #[test]
     fn a_panic_leaves_no_scope_behind() {
-        let panicked =
-            std::panic::catch_unwind(|| collect(|| -> Result<(), ()> { panic!("in a `Serialize`") }));
+        let panicked = std::panic::catch_unwind(|| {
+            collected(|| {
+                put(null().as_fd())?;
+                panic!("in a `Serialize`")
+            })
+        });
         assert!(panicked.is_err());
+        assert_eq!(PUT.with_borrow(Vec::len), 0);
         assert_eq!(put(null().as_fd()).unwrap_err(), NOWHERE_ELSE);
     }
 }
