@@ -257,7 +257,7 @@ async fn asks_made_while_nobody_sits_there_reach_the_next_incarnation() {
     let actor = tree.start_child(plain("seat")).await.unwrap();
     for round in 2..12 {
         assert!(ends("ask", actor.aborts()).await.unwrap_err().is_crash());
-        let waiting: Vec<_> = (0..200).map(|n| tokio::spawn(actor.note(n))).collect();
+        let waiting: Vec<_> = (0..300).map(|n| tokio::spawn(actor.note(n))).collect();
         for waiting in waiting {
             ends("ask", waiting).await.unwrap().unwrap();
         }
@@ -443,7 +443,7 @@ async fn a_suspended_actor_finishes_its_message_and_begins_nothing_until_it_is_r
         // One withdraws while nothing begins; the others wait, beyond the window, too.
         let error = ends("ask", actor.note(1000).timeout(Duration::from_millis(50))).await.unwrap_err();
         assert!(error.is_timeout(), "{error}");
-        let notes: Vec<_> = (0..100).map(|n| tokio::spawn(actor.note(n))).collect();
+        let notes: Vec<_> = (0..300).map(|n| tokio::spawn(actor.note(n))).collect();
         std::fs::write(go, "").unwrap();
         if let Some(running) = running {
             ends("the message that ran", running).await.unwrap().unwrap();
@@ -456,7 +456,7 @@ async fn a_suspended_actor_finishes_its_message_and_begins_nothing_until_it_is_r
         for note in notes {
             ends("ask", note).await.unwrap().unwrap();
         }
-        assert!(ends("ask", actor.seen()).await.unwrap().into_iter().eq(0..100));
+        assert!(ends("ask", actor.seen()).await.unwrap().into_iter().eq(0..300));
         assert_eq!(actor.incarnation(), Some(1));
     }
 }
@@ -977,8 +977,8 @@ async fn a_reply_without_an_answer_is_an_error_that_says_why() {
         for (how, why) in
             [("forgets", "was dropped unanswered"), ("stops", "the actor stopped while its `Reply` was open")]
         {
-            let waiting: Vec<_> = (0..70).map(|_| tokio::spawn(lock.acquire())).collect();
-            waiters(&lock, 70).await;
+            let waiting: Vec<_> = (0..270).map(|_| tokio::spawn(lock.acquire())).collect();
+            waiters(&lock, 270).await;
             match how {
                 "forgets" => ends("ask", lock.forgets_all()).await.unwrap(),
                 _ => ends("stop", lock.stop()).await.unwrap(),
@@ -1001,8 +1001,8 @@ async fn a_death_with_open_replies_is_a_crash_for_their_callers() {
     for lock in locks(&tree).await {
         for how in ["killed", "panicked"] {
             ends("ask", lock.acquire()).await.unwrap();
-            let waiting: Vec<_> = (0..70).map(|_| tokio::spawn(lock.acquire())).collect();
-            waiters(&lock, 70).await;
+            let waiting: Vec<_> = (0..270).map(|_| tokio::spawn(lock.acquire())).collect();
+            waiters(&lock, 270).await;
             let before = lock.incarnation().unwrap();
             if how == "killed" {
                 lock.kill();

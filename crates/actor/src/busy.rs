@@ -20,11 +20,13 @@ pub(crate) fn is_busy(actor: Id) -> bool {
 /// Runs a handler of that actor. What the handler spawns is not in it.
 pub(crate) async fn handling<F: Future>(actor: Id, handler: F) -> F::Output {
     let mut handler = pin!(handler);
-    poll_fn(|cx| {
-        let _busy = Busy { before: BUSY.replace(actor) };
-        handler.as_mut().poll(cx)
-    })
-    .await
+    poll_fn(|cx| within(actor, || handler.as_mut().poll(cx))).await
+}
+
+/// Does something as a part of a handler of that actor.
+pub(crate) fn within<T>(actor: Id, part: impl FnOnce() -> T) -> T {
+    let _busy = Busy { before: BUSY.replace(actor) };
+    part()
 }
 
 /// Goes back on every way out of a poll, a panic included.

@@ -54,9 +54,18 @@ pub struct Parcel {
     pub from: Arc<dyn ReturnPath>,
 }
 
+/// A request as its handler needs it; where its answer goes is kept in the mailbox while it runs.
+pub(crate) struct Work {
+    pub(crate) id: u64,
+    pub(crate) ask: bool,
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) trace: Option<Box<TraceContext>>,
+    pub(crate) body: Body,
+}
+
 /// What the actor does next.
 pub(crate) enum Next {
-    Parcel(Parcel),
+    Work(Work),
     /// The mailbox is empty: a good moment to settle what is owed.
     Idle,
     Stop,
@@ -235,12 +244,11 @@ impl Mailbox {
             return Poll::Ready(Next::Stop);
         }
         let next = if state.suspended { None } else { state.queue.pop_front() };
-        if let Some(parcel) = next {
+        if let Some(Parcel { id, ask, deadline, trace, body, from }) = next {
             state.taken += 1;
-            let (number, from) = (state.taken, parcel.from.clone());
-            let (id, left) = (parcel.id, None);
+            let (number, left) = (state.taken, None);
             state.running = Some(Running { number, id, from, caller_left: false, left, is_put_off: false });
-            return Poll::Ready(Next::Parcel(parcel));
+            return Poll::Ready(Next::Work(Work { id, ask, deadline, trace, body }));
         }
         if idle {
             return Poll::Ready(Next::Idle);
@@ -257,10 +265,11 @@ impl Mailbox {
         state.stopping || (!state.suspended && !state.queue.is_empty())
     }
 
-    /// The handler of the running request has returned; whether its answer has been put off.
-    pub(crate) fn finished(&self) -> bool {
+    /// The handler of the running request has returned; where its answer goes, and whether it has been put off. `None`
+    /// if none runs.
+    pub(crate) fn finished(&self) -> Option<(Arc<dyn ReturnPath>, bool)> {
         let running = self.lock().running.take();
-        running.is_some_and(|running| running.is_put_off)
+        running.map(|running| (running.from, running.is_put_off))
     }
 
     /// The request that runs, counted from 1, is going to be answered with a stream.
@@ -519,7 +528,7 @@ mod tests {
 
     fn next_id(mailbox: &Mailbox) -> Option<u64> {
         next(mailbox).map(|next| match next {
-            Next::Parcel(parcel) => parcel.id,
+            Next::Work(work) => work.id,
             Next::Idle | Next::Stop => panic!("a request was expected"),
         })
     }
@@ -605,8 +614,10 @@ mod tests {
         mailbox.withdraw(7, &from);
         assert!(!left.is_cancelled());
         assert_eq!((one.answers().len(), two.answers().len()), (0, 1));
-        let Some(Next::Parcel(rest)) = next(&mailbox) else { panic!("one is left") };
-        rest.refuse();
+        // Left is the first one's second.
+        assert_eq!(next_id(&mailbox), Some(7));
+        let (whose, _) = mailbox.finished().unwrap();
+        whose.answer(7, Answer::None);
         assert_eq!((one.answers().len(), next_id(&mailbox)), (1, None));
     }
 
@@ -633,7 +644,7 @@ mod tests {
         assert_eq!(next_id(mailbox), Some(id));
         let number = mailbox.lock().taken;
         let deferred = mailbox.put_off(number);
-        assert_eq!(mailbox.finished(), deferred.is_ok());
+        assert_eq!(mailbox.finished().unwrap().1, deferred.is_ok());
         deferred
     }
 
@@ -666,7 +677,7 @@ mod tests {
             assert!(mailbox.put_off(number).is_err(), "a request has one answer");
             mailbox.withdraw(1, &from);
             assert!(left.is_cancelled() && mailbox.caller_left(number).unwrap().is_cancelled());
-            assert!(mailbox.finished() && !mailbox.reply(ticket, Answer::None));
+            assert!(mailbox.finished().unwrap().1 && !mailbox.reply(ticket, Answer::None));
         }
     }
 
@@ -734,7 +745,7 @@ mod tests {
         assert!(mailbox.push(one).is_ok());
         assert_eq!(next_id(&mailbox), Some(1));
         let (ticket, _) = mailbox.put_off(1).unwrap();
-        assert!(mailbox.finished() && mailbox.reply(ticket, Answer::None));
+        assert!(mailbox.finished().unwrap().1 && mailbox.reply(ticket, Answer::None));
         assert_eq!(*back.looked.lock().unwrap(), [false]);
         assert!(back.all_is_said());
     }

@@ -587,24 +587,26 @@ impl Outlet {
 impl State {
     /// See [`Outlet::poll`]. The lock is given back here, since a waker that is dropped may take it again.
     fn poll(mut state: MutexGuard<'_, State>, id: u64, cx: &mut Context<'_>) -> Poll<Answer> {
+        // Whoever has its outcome has been woken, so no waker is dropped with it.
+        let done = state.requests.finish(id, |slot| match &mut slot.phase {
+            Phase::Done(answer) => Some(std::mem::replace(answer, Answer::None)),
+            _ => None,
+        });
+        if let Some(answer) = done {
+            return Poll::Ready(answer);
+        }
         let Some(slot) = state.requests.get_mut(id) else {
             // Only a future that is polled after it was ready gets here.
             return Poll::Ready(Answer::Fault(Fault::Withdrawn));
         };
-        if !matches!(slot.phase, Phase::Done(_)) {
-            let old = match &slot.waker {
-                Some(waker) if waker.will_wake(cx.waker()) => None,
-                _ => slot.waker.replace(cx.waker().clone()),
-            };
-            drop(state);
-            // Only now: the last waker of a task may drop the task, and with it requests of this very outlet.
-            drop(old);
-            return Poll::Pending;
-        }
-        match state.requests.remove(id).map(|slot| slot.phase) {
-            Some(Phase::Done(answer)) => Poll::Ready(answer),
-            _ => unreachable!("the phase was looked at under the same lock"),
-        }
+        let old = match &slot.waker {
+            Some(waker) if waker.will_wake(cx.waker()) => None,
+            _ => slot.waker.replace(cx.waker().clone()),
+        };
+        drop(state);
+        // Only now: the last waker of a task may drop the task, and with it requests of this very outlet.
+        drop(old);
+        Poll::Pending
     }
 
     /// The way to where this request was sent, while that incarnation can be reached.
@@ -618,7 +620,12 @@ impl State {
     }
 
     /// Moves what is in line into the window, oldest first. Gives the wakers of those that are done by it.
+    #[inline]
     fn pump(&mut self) -> Vec<Waker> {
+        if self.queue.is_empty() { Vec::new() } else { self.pump_line() }
+    }
+
+    fn pump_line(&mut self) -> Vec<Waker> {
         let mut wakers = Vec::new();
         let Way::Open { incarnation, places, line } = &mut self.way else { return wakers };
         while *places > 0 {

@@ -49,15 +49,17 @@ pub fn note_places_again() {
 /// Runs a future and catches its panic, at whichever poll it comes.
 pub async fn catch<F: Future>(future: F) -> Result<F::Output, Panic> {
     let mut future = pin!(future);
-    std::future::poll_fn(|cx| {
-        // Unwind safety: after a panic the future is never polled again, and what it borrowed ends with its actor.
-        match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
-            Ok(Poll::Pending) => Poll::Pending,
-            Ok(Poll::Ready(value)) => Poll::Ready(Ok(value)),
-            Err(payload) => Poll::Ready(Err(describe(&*payload))),
-        }
-    })
-    .await
+    std::future::poll_fn(|cx| catch_poll(|| future.as_mut().poll(cx))).await
+}
+
+/// Polls a future once and catches its panic, after which it is not to be polled again.
+pub(crate) fn catch_poll<T>(poll: impl FnOnce() -> Poll<T>) -> Poll<Result<T, Panic>> {
+    // Unwind safety: after a panic the future is never polled again, and what it borrowed ends with its actor.
+    match catch_unwind(AssertUnwindSafe(poll)) {
+        Ok(Poll::Pending) => Poll::Pending,
+        Ok(Poll::Ready(value)) => Poll::Ready(Ok(value)),
+        Err(payload) => Poll::Ready(Err(describe(&*payload))),
+    }
 }
 
 /// Runs a function and catches its panic.

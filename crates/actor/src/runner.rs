@@ -1,7 +1,7 @@
 //! The loop of an actor: take the next message, handle it, answer.
 
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::exit::{Exit, Panic, Status};
 use crate::fault::Fault;
-use crate::mailbox::{Mailbox, Next, Parcel, ReturnPath};
+use crate::mailbox::{Mailbox, Next, ReturnPath, Work};
 use crate::outlet::Answer;
 use crate::panics;
 use crate::trace::TraceContext;
@@ -138,16 +138,22 @@ async fn serve<A: AnyActor>(actor: &mut A, mailbox: &Arc<Mailbox>, mut cx: Conte
             turn.begin();
         }
         match next {
-            Next::Parcel(mut parcel) => {
-                let handling = busy::handling(mailbox.id(), one(actor, &mut parcel, turn.now, &mut cx));
-                let outcome = panics::catch(handling).await;
-                let is_put_off = mailbox.finished();
+            Next::Work(work) => {
+                let (id, ask) = (work.id, work.ask);
+                let outcome = {
+                    // Polled where it is made: passed on to other futures it would be copied into each of them.
+                    let mut handling = pin!(one(actor, work, turn.now, &mut cx));
+                    let me = mailbox.id();
+                    poll_fn(|task| panics::catch_poll(|| busy::within(me, || handling.as_mut().poll(task))))
+                        .await
+                };
+                let finished = mailbox.finished();
                 let answer = outcome?;
                 turn.handled();
-                if parcel.ask && !is_put_off {
-                    parcel.from.answer(parcel.id, answer);
-                } else {
-                    owed.add(parcel.from);
+                match finished {
+                    Some((from, false)) if ask => from.answer(id, answer),
+                    Some((from, _)) => owed.add(from),
+                    None => {}
                 }
             }
             Next::Idle => owed.settle(),
@@ -210,17 +216,18 @@ impl Turn {
 }
 
 /// Handles one message, unless its caller no longer waits.
-async fn one<A: AnyActor>(actor: &mut A, parcel: &mut Parcel, now: Instant, cx: &mut Context) -> Answer {
-    cx.begin(parcel.deadline, parcel.trace.as_deref());
-    if parcel.deadline.is_some_and(|deadline| deadline <= now) {
+async fn one<A: AnyActor>(actor: &mut A, work: Work, now: Instant, cx: &mut Context) -> Answer {
+    let Work { ask, deadline, trace, body, .. } = work;
+    cx.begin(deadline, trace.as_deref());
+    if deadline.is_some_and(|deadline| deadline <= now) {
         return Answer::Fault(Fault::Timeout { maybe_executed: false });
     }
     // Given up: large byte strings and descriptors in it become the message's own, without a copy.
-    let message = decode_owned::<A::Message>(std::mem::take(&mut parcel.body));
+    let message = decode_owned::<A::Message>(body);
     match message {
         Ok(message) => match cx.trace() {
-            None => actor.handle(message, parcel.ask, cx).await,
-            Some(trace) => traced(trace, cx.path(), actor.handle(message, parcel.ask, cx)).await,
+            None => actor.handle(message, ask, cx).await,
+            Some(trace) => traced(trace, cx.path(), actor.handle(message, ask, cx)).await,
         },
         Err(error) => Answer::Fault(Fault::Undecodable(error.to_string())),
     }

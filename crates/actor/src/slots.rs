@@ -43,8 +43,7 @@ impl<T> Slots<T> {
     }
 
     pub(crate) fn get_mut(&mut self, key: u64) -> Option<&mut T> {
-        let place = self.places.get_mut(key as u32 as usize)?;
-        if u64::from(place.uses) == key >> 32 { place.value.as_mut() } else { None }
+        self.place(key)?.value.as_mut()
     }
 
     pub(crate) fn get(&self, key: u64) -> Option<&T> {
@@ -57,17 +56,33 @@ impl<T> Slots<T> {
     }
 
     pub(crate) fn remove(&mut self, key: u64) -> Option<T> {
-        let place = self.places.get_mut(key as u32 as usize)?;
-        if u64::from(place.uses) != key >> 32 {
-            return None;
-        }
-        let value = place.value.take()?;
+        let value = self.place(key)?.value.take()?;
+        self.vacate(key);
+        Some(value)
+    }
+
+    /// Takes something out of a value, which is dropped where it is if there was something.
+    #[inline]
+    pub(crate) fn finish<U>(&mut self, key: u64, take: impl FnOnce(&mut T) -> Option<U>) -> Option<U> {
+        let place = self.place(key)?;
+        let taken = take(place.value.as_mut()?)?;
+        place.value = None;
+        self.vacate(key);
+        Some(taken)
+    }
+
+    fn place(&mut self, key: u64) -> Option<&mut Place<T>> {
+        self.places.get_mut(key as u32 as usize).filter(|place| u64::from(place.uses) == key >> 32)
+    }
+
+    /// The value of this key is gone, and the key is not used again.
+    fn vacate(&mut self, key: u64) {
+        let place = &mut self.places[key as u32 as usize];
         place.uses = place.uses.wrapping_add(1);
         self.free.push(key as u32);
         if self.free.len() == self.places.len() && self.places.len() > KEPT {
             self.shrink();
         }
-        Some(value)
     }
 
     /// Gives back the memory of an empty table that was crowded once.
@@ -141,7 +156,13 @@ mod tests {
                     model.insert(key, step);
                 } else {
                     let key = *which.get(&keys);
-                    prop_assert_eq!(slots.remove(key), model.remove(&key));
+                    let expected = model.remove(&key);
+                    if step % 2 == 0 {
+                        prop_assert_eq!(slots.remove(key), expected);
+                    } else {
+                        prop_assert_eq!(slots.finish(key, |_| None::<()>), None);
+                        prop_assert_eq!(slots.finish(key, |value| Some(*value)), expected);
+                    }
                     prop_assert!(!slots.contains(key));
                 }
                 prop_assert_eq!(slots.len(), model.len());

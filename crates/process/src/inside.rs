@@ -274,7 +274,7 @@ impl Desk for MailDesk {
     }
 
     fn deliver(&mut self, envelope: Envelope) -> Result<(), String> {
-        let Envelope { kind, id, target, deadline, trace, body, .. } = envelope;
+        let Envelope { kind, id, target, deadline, origin, body, .. } = envelope;
         self.places.answered.store(false, Ordering::Relaxed);
         if target != TENANT {
             return Err(format!("a message to target {target}, which does not exist"));
@@ -299,7 +299,7 @@ impl Desk for MailDesk {
         }
         // A deadline too far for the clock is none.
         let deadline = deadline.and_then(|left| self.now.get_or_insert_with(Instant::now).checked_add(left));
-        let trace = TraceContext::of_wire(&trace).map(Box::new);
+        let trace = origin.and_then(|origin| TraceContext::of_wire(&origin.trace)).map(Box::new);
         let parcel = Parcel { id, ask, deadline, trace, body, from: self.back.clone() };
         self.mailbox.push(parcel).unwrap_or_else(Parcel::refuse);
         Ok(())

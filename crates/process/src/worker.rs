@@ -12,7 +12,7 @@ use hatchery_actor::handle::ActorRef;
 use hatchery_actor::outlet::{Answer, Line, Request, measure};
 use hatchery_actor::seat::Seat;
 use hatchery_actor::settings::Settings;
-use hatchery_wire::{Body, EncodeError, Envelope, Kind, encode};
+use hatchery_wire::{Body, EncodeError, Envelope, Kind, Origin, encode};
 use rustix::process::Signal;
 
 use crate::channel::{Desk, Outgoing, fault_of};
@@ -200,7 +200,7 @@ impl Line for ChannelLine {
         // Time left rather than a point in time: the two processes compare no clocks.
         envelope.deadline = left;
         if let Some(trace) = trace {
-            envelope.trace = trace.to_wire();
+            envelope.origin = Some(Box::new(Origin { trace: trace.to_wire(), ..Origin::default() }));
         }
         self.outgoing.send(envelope);
         Ok(())

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::descriptors::{Arrivals, Descriptors};
 use crate::envelope::Head;
 use crate::limits::{MIN_PART, UNFINISHED_FDS};
-use crate::{Body, Envelope, Limits, WireError};
+use crate::{Body, Envelope, Limits, Origin, WireError};
 
 /// Most bytes by which a body grows ahead of what has arrived, within the frame that is arriving.
 const AHEAD: usize = 256 * 1024;
@@ -199,7 +199,9 @@ impl Assembler {
         // Doubling left up to as much again unused; giving it back is cheap, large blocks shrink in place.
         body.shrink_to_fit();
         envelope.body = Body::from_bytes(body.into());
-        envelope.body.attach(descriptors);
+        if !descriptors.are_none() {
+            envelope.body.attach(descriptors);
+        }
         Some(envelope)
     }
 }
@@ -234,8 +236,7 @@ fn header(head: &Head<'_>, body: Body) -> Envelope {
         id: head.id,
         target: head.target,
         deadline: head.deadline,
-        chain: copied(head.chain),
-        trace: copied(head.trace),
+        origin: Origin::new(head.chain, head.trace),
         body,
     }
 }
@@ -425,7 +426,8 @@ mod tests {
             |(kind, release, id, target, deadline, chain, trace, len)| {
                 let len = if kind.is_control() { len.min(100) } else { len };
                 let body = Body::from_bytes(vec![id as u8; len].into());
-                Envelope { kind, release, id, target, deadline, chain, trace, body }
+                let origin = Origin::new(&chain, &trace);
+                Envelope { kind, release, id, target, deadline, origin, body }
             },
         )
     }

@@ -27,21 +27,22 @@ use crate::{byte_string, depth, sink};
 #[derive(Clone, Default)]
 pub struct Body {
     first: Bytes,
+    /// Behind one thin pointer, since most have none of it, and a body is moved often.
+    more: Option<Arc<More>>,
+}
+
+/// What most bodies do without.
+#[derive(Clone, Default)]
+struct More {
     /// None of them empty.
-    more: Option<Arc<[Bytes]>>,
-    len: usize,
+    pieces: Vec<Bytes>,
     descriptors: Descriptors,
 }
 
 impl Body {
     /// A body of bytes that are encoded already.
     pub fn from_bytes(bytes: Bytes) -> Self {
-        Body { len: bytes.len(), first: bytes, more: None, descriptors: Descriptors::default() }
-    }
-
-    /// Puts these descriptors in the place of its own.
-    pub(crate) fn attach(&mut self, descriptors: Descriptors) {
-        self.descriptors = descriptors;
+        Body { first: bytes, more: None }
     }
 
     /// A body of several pieces.
@@ -49,66 +50,76 @@ impl Body {
         if pieces.len() < 2 {
             return Body::from_bytes(pieces.pop().unwrap_or_default());
         }
-        let len = pieces.iter().map(Bytes::len).sum();
-        let first = std::mem::take(&mut pieces[0]);
-        let more = Some(pieces.drain(1..).collect());
-        Body { first, more, len, descriptors: Descriptors::default() }
+        let first = pieces.remove(0);
+        Body { first, more: Some(Arc::new(More { pieces, ..More::default() })) }
+    }
+
+    /// Puts these descriptors in the place of its own.
+    pub(crate) fn attach(&mut self, descriptors: Descriptors) {
+        Arc::make_mut(self.more.get_or_insert_default()).descriptors = descriptors;
     }
 
     /// The encoded bytes in one piece, without descriptors; copies them if they lie in several.
     pub fn to_bytes(&self) -> Bytes {
         match &self.more {
-            None => self.first.clone(),
-            Some(_) => {
-                let mut flat = Vec::with_capacity(self.len);
+            Some(more) if !more.pieces.is_empty() => {
+                let mut flat = Vec::with_capacity(self.len());
                 self.pieces().for_each(|piece| flat.extend_from_slice(piece));
                 flat.into()
             }
+            _ => self.first.clone(),
         }
     }
 
     /// The same with memory of its own and no more than it needs, to be kept for long.
     #[must_use]
     pub fn compact(&self) -> Body {
-        let bytes = match &self.more {
-            None => Bytes::copy_from_slice(&self.first),
-            Some(_) => self.to_bytes(),
-        };
-        Body { descriptors: self.descriptors.clone(), ..Body::from_bytes(bytes) }
+        let mut compact = Body::from_bytes(match &self.more {
+            Some(more) if !more.pieces.is_empty() => self.to_bytes(),
+            _ => Bytes::copy_from_slice(&self.first),
+        });
+        if let Some(descriptors) = self.descriptors_of() {
+            compact.attach(descriptors.clone());
+        }
+        compact
     }
 
     /// The pieces it lies in, in order.
     pub(crate) fn pieces(&self) -> impl Iterator<Item = &Bytes> {
-        std::iter::once(&self.first).chain(self.more.iter().flat_map(|more| more.iter()))
+        std::iter::once(&self.first).chain(self.more.iter().flat_map(|more| more.pieces.iter()))
     }
 
     /// The number of encoded bytes.
     pub fn len(&self) -> usize {
-        self.len
+        let more = self.more.iter().flat_map(|more| more.pieces.iter());
+        self.first.len() + more.map(Bytes::len).sum::<usize>()
     }
 
     /// Whether there are no bytes at all. No value encodes to nothing; frames without a value have an empty body.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
 
     /// The number of descriptors, at most [`MAX_FDS`](crate::MAX_FDS).
     pub fn descriptors(&self) -> usize {
-        self.descriptors.len()
+        self.descriptors_of().map_or(0, Descriptors::len)
     }
 
-    /// The descriptors themselves.
-    pub(crate) fn descriptors_of(&self) -> &Descriptors {
-        &self.descriptors
+    /// The descriptors themselves, if there are or were any.
+    pub(crate) fn descriptors_of(&self) -> Option<&Descriptors> {
+        self.more.as_ref().map(|more| &more.descriptors).filter(|descriptors| !descriptors.are_none())
     }
 }
 
 impl PartialEq for Body {
     /// The same bytes, and the very same descriptors.
     fn eq(&self, other: &Body) -> bool {
-        self.len == other.len
-            && self.to_bytes() == other.to_bytes()
-            && self.descriptors.are(&other.descriptors)
+        let same = match (self.descriptors_of(), other.descriptors_of()) {
+            (None, None) => true,
+            (Some(one), Some(other)) => one.are(other),
+            _ => false,
+        };
+        same && self.len() == other.len() && self.to_bytes() == other.to_bytes()
     }
 }
 
@@ -118,8 +129,8 @@ impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_tuple("Body");
         shown.field(&self.to_bytes());
-        if !self.descriptors.are_none() {
-            shown.field(&format_args!("{} descriptors", self.descriptors.len()));
+        if self.descriptors() > 0 {
+            shown.field(&format_args!("{} descriptors", self.descriptors()));
         }
         shown.finish()
     }
@@ -136,11 +147,9 @@ impl fmt::Debug for Body {
 /// When the value's own `Serialize` refuses; when it has more than [`MAX_FDS`](crate::MAX_FDS) descriptors, or this
 /// process has none left for a duplicate.
 pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Body, EncodeError> {
-    descriptors::collect(|| {
-        sink::encode(|sink| {
-            let mut serializer = rmp_serde::Serializer::new(sink).with_struct_map();
-            value.serialize(&mut serializer).map_err(|error| EncodeError { text: error.to_string().into() })
-        })
+    sink::encode(|sink| {
+        let mut serializer = rmp_serde::Serializer::new(sink).with_struct_map();
+        value.serialize(&mut serializer).map_err(|error| EncodeError { text: error.to_string().into() })
     })
 }
 
@@ -157,10 +166,10 @@ pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Body, EncodeError> {
 /// When the bytes are no `T`, end early, nest too deeply, or go on after the value; when the value does not name each
 /// descriptor of the body once, names another one, or one cannot be duplicated.
 pub fn decode<T: DeserializeOwned>(body: &Body) -> Result<T, DecodeError> {
-    if body.descriptors.are_none() {
-        descriptors::without(|| decode_bytes(body))
-    } else {
-        decode_with_descriptors(body.clone())
+    match &body.more {
+        // Not even cloned: a first clone costs an allocation.
+        None => descriptors::without(|| decode_bytes(&body.first)),
+        Some(_) => decode_with_more(body.clone()),
     }
 }
 
@@ -171,28 +180,21 @@ pub fn decode<T: DeserializeOwned>(body: &Body) -> Result<T, DecodeError> {
 ///
 /// As [`decode`].
 pub fn decode_owned<T: DeserializeOwned>(body: Body) -> Result<T, DecodeError> {
-    if body.descriptors.are_none() {
-        descriptors::without(|| decode_bytes(&body))
-    } else {
-        decode_with_descriptors(body)
+    match &body.more {
+        None => descriptors::without(|| decode_bytes(&body.first)),
+        Some(_) => decode_with_more(body),
     }
 }
 
 #[cold]
-fn decode_with_descriptors<T: DeserializeOwned>(mut body: Body) -> Result<T, DecodeError> {
-    let descriptors = std::mem::take(&mut body.descriptors);
-    descriptors::give_out(descriptors, || decode_bytes(&body), |why| DecodeError { text: why.into() })
+fn decode_with_more<T: DeserializeOwned>(body: Body) -> Result<T, DecodeError> {
+    let bytes = body.to_bytes();
+    // Nobody else's if this body is.
+    let more = body.more.map(Arc::unwrap_or_clone).unwrap_or_default();
+    descriptors::give_out(more.descriptors, || decode_bytes(&bytes), |why| DecodeError { text: why.into() })
 }
 
-fn decode_bytes<T: DeserializeOwned>(body: &Body) -> Result<T, DecodeError> {
-    let flat;
-    let source = match &body.more {
-        None => &body.first,
-        Some(_) => {
-            flat = body.to_bytes();
-            &flat
-        }
-    };
+fn decode_bytes<T: DeserializeOwned>(source: &Bytes) -> Result<T, DecodeError> {
     let bytes: &[u8] = source;
     let mut deserializer = rmp_serde::Deserializer::from_read_ref(bytes);
     let value = byte_string::with_source(source, || {

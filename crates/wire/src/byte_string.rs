@@ -42,59 +42,100 @@ pub(crate) fn with_source<T>(source: &Bytes, decode: impl FnOnce() -> T) -> T {
 /// assert_eq!(decode::<ByteString>(&body)?.into_vec(), [7; 100]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ByteString(Bytes);
+#[derive(Clone)]
+pub struct ByteString(Inner);
+
+#[derive(Clone)]
+enum Inner {
+    /// Few enough to be copied.
+    Few(Vec<u8>),
+    Many(Bytes),
+}
 
 impl ByteString {
     /// The bytes. They are moved, not copied, unless what they were decoded from is still in use.
     pub fn into_vec(self) -> Vec<u8> {
-        self.0.into()
+        match self.0 {
+            Inner::Few(bytes) => bytes,
+            Inner::Many(bytes) => bytes.into(),
+        }
+    }
+
+    fn as_slice(&self) -> &[u8] {
+        match &self.0 {
+            Inner::Few(bytes) => bytes,
+            Inner::Many(bytes) => bytes,
+        }
     }
 }
 
 impl From<Vec<u8>> for ByteString {
     fn from(bytes: Vec<u8>) -> Self {
-        ByteString(bytes.into())
+        let few = bytes.len() < SHARED_FROM;
+        ByteString(if few { Inner::Few(bytes) } else { Inner::Many(bytes.into()) })
+    }
+}
+
+impl Default for ByteString {
+    fn default() -> Self {
+        ByteString(Inner::Few(Vec::new()))
+    }
+}
+
+impl PartialEq for ByteString {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_slice() == other.as_slice()
+    }
+}
+
+impl Eq for ByteString {}
+
+impl fmt::Debug for ByteString {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ByteString").field(&self.as_slice()).finish()
     }
 }
 
 impl Serialize for ByteString {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        sink::offer(&self.0);
-        serializer.serialize_bytes(&self.0)
+        if let Inner::Many(bytes) = &self.0 {
+            sink::offer(bytes);
+        }
+        serializer.serialize_bytes(self.as_slice())
     }
 }
 
 impl<'de> Deserialize<'de> for ByteString {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_byte_buf(Visit).map(ByteString)
+        deserializer.deserialize_byte_buf(Visit)
     }
 }
 
 struct Visit;
 
 impl<'de> Visitor<'de> for Visit {
-    type Value = Bytes;
+    type Value = ByteString;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a byte string")
     }
 
-    fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Bytes, E> {
+    fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<ByteString, E> {
         if bytes.len() < SHARED_FROM {
-            return Ok(Bytes::copy_from_slice(bytes));
+            return Ok(ByteString(Inner::Few(bytes.to_vec())));
         }
-        Ok(SOURCE.with_borrow(|source| match source {
+        let many = SOURCE.with_borrow(|source| match source {
             Some(source) if source.as_ptr_range().contains(&bytes.as_ptr()) => source.slice_ref(bytes),
             _ => Bytes::copy_from_slice(bytes),
-        }))
+        });
+        Ok(ByteString(Inner::Many(many)))
     }
 
-    fn visit_byte_buf<E: de::Error>(self, bytes: Vec<u8>) -> Result<Bytes, E> {
+    fn visit_byte_buf<E: de::Error>(self, bytes: Vec<u8>) -> Result<ByteString, E> {
         Ok(bytes.into())
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Bytes, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<ByteString, A::Error> {
         // No more than is there is allocated, whatever a peer says about the length.
         let mut bytes = Vec::with_capacity(sequence.size_hint().unwrap_or(0).min(SHARED_FROM));
         while let Some(byte) = sequence.next_element()? {
@@ -134,7 +175,7 @@ mod tests {
         let received = Body::from_bytes(body.to_bytes());
         let inside = received.to_bytes().as_ptr_range();
         let back: ByteString = decode(&received).unwrap();
-        assert!(inside.contains(&back.0.as_ptr()));
+        assert!(inside.contains(&back.as_slice().as_ptr()));
         drop(received);
         assert!(inside.contains(&back.into_vec().as_ptr()), "the same memory, now a vector's");
     }

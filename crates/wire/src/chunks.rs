@@ -179,13 +179,15 @@ mod tests {
         let one = || std::os::fd::OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
         let some = |n: usize| {
             let puts = || (0..n).try_for_each(|_| crate::descriptors::put(one().as_fd()).map(drop));
-            crate::descriptors::collect(|| puts().map(|()| crate::Body::default())).unwrap()
+            let (put, descriptors) = crate::descriptors::collect(puts);
+            put.unwrap();
+            descriptors
         };
         for step in [1, 3, 4096, usize::MAX] {
             let mut chunks = Chunks::default();
             // Before all else, between two, at the end of a large one, and two with a byte between them.
             for (n, len) in [(1, 10), (2, SHARED_FROM), (3, 1), (4, 20)] {
-                chunks.attach(some(n).descriptors_of());
+                chunks.attach(&some(n));
                 chunks.put(&vec![n as u8; len].into());
                 chunks.put(&vec![0; 5].into());
             }

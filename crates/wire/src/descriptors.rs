@@ -13,8 +13,8 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use crate::WireError;
 use crate::limits::MAX_FDS;
-use crate::{Body, WireError};
 
 const NOWHERE_ELSE: &str = "a descriptor can only travel in a hatchery message";
 
@@ -50,11 +50,7 @@ impl Descriptors {
 
     /// Whether both are the very same.
     pub(crate) fn are(&self, other: &Descriptors) -> bool {
-        match (&self.0, &other.0) {
-            (None, None) => true,
-            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
-            _ => false,
-        }
+        matches!((&self.0, &other.0), (Some(one), Some(other)) if Arc::ptr_eq(one, other))
     }
 }
 
@@ -62,9 +58,10 @@ impl Descriptors {
 #[derive(Clone, Copy)]
 struct At {
     doing: Doing,
-    /// Where those of the value that is being encoded begin in [`PUT`], and where they end.
-    from: usize,
-    to: usize,
+    /// How many descriptors the value that is being encoded has got.
+    put: u8,
+    /// Where in [`PUT`] they begin.
+    from: u32,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -78,7 +75,7 @@ enum Doing {
 }
 
 thread_local! {
-    static AT: Cell<At> = const { Cell::new(At { doing: Doing::Nothing, from: 0, to: 0 }) };
+    static AT: Cell<At> = const { Cell::new(At { doing: Doing::Nothing, put: 0, from: 0 }) };
     /// What has been put into the value that is being encoded, after that of values around it.
     static PUT: RefCell<Vec<OwnedFd>> = const { RefCell::new(Vec::new()) };
     static GIVEN: RefCell<Option<Given>> = const { RefCell::new(None) };
@@ -91,9 +88,10 @@ struct Scope {
 }
 
 impl Scope {
+    #[inline]
     fn new(doing: Doing) -> Scope {
         let before = AT.get();
-        AT.set(At { doing, from: before.to, to: before.to });
+        AT.set(At { doing, put: 0, from: before.from + u32::from(before.put) });
         Scope { before }
     }
 }
@@ -101,30 +99,33 @@ impl Scope {
 impl Drop for Scope {
     #[inline]
     fn drop(&mut self) {
-        if AT.replace(self.before).to > self.before.to {
-            // Encoding has failed.
-            drop(put_since(self.before.to));
+        let at = AT.replace(self.before);
+        if at.put > 0 {
+            // Nobody took them: encoding has failed.
+            drop(put_since(at.from));
         }
     }
 }
 
 #[cold]
-fn put_since(from: usize) -> Vec<OwnedFd> {
-    PUT.with_borrow_mut(|put| put.split_off(from))
+fn put_since(from: u32) -> Vec<OwnedFd> {
+    PUT.with_borrow_mut(|put| put.split_off(from as usize))
 }
 
 /// Encodes a value, and collects the descriptors that it puts in.
 #[inline]
-pub(crate) fn collect<E>(encode: impl FnOnce() -> Result<Body, E>) -> Result<Body, E> {
-    let scope = Scope::new(Doing::Encoding);
-    let mut encoded = encode();
-    if let (Ok(body), At { from, to, .. }) = (&mut encoded, AT.get()) {
-        if to > from {
-            body.attach(Descriptors::new(put_since(from), false));
-            AT.set(scope.before);
-        }
-    }
-    encoded
+pub(crate) fn collect<T>(encode: impl FnOnce() -> T) -> (T, Descriptors) {
+    let _scope = Scope::new(Doing::Encoding);
+    let encoded = encode();
+    (encoded, if AT.get().put == 0 { Descriptors::default() } else { take_put() })
+}
+
+/// What has been put into the value.
+#[cold]
+fn take_put() -> Descriptors {
+    let at = AT.get();
+    AT.set(At { put: 0, ..at });
+    Descriptors::new(put_since(at.from), false)
 }
 
 /// Adds a duplicate of a descriptor to the value that is being encoded; gives its index.
@@ -136,7 +137,7 @@ pub(crate) fn put(fd: BorrowedFd<'_>) -> Result<usize, String> {
     if at.doing != Doing::Encoding {
         return Err(NOWHERE_ELSE.to_owned());
     }
-    let index = at.to - at.from;
+    let index = usize::from(at.put);
     if index >= MAX_FDS {
         return Err(format!(
             "a message carries at most {MAX_FDS} descriptors: send them in several messages"
@@ -144,7 +145,7 @@ pub(crate) fn put(fd: BorrowedFd<'_>) -> Result<usize, String> {
     }
     let duplicate = fd.try_clone_to_owned().map_err(no_duplicate)?;
     PUT.with_borrow_mut(|put| put.push(duplicate));
-    AT.set(At { to: at.to + 1, ..at });
+    AT.set(At { put: at.put + 1, ..at });
     Ok(index)
 }
 
@@ -335,24 +336,17 @@ mod tests {
         assert_eq!(take(1, true, 2), Ok(true));
     }
 
-    fn collected(puts: impl FnOnce() -> Result<(), String>) -> Result<Body, String> {
-        collect(|| puts().map(|()| Body::default()))
-    }
-
     #[test]
     fn scopes_do_not_see_each_other() {
-        let outer = collected(|| {
+        let (put_in, outer) = collect(|| {
             assert_eq!(put(null().as_fd())?, 0);
-            let inner = collected(|| put(null().as_fd()).map(|index| assert_eq!(index, 0)))?;
-            assert_eq!(inner.descriptors(), 1);
+            let (index, inner) = collect(|| put(null().as_fd()));
+            assert_eq!((index?, inner.len()), (0, 1));
             assert_eq!(without(|| take(0)).unwrap_err(), NOT_THERE);
             assert_eq!(take(0).unwrap_err(), NOWHERE_ELSE);
-            let failed = collected(|| put(null().as_fd()).and(Err("no".to_owned())));
-            assert_eq!(failed, Err("no".to_owned()));
-            assert_eq!(put(null().as_fd())?, 1);
-            Ok(())
+            put(null().as_fd())
         });
-        assert_eq!(outer.unwrap().descriptors(), 2);
+        assert_eq!((put_in.unwrap(), outer.len()), (1, 2));
         assert_eq!(PUT.with_borrow(Vec::len), 0);
         assert_eq!(put(null().as_fd()).unwrap_err(), NOWHERE_ELSE);
         assert_eq!(take(0).unwrap_err(), NOWHERE_ELSE);
@@ -361,8 +355,8 @@ mod tests {
     #[test]
     fn a_panic_leaves_no_scope_behind() {
         let panicked = std::panic::catch_unwind(|| {
-            collected(|| {
-                put(null().as_fd())?;
+            collect(|| {
+                put(null().as_fd()).unwrap();
                 panic!("in a `Serialize`")
             })
         });

@@ -12,7 +12,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::chunks::{Chunks, SHARED_FROM};
 use crate::limits::{CHAIN, HEAD, MAX_FDS, TRACE};
-use crate::pack::{self, Reader};
+use crate::pack::{self, Put, Reader, Short};
 use crate::{Body, WireError};
 
 /// More frames of the same message follow.
@@ -99,16 +99,37 @@ pub struct Envelope {
     pub target: u32,
     /// Time left for the answer, in whole microseconds on the wire.
     pub deadline: Option<Duration>,
-    /// The requests that led to this one; opaque here, empty for none, at most [`CHAIN`] bytes.
-    pub chain: Bytes,
-    /// Trace context; opaque here, empty for none, at most [`TRACE`] bytes.
-    pub trace: Bytes,
+    /// Where it comes from, if that is known. In a box, since most have none, and an envelope is moved often.
+    pub origin: Option<Box<Origin>>,
     /// The encoded value; empty for none.
     pub body: Body,
 }
 
+/// Where a message comes from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// The requests that led to this one; opaque here, empty for none, at most [`CHAIN`] bytes.
+    pub chain: Bytes,
+    /// Trace context; opaque here, empty for none, at most [`TRACE`] bytes.
+    pub trace: Bytes,
+}
+
+impl Origin {
+    /// In its box; `None` if there is nothing to say.
+    pub fn new(chain: &[u8], trace: &[u8]) -> Option<Box<Origin>> {
+        if chain.is_empty() && trace.is_empty() {
+            return None;
+        }
+        Some(Box::new(Origin { chain: Bytes::copy_from_slice(chain), trace: Bytes::copy_from_slice(trace) }))
+    }
+
+    fn len(&self) -> usize {
+        self.chain.len() + self.trace.len()
+    }
+}
+
 impl Envelope {
-    /// An envelope without deadline, chain, trace or release.
+    /// An envelope without deadline, origin or release.
     ///
     /// ```
     /// use hatchery_wire::{Envelope, Kind, encode};
@@ -118,21 +139,22 @@ impl Envelope {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn new(kind: Kind, target: u32, id: u64, body: Body) -> Self {
-        Envelope {
-            kind,
-            release: false,
-            id,
-            target,
-            deadline: None,
-            chain: Bytes::new(),
-            trace: Bytes::new(),
-            body,
-        }
+        Envelope { kind, release: false, id, target, deadline: None, origin: None, body }
     }
 
     /// Bytes that this message takes while it is unfinished, the same on both sides.
     pub(crate) fn size(&self) -> usize {
-        self.body.len() + self.chain.len() + self.trace.len()
+        self.body.len() + self.context()
+    }
+
+    /// Bytes of its chain and trace.
+    pub(crate) fn context(&self) -> usize {
+        self.origin.as_ref().map_or(0, |origin| origin.len())
+    }
+
+    /// That chain and trace are within their limits.
+    pub(crate) fn check(&self) -> Result<(), WireError> {
+        self.origin.as_ref().map_or(Ok(()), |origin| check_context(&origin.chain, &origin.trace))
     }
 
     /// Whether it may need more than one frame of `limit` bytes.
@@ -151,7 +173,7 @@ impl Envelope {
     /// # Errors
     /// [`WireError::Malformed`] for a chain or trace over its limit. Nothing is written then.
     pub fn encode_into(&self, out: &mut BytesMut) -> Result<(), WireError> {
-        check_context(&self.chain, &self.trace)?;
+        self.check()?;
         let start = self.put_head(out, 0, self.body.len());
         self.body.pieces().for_each(|piece| out.put_slice(piece));
         close_frame(out, start, 0);
@@ -161,9 +183,9 @@ impl Envelope {
     /// Appends one frame with the body from `offset` on, as much as fits into `limit` bytes; gives back how far the
     /// body is written now. The chain must be within [`CHAIN`], the trace within [`TRACE`].
     pub(crate) fn put_frame(&self, out: &mut Chunks, offset: usize, limit: usize) -> usize {
-        let extra = if offset == 0 { self.chain.len() + self.trace.len() } else { 0 };
-        if offset == 0 && self.body.descriptors() > 0 {
-            out.attach(self.body.descriptors_of());
+        let extra = if offset == 0 { self.context() } else { 0 };
+        if let Some(descriptors) = self.body.descriptors_of().filter(|_| offset == 0) {
+            out.attach(descriptors);
         }
         let part = (self.body.len() - offset).min(limit - HEAD - extra);
         let end = offset + part;
@@ -195,28 +217,34 @@ impl Envelope {
         if first && self.release {
             flags |= RELEASE;
         }
-        out.reserve(
-            HEAD + part.min(SHARED_FROM) + if first { self.chain.len() + self.trace.len() } else { 0 },
-        );
+        out.reserve(HEAD + part.min(SHARED_FROM) + if first { self.context() } else { 0 });
         let start = out.len();
         // There are so few that this is an integer of one byte.
         let fds = if first { self.body.descriptors() as u8 } else { 0 };
-        out.put_slice(&[0, 0, 0, 0, pack::array::<9>(), self.kind as u8, flags, fds]);
-        pack::put_uint(out, self.id);
-        pack::put_uint(out, u64::from(self.target));
+        let mut head = Short::<HEAD>::new();
+        head.put(&[0, 0, 0, 0, pack::array::<9>(), self.kind as u8, flags, fds]);
+        pack::put_uint(&mut head, self.id);
+        pack::put_uint(&mut head, u64::from(self.target));
         match self.deadline.filter(|_| first) {
-            Some(left) => pack::put_uint(out, u64::try_from(left.as_micros()).unwrap_or(u64::MAX)),
-            None => out.put_u8(pack::NIL),
+            Some(left) => pack::put_uint(&mut head, u64::try_from(left.as_micros()).unwrap_or(u64::MAX)),
+            None => head.put(&[pack::NIL]),
         }
-        for bytes in [&self.chain, &self.trace] {
-            if first && !bytes.is_empty() {
-                pack::put_bin_head(out, bytes.len());
-                out.put_slice(bytes);
-            } else {
-                out.put_u8(pack::NIL);
+        match self.origin.as_ref().filter(|_| first) {
+            Some(origin) => {
+                for bytes in [&origin.chain, &origin.trace] {
+                    if bytes.is_empty() {
+                        head.put(&[pack::NIL]);
+                    } else {
+                        pack::put_bin_head(&mut head, bytes.len());
+                        head.move_to(out);
+                        out.put_slice(bytes);
+                    }
+                }
             }
+            None => head.put(&[pack::NIL, pack::NIL]),
         }
-        pack::put_bin_head(out, part);
+        pack::put_bin_head(&mut head, part);
+        head.move_to(out);
         start
     }
 }
@@ -332,8 +360,7 @@ mod tests {
         envelope.id = u64::MAX;
         envelope.target = u32::MAX;
         envelope.deadline = Some(Duration::MAX);
-        envelope.chain = vec![1; CHAIN].into();
-        envelope.trace = vec![2; TRACE].into();
+        envelope.origin = Origin::new(&[1; CHAIN], &[2; TRACE]);
         envelope.body = Body::from_bytes(vec![3; 70_000].into());
         let mut out = Chunks::default();
         envelope.put_frame(&mut out, 0, 256 * 1024);
@@ -371,13 +398,11 @@ mod tests {
     #[test]
     fn chain_and_trace_are_limited() {
         let mut envelope = ask();
-        envelope.chain = vec![0; CHAIN].into();
-        envelope.trace = vec![0; TRACE].into();
+        envelope.origin = Origin::new(&[0; CHAIN], &[0; TRACE]);
         read(&frame(&envelope)).unwrap();
-        envelope.chain = vec![0; CHAIN + 1].into();
+        envelope.origin = Origin::new(&[0; CHAIN + 1], &[]);
         read(&frame(&envelope)).unwrap_err();
-        envelope.chain = Bytes::new();
-        envelope.trace = vec![0; TRACE + 1].into();
+        envelope.origin = Origin::new(&[], &[0; TRACE + 1]);
         read(&frame(&envelope)).unwrap_err();
     }
 }

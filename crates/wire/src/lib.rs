@@ -65,7 +65,7 @@ pub use crate::body::{Body, DecodeError, EncodeError, decode, decode_owned, enco
 pub use crate::byte_string::ByteString;
 pub use crate::chunks::Chunks;
 pub use crate::connection::Connection;
-pub use crate::envelope::{Envelope, Kind};
+pub use crate::envelope::{Envelope, Kind, Origin};
 pub use crate::error::WireError;
 pub use crate::fd::Fd;
 pub use crate::limits::{

@@ -16,7 +16,6 @@
 use std::collections::{HashMap, VecDeque};
 
 use crate::chunks::Chunks;
-use crate::envelope::check_context;
 use crate::limits::{HEAD, UNFINISHED_FDS};
 use crate::{Envelope, Kind, Limits, WireError};
 
@@ -121,10 +120,10 @@ impl Outbox {
     /// [`WireError::MessageTooLarge`] for a body over the limit, or for control that does not fit one frame;
     /// [`WireError::Malformed`] for a chain or trace over its limit. Nothing is queued then.
     pub fn push(&mut self, envelope: Envelope) -> Result<(), WireError> {
-        check_context(&envelope.chain, &envelope.trace)?;
+        envelope.check()?;
         let control = envelope.kind.is_control();
         let limit = if control {
-            self.limits.message.min(self.limits.frame - HEAD - envelope.chain.len() - envelope.trace.len())
+            self.limits.message.min(self.limits.frame - HEAD - envelope.context())
         } else {
             self.limits.message
         };

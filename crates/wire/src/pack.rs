@@ -1,6 +1,6 @@
 //! The few MessagePack forms that frames are made of: unsigned integers, nil, byte strings, one fixed array.
 
-use bytes::{BufMut, BytesMut};
+use bytes::BytesMut;
 
 use crate::WireError;
 
@@ -12,33 +12,74 @@ pub(crate) const fn array<const N: u8>() -> u8 {
     0x90 | N
 }
 
-pub(crate) fn put_uint(out: &mut BytesMut, n: u64) {
+/// Where forms are written to.
+pub(crate) trait Put {
+    fn put(&mut self, bytes: &[u8]);
+}
+
+impl Put for BytesMut {
+    fn put(&mut self, bytes: &[u8]) {
+        self.extend_from_slice(bytes);
+    }
+}
+
+/// Up to `N` bytes that are put together before they go anywhere, which spares each of them a look for room there.
+pub(crate) struct Short<const N: usize> {
+    bytes: [u8; N],
+    len: usize,
+}
+
+impl<const N: usize> Short<N> {
+    pub(crate) fn new() -> Self {
+        Short { bytes: [0; N], len: 0 }
+    }
+
+    /// Moves them there.
+    #[inline]
+    pub(crate) fn move_to(&mut self, out: &mut BytesMut) {
+        out.extend_from_slice(&self.bytes[..self.len]);
+        self.len = 0;
+    }
+}
+
+impl<const N: usize> Put for Short<N> {
+    #[inline]
+    fn put(&mut self, bytes: &[u8]) {
+        let end = self.len + bytes.len();
+        self.bytes[self.len..end].copy_from_slice(bytes);
+        self.len = end;
+    }
+}
+
+#[inline]
+pub(crate) fn put_uint(out: &mut impl Put, n: u64) {
     if n < 0x80 {
-        out.put_u8(n as u8);
+        out.put(&[n as u8]);
     } else if n <= u64::from(u8::MAX) {
-        out.put_slice(&[0xcc, n as u8]);
+        out.put(&[0xcc, n as u8]);
     } else if n <= u64::from(u16::MAX) {
-        out.put_u8(0xcd);
-        out.put_u16(n as u16);
+        let [a, b] = (n as u16).to_be_bytes();
+        out.put(&[0xcd, a, b]);
     } else if n <= u64::from(u32::MAX) {
-        out.put_u8(0xce);
-        out.put_u32(n as u32);
+        let [a, b, c, d] = (n as u32).to_be_bytes();
+        out.put(&[0xce, a, b, c, d]);
     } else {
-        out.put_u8(0xcf);
-        out.put_u64(n);
+        let [a, b, c, d, e, f, g, h] = n.to_be_bytes();
+        out.put(&[0xcf, a, b, c, d, e, f, g, h]);
     }
 }
 
 /// Writes the head of a byte string; `len` never exceeds a frame, whose length is a `u32`.
-pub(crate) fn put_bin_head(out: &mut BytesMut, len: usize) {
+#[inline]
+pub(crate) fn put_bin_head(out: &mut impl Put, len: usize) {
     if len <= usize::from(u8::MAX) {
-        out.put_slice(&[0xc4, len as u8]);
+        out.put(&[0xc4, len as u8]);
     } else if len <= usize::from(u16::MAX) {
-        out.put_u8(0xc5);
-        out.put_u16(len as u16);
+        let [a, b] = (len as u16).to_be_bytes();
+        out.put(&[0xc5, a, b]);
     } else {
-        out.put_u8(0xc6);
-        out.put_u32(len as u32);
+        let [a, b, c, d] = (len as u32).to_be_bytes();
+        out.put(&[0xc6, a, b, c, d]);
     }
 }
 
@@ -54,12 +95,14 @@ impl<'a> Reader<'a> {
         Reader { rest: frame }
     }
 
+    #[inline]
     pub(crate) fn take(&mut self, n: usize) -> Result<&'a [u8], WireError> {
         let (taken, rest) = self.rest.split_at_checked(n).ok_or(SHORT)?;
         self.rest = rest;
         Ok(taken)
     }
 
+    #[inline]
     pub(crate) fn byte(&mut self) -> Result<u8, WireError> {
         let (&first, rest) = self.rest.split_first().ok_or(SHORT)?;
         self.rest = rest;
@@ -67,10 +110,12 @@ impl<'a> Reader<'a> {
     }
 
     /// A number of this many bytes, without a head.
+    #[inline]
     pub(crate) fn number<const N: usize>(&mut self) -> Result<u64, WireError> {
         Ok(self.take(N)?.iter().fold(0, |n, byte| n << 8 | u64::from(*byte)))
     }
 
+    #[inline]
     pub(crate) fn uint(&mut self) -> Result<u64, WireError> {
         match self.byte()? {
             n @ 0..=0x7f => Ok(u64::from(n)),
@@ -82,6 +127,7 @@ impl<'a> Reader<'a> {
         }
     }
 
+    #[inline]
     pub(crate) fn uint_or_nil(&mut self) -> Result<Option<u64>, WireError> {
         if self.skip_nil() { Ok(None) } else { self.uint().map(Some) }
     }
@@ -92,6 +138,7 @@ impl<'a> Reader<'a> {
     }
 
     /// How many bytes the byte string has that follows.
+    #[inline]
     pub(crate) fn bin_head(&mut self) -> Result<usize, WireError> {
         let len = match self.byte()? {
             0xc4 => self.number::<1>()?,
@@ -103,10 +150,12 @@ impl<'a> Reader<'a> {
     }
 
     /// A byte string, or nothing for nil.
+    #[inline]
     pub(crate) fn bin_or_nil(&mut self) -> Result<&'a [u8], WireError> {
         if self.skip_nil() { Ok(&[]) } else { self.bin() }
     }
 
+    #[inline]
     fn skip_nil(&mut self) -> bool {
         let nil = self.rest.first() == Some(&NIL);
         if nil {

@@ -3,19 +3,17 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
-use crate::Body;
 use crate::chunks::SHARED_FROM;
+use crate::{Body, descriptors};
 
-/// Encoded values are cut off a block of this size, one after the other; the block is used again once all of them are
-/// gone. A value that is larger gets memory of its own.
-const BLOCK: usize = 8 * 1024;
-/// Room that a value begins with: less than this is left of a block, and the next one is begun.
-const ROOM: usize = 256;
+/// An encoded value of at most this size is copied to memory of just its size, and what it was encoded to is used again;
+/// a larger one keeps that memory.
+const KEPT: usize = 8 * 1024;
 
 thread_local! {
-    static FREE: Cell<BytesMut> = Cell::new(BytesMut::new());
+    static FREE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
     /// A large byte string that is just about to be written, so that the sink knows it again.
     static LARGE: RefCell<Option<Bytes>> = const { RefCell::new(None) };
 }
@@ -30,54 +28,77 @@ pub(crate) fn offer(bytes: &Bytes) {
 /// What a serializer writes to.
 pub(crate) struct Sink {
     pieces: Vec<Bytes>,
-    tail: BytesMut,
+    /// What comes after them.
+    tail: Vec<u8>,
 }
 
 /// Encodes one value.
 pub(crate) fn encode<E>(value: impl FnOnce(&mut Sink) -> Result<(), E>) -> Result<Body, E> {
-    // A value whose own `Serialize` encodes another one finds nothing here, and begins a block of its own.
-    let mut tail = FREE.take();
-    if tail.capacity() < ROOM {
-        tail.reserve(BLOCK);
-    }
-    let mut sink = Sink { pieces: Vec::new(), tail };
-    let encoded = value(&mut sink);
+    // A value whose own `Serialize` encodes another one finds nothing here, and begins with memory of its own.
+    let mut sink = Sink { pieces: Vec::new(), tail: FREE.take() };
+    let (encoded, descriptors) = descriptors::collect(|| value(&mut sink));
     LARGE.with_borrow_mut(Option::take);
-    let Sink { mut pieces, mut tail } = sink;
     if encoded.is_err() {
-        tail.clear();
-        FREE.set(tail);
-        return encoded.map(|()| Body::default());
+        sink.tail.clear();
     }
-    let last = tail.split().freeze();
-    FREE.set(tail);
-    if pieces.is_empty() {
-        return Ok(Body::from_bytes(last));
+    let last = sink.cut();
+    FREE.set(sink.tail);
+    encoded?;
+    let mut body = if sink.pieces.is_empty() {
+        Body::from_bytes(last)
+    } else {
+        if !last.is_empty() {
+            sink.pieces.push(last);
+        }
+        Body::from_pieces(sink.pieces)
+    };
+    if !descriptors.are_none() {
+        body.attach(descriptors);
     }
-    if !last.is_empty() {
-        pieces.push(last);
+    Ok(body)
+}
+
+impl Sink {
+    /// What has been written since the last piece, as one.
+    fn cut(&mut self) -> Bytes {
+        if self.tail.len() > KEPT {
+            return std::mem::take(&mut self.tail).into();
+        }
+        let cut = Bytes::copy_from_slice(&self.tail);
+        self.tail.clear();
+        cut
     }
-    Ok(Body::from_pieces(pieces))
+
+    #[cold]
+    fn write_many(&mut self, bytes: &[u8]) {
+        let offered = LARGE.with_borrow_mut(Option::take);
+        if let Some(large) = offered.filter(|large| std::ptr::eq(&large[..], bytes)) {
+            if !self.tail.is_empty() {
+                let before = self.cut();
+                self.pieces.push(before);
+            }
+            self.pieces.push(large);
+        } else {
+            self.tail.extend_from_slice(bytes);
+        }
+    }
 }
 
 impl io::Write for Sink {
+    #[inline]
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.write_all(bytes)?;
         Ok(bytes.len())
     }
 
+    // A serializer mostly writes single bytes, which is a store if this is part of it.
+    #[inline]
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if bytes.len() >= SHARED_FROM {
-            let offered = LARGE.with_borrow_mut(Option::take);
-            if let Some(large) = offered.filter(|large| std::ptr::eq(&large[..], bytes)) {
-                if !self.tail.is_empty() {
-                    self.pieces.push(self.tail.split().freeze());
-                }
-                self.pieces.push(large);
-                return Ok(());
-            }
+        if bytes.len() < SHARED_FROM {
+            self.tail.extend_from_slice(bytes);
+        } else {
+            self.write_many(bytes);
         }
-        self.tail.extend_from_slice(bytes);
         Ok(())
     }
 
