@@ -1442,9 +1442,11 @@ async fn answers_and_dies(spec: ChildSpec<impl hatchery::Start<Handle = WorkerHa
         assert_eq!(worker.note(0).await.unwrap(), n);
     }
     let pid = worker.pid().unwrap();
+    // Of this one alone: the kill may come between an answer and the next ask, which would go to its successor.
+    let victim = worker.pinned().unwrap();
     let asks = async {
         loop {
-            if let Err(error) = worker.note(0).await {
+            if let Err(error) = victim.note(0).await {
                 break error;
             }
         }

@@ -456,9 +456,9 @@ impl Outlet {
         true
     }
 
-    /// Whether a caller waits for the answer to a request that was sent.
-    pub(crate) fn is_owed(&self) -> bool {
-        self.lock().owed > 0
+    /// How many callers wait for the answer to a request that was sent.
+    pub(crate) fn owed(&self) -> usize {
+        self.lock().owed
     }
 
     /// An answer arrived. With `release`, it also gives back a place in the window.
@@ -908,29 +908,29 @@ mod tests {
     fn an_answer_is_owed_from_the_sending_of_an_ask_to_its_one_outcome() {
         let outlet = Outlet::default();
         let queued = outlet.ask();
-        assert!(!outlet.is_owed(), "nobody sits there");
+        assert!(outlet.owed() == 0, "nobody sits there");
         let _line = outlet.sit(1);
-        assert!(outlet.is_owed());
+        assert_eq!(outlet.owed(), 1);
         outlet.answered(1, queued, value(1), true).unwrap();
-        assert!(!outlet.is_owed());
+        assert!(outlet.owed() == 0);
         // Again, by a peer that does not keep count.
         outlet.answered(1, queued, value(1), false).unwrap();
         let tell = outlet.tell();
-        assert!(!outlet.is_owed(), "a tell is done when it is sent");
+        assert!(outlet.owed() == 0, "a tell is done when it is sent");
         assert_eq!(outlet.now(tell), Some(Answer::None));
         let left = outlet.ask();
         assert_eq!(outlet.cancel(left), Left::Sent);
         outlet.answered(1, left, value(1), true).unwrap();
-        assert!(!outlet.is_owed(), "its caller has left");
+        assert!(outlet.owed() == 0, "its caller has left");
         let refused = outlet.submit(true, None, body(true), None);
-        assert!(!outlet.is_owed(), "it could not travel");
+        assert!(outlet.owed() == 0, "it could not travel");
         assert_eq!(outlet.now(refused), Some(Answer::Fault(too_large())));
         let ends = outlet.ask();
-        assert!(outlet.is_owed());
+        assert_eq!(outlet.owed(), 1);
         outlet.ended(1, &exit());
-        assert!(!outlet.is_owed());
+        assert!(outlet.owed() == 0);
         assert_eq!(outlet.cancel(ends), Left::Over(ended()));
-        assert!(!outlet.is_owed());
+        assert!(outlet.owed() == 0);
     }
 
     #[test]

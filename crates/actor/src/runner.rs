@@ -178,14 +178,15 @@ async fn serve<A: AnyActor>(actor: &mut A, mailbox: &Arc<Mailbox>, mut cx: Conte
 /// right to answer several messages in one write: by handling [`EARNED`] of them in a row within [`QUICK`] each. It
 /// loses the right with the first that takes longer, and uses it for a [`LONGEST`] turn at most.
 struct Turn {
-    begun: Instant,
+    /// When it is a long one.
+    until: Instant,
     /// The last look at the clock: at the end of the last message, or when this one was waited for.
     now: Instant,
     quick: u32,
     handled: u32,
 }
 
-const EARNED: u32 = 64;
+const EARNED: u32 = 16;
 const QUICK: Duration = Duration::from_micros(20);
 const LONGEST: Duration = Duration::from_micros(100);
 /// Half a window: while the sender of the first half takes up its answers, the second half is handled.
@@ -194,12 +195,12 @@ const MOST: u32 = crate::outlet::WINDOW / 2;
 impl Turn {
     fn new() -> Turn {
         let now = Instant::now();
-        Turn { begun: now, now, quick: 0, handled: 0 }
+        Turn { until: now + LONGEST, now, quick: 0, handled: 0 }
     }
 
     fn begin(&mut self) {
         self.now = Instant::now();
-        self.begun = self.now;
+        self.until = self.now + LONGEST;
         self.handled = 0;
     }
 
@@ -210,7 +211,7 @@ impl Turn {
     }
 
     fn is_over(&self) -> bool {
-        let is_long = self.handled >= MOST || self.now - self.begun >= LONGEST;
+        let is_long = self.handled >= MOST || self.now >= self.until;
         self.handled > 0 && (self.quick < EARNED || is_long)
     }
 }

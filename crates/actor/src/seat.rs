@@ -236,9 +236,9 @@ impl Seat {
         self.outlet.released(incarnation, places)
     }
 
-    /// Whether somebody waits for the answer to a request that was sent.
-    pub fn is_owed(&self) -> bool {
-        self.outlet.is_owed()
+    /// How many wait for the answer to a request that was sent.
+    pub fn owed(&self) -> usize {
+        self.outlet.owed()
     }
 
     /// An item of a streamed answer of this incarnation.

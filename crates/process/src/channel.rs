@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 use hatchery_actor::fault::Fault;
+use hatchery_actor::outlet::WINDOW;
 use hatchery_actor::spin::Spin;
 use hatchery_wire::{Body, Connection, Envelope, Kind, Limits, WireError, encode};
 use tokio::task::yield_now;
@@ -29,6 +30,11 @@ pub(crate) trait Desk: Send + 'static {
     /// Whether a message is likely to come at once.
     fn is_due(&self) -> bool {
         false
+    }
+
+    /// How many are about to send once they hear from the other side.
+    fn waiting(&self) -> usize {
+        0
     }
 }
 
@@ -113,13 +119,13 @@ pub(crate) struct Channel<D> {
     spinner: Option<Spinner>,
 }
 
-/// If the last write took at least so many messages along, one of fewer than [`ENOUGH`] waits until the other tasks that
-/// are ready have had their turn: they are about to send as well. What has just arrived has woken them, and on a
-/// runtime of several threads whoever is woken runs next, so the first of them would have its message written alone. A
-/// lone message never waits.
+/// If the last write took at least so many messages along, or as many callers wait, one of fewer than [`ENOUGH`] is held
+/// back until the other tasks that are ready have had their turn: they are about to send as well. What has just arrived
+/// has woken them, and on a runtime of several threads whoever is woken runs next: this task, after the first of them,
+/// which would have its message written alone, and so on with each of them. A lone message never waits.
 const CROWD: usize = 4;
-/// So many are worth a write of their own, while the others go on.
-const ENOUGH: usize = 16;
+/// So many are worth a write of their own, while the others go on: as many as give their places back together.
+const ENOUGH: usize = WINDOW as usize / 4;
 
 impl<D: Desk> Channel<D> {
     /// From a socket, on the current runtime.
@@ -197,13 +203,15 @@ impl<D: Desk> Channel<D> {
     /// Takes over what others queued, and leaves the waker for what they queue later. `None` to come back when the
     /// other tasks have had their turn.
     fn take(&mut self, cx: &Context<'_>) -> Option<Orders> {
+        // Asked first: requests are sent under the lock that this takes.
+        let crowd = self.crowd || (!self.gave_way && self.desk.waiting() >= CROWD);
         let mut state = self.outgoing.lock();
         match &mut state.waker {
             Some(waker) => waker.clone_from(cx.waker()),
             empty => *empty = Some(cx.waker().clone()),
         }
         if state.count > 0 {
-            if self.crowd && state.count < ENOUGH && !self.gave_way {
+            if crowd && state.count < ENOUGH && !self.gave_way {
                 self.gave_way = true;
                 // Behind all that are ready now.
                 cx.waker().wake_by_ref();
@@ -296,6 +304,7 @@ pub(crate) fn fault_of(body: &Body) -> Result<Fault, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
     use std::os::unix::net::UnixStream;
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -367,6 +376,40 @@ mod tests {
             let (during, after) = polls(spin).await;
             assert!(during >= 1000, "{spin:?}: {during}");
             assert_eq!(after, 0, "{spin:?}");
+        }
+    }
+
+    /// Hears nothing; so many wait.
+    struct Crowd(usize);
+
+    impl Desk for Crowd {
+        fn deliver(&mut self, _: Envelope) -> Result<(), String> {
+            Ok(())
+        }
+
+        fn waiting(&self) -> usize {
+            self.0
+        }
+    }
+
+    #[tokio::test]
+    async fn a_message_is_held_back_for_those_of_other_callers_and_a_lone_one_is_not() {
+        for (waiting, first, second) in [(CROWD - 1, 1, 1), (CROWD, 0, 2)] {
+            let (here, mut there) = UnixStream::pair().unwrap();
+            there.set_nonblocking(true).unwrap();
+            let outgoing = Arc::<Outgoing>::default();
+            let mut channel = Channel::new(here, outgoing.clone(), Crowd(waiting), Spin::Off).unwrap();
+            let message = Envelope::new(Kind::Tell, 0, 0, encode(&7).unwrap());
+            let mut one = BytesMut::new();
+            message.encode_into(&mut one).unwrap();
+            for expected in [first, second] {
+                outgoing.send(message.clone());
+                let cx = &mut Context::from_waker(Waker::noop());
+                assert!(Pin::new(&mut channel).poll(cx).is_pending());
+                let mut written = [0; 256];
+                let written = there.read(&mut written).unwrap_or(0);
+                assert_eq!(written, expected * one.len(), "{waiting} wait");
+            }
         }
     }
 

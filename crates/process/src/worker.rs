@@ -246,7 +246,11 @@ impl Desk for SeatDesk {
     }
 
     fn is_due(&self) -> bool {
-        self.seat.is_owed()
+        self.seat.owed() > 0
+    }
+
+    fn waiting(&self) -> usize {
+        self.seat.owed()
     }
 }
 

@@ -16,7 +16,8 @@ const AHEAD: usize = 256 * 1024;
 /// The unfinished messages of one connection, at most one for each target.
 ///
 /// It holds what has arrived, and of a large frame that is arriving the rest at most: neither a length nor a flag
-/// makes it allocate further ahead.
+/// makes it go further ahead. It does reserve as much as the last message of several frames needed, since the next one
+/// is likely to be as large; that costs addresses, and memory only as bytes arrive.
 #[derive(Debug)]
 pub struct Assembler {
     limits: Limits,
@@ -29,6 +30,8 @@ pub struct Assembler {
     arriving: Option<Arriving>,
     /// Descriptors for frames that are still to come.
     pub(crate) arrivals: Arrivals,
+    /// How large the last message of several frames was.
+    expected: usize,
 }
 
 #[derive(Debug)]
@@ -38,8 +41,8 @@ struct Unfinished {
     body: Vec<u8>,
     filled: usize,
     descriptors: Descriptors,
-    /// How many of them are counted in [`Assembler::held_fds`].
-    counted: usize,
+    /// It is one of several frames.
+    several: bool,
 }
 
 /// A frame of which the head has been read.
@@ -61,6 +64,7 @@ impl Assembler {
             held_fds: 0,
             arriving: None,
             arrivals: Arrivals::default(),
+            expected: 0,
         }
     }
 
@@ -69,6 +73,7 @@ impl Assembler {
     /// # Errors
     ///
     /// Any [`WireError`] that names what is wrong with the frame. The connection cannot go on then.
+    #[inline]
     pub fn push(&mut self, frame: impl AsRef<[u8]>) -> Result<Option<Envelope>, WireError> {
         let frame = frame.as_ref();
         let (head, start) = Head::read(frame, frame.len())?;
@@ -104,9 +109,9 @@ impl Assembler {
     /// Room for bytes of the frame that is arriving, to be read into directly; say by
     /// [`arrived`](Assembler::arrived) how many came. Empty if none is arriving.
     pub(crate) fn room(&mut self) -> &mut [u8] {
-        let Some(Arriving { target, left, .. }) = self.arriving else { return &mut [] };
+        let Some(Arriving { target, left, more }) = self.arriving else { return &mut [] };
         let Some(unfinished) = self.unfinished.get_mut(&target) else { return &mut [] };
-        unfinished.room(left)
+        unfinished.room(left, more)
     }
 
     /// So many bytes of the room have been filled; gives back the message that they complete.
@@ -133,6 +138,7 @@ impl Assembler {
     }
 
     /// Whether this frame is a message by itself; checks what every frame has to keep to.
+    #[inline]
     fn is_whole(&self, head: &Head<'_>) -> Result<bool, WireError> {
         let (size, limit) = (head.body, self.limits.message);
         if size > limit {
@@ -153,19 +159,24 @@ impl Assembler {
 
     /// Begins or goes on with the unfinished message that this frame belongs to.
     fn begin_part(&mut self, head: &Head<'_>) -> Result<&mut Unfinished, WireError> {
+        // For one at a time, so that a peer which sends a large one cannot have as much reserved for many.
+        let expected = if head.more && self.unfinished.is_empty() { self.expected } else { 0 };
         match self.unfinished.entry(head.target) {
             Entry::Vacant(entry) => {
                 let size = head.chain.len() + head.trace.len() + head.body;
                 self.held = charge(self.held, size, self.limits.budget)?;
-                let counted = if head.more { head.fds } else { 0 };
-                self.held_fds += counted;
-                if self.held_fds > UNFINISHED_FDS {
-                    return Err(WireError::Descriptors("unfinished messages have more than 64"));
-                }
                 let descriptors =
                     if head.fds > 0 { self.arrivals.take(head.fds)? } else { Descriptors::default() };
+                if head.more {
+                    self.held_fds += descriptors.len();
+                    if self.held_fds > UNFINISHED_FDS {
+                        return Err(WireError::Descriptors("unfinished messages have more than 64"));
+                    }
+                }
                 let envelope = header(head, Body::default());
-                Ok(entry.insert(Unfinished { envelope, body: Vec::new(), filled: 0, descriptors, counted }))
+                let body = Vec::with_capacity(expected.max(head.body.min(AHEAD)));
+                let several = head.more;
+                Ok(entry.insert(Unfinished { envelope, body, filled: 0, descriptors, several }))
             }
             Entry::Occupied(entry) => {
                 let unfinished = entry.into_mut();
@@ -191,10 +202,13 @@ impl Assembler {
     }
 
     fn finish(&mut self, target: u32) -> Option<Envelope> {
-        let Unfinished { mut envelope, mut body, filled, descriptors, counted } =
+        let Unfinished { mut envelope, mut body, filled, descriptors, several } =
             self.unfinished.remove(&target)?;
+        if several {
+            self.expected = filled;
+            self.held_fds -= descriptors.len();
+        }
         self.held -= envelope.size() + filled;
-        self.held_fds -= counted;
         body.truncate(filled);
         // Doubling left up to as much again unused; giving it back is cheap, large blocks shrink in place.
         body.shrink_to_fit();
@@ -213,11 +227,16 @@ impl Unfinished {
         self.filled = self.body.len();
     }
 
-    /// Room for up to this many more bytes, and at least one.
-    fn room(&mut self, left: usize) -> &mut [u8] {
+    /// Room for up to this many more bytes, and at least one; whether a frame follows them.
+    fn room(&mut self, left: usize, more: bool) -> &mut [u8] {
         if self.body.len() == self.filled {
+            let ahead = left.min(AHEAD);
+            if !more {
+                // All there will be.
+                self.body.reserve_exact(ahead);
+            }
             // Doubles at most, so that no byte is moved often; zeroed once, since nothing else is safe to read into.
-            self.body.resize(self.filled + left.min(AHEAD), 0);
+            self.body.resize(self.filled + ahead, 0);
         }
         let end = self.body.len().min(self.filled + left);
         &mut self.body[self.filled..end]
@@ -229,6 +248,7 @@ fn charge(held: usize, more: usize, limit: usize) -> Result<usize, WireError> {
     if size > limit { Err(WireError::OverBudget { size, limit }) } else { Ok(size) }
 }
 
+#[inline]
 fn header(head: &Head<'_>, body: Body) -> Envelope {
     Envelope {
         kind: head.kind,

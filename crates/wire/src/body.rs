@@ -41,6 +41,7 @@ struct More {
 
 impl Body {
     /// A body of bytes that are encoded already.
+    #[inline]
     pub fn from_bytes(bytes: Bytes) -> Self {
         Body { first: bytes, more: None }
     }
@@ -90,6 +91,7 @@ impl Body {
     }
 
     /// The number of encoded bytes.
+    #[inline]
     pub fn len(&self) -> usize {
         let more = self.more.iter().flat_map(|more| more.pieces.iter());
         self.first.len() + more.map(Bytes::len).sum::<usize>()

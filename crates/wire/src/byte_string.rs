@@ -54,6 +54,7 @@ enum Inner {
 
 impl ByteString {
     /// The bytes. They are moved, not copied, unless what they were decoded from is still in use.
+    #[inline]
     pub fn into_vec(self) -> Vec<u8> {
         match self.0 {
             Inner::Few(bytes) => bytes,
@@ -70,6 +71,7 @@ impl ByteString {
 }
 
 impl From<Vec<u8>> for ByteString {
+    #[inline]
     fn from(bytes: Vec<u8>) -> Self {
         let few = bytes.len() < SHARED_FROM;
         ByteString(if few { Inner::Few(bytes) } else { Inner::Many(bytes.into()) })

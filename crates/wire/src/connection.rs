@@ -422,8 +422,8 @@ impl FrameReader {
     /// The next message out of what has been read.
     fn next(&mut self) -> Result<Option<Envelope>, WireError> {
         loop {
-            if let Some(envelope) = self.completed.take() {
-                return Ok(Some(envelope));
+            if self.completed.is_some() {
+                return Ok(self.completed.take());
             }
             let read = &self.buf[self.start..self.end];
             if self.assembler.arriving() > 0 {

@@ -68,6 +68,7 @@ impl Kind {
 impl TryFrom<u8> for Kind {
     type Error = WireError;
 
+    #[inline]
     fn try_from(byte: u8) -> Result<Self, WireError> {
         Ok(match byte {
             0 => Kind::Start,
@@ -116,6 +117,7 @@ pub struct Origin {
 
 impl Origin {
     /// In its box; `None` if there is nothing to say.
+    #[inline]
     pub fn new(chain: &[u8], trace: &[u8]) -> Option<Box<Origin>> {
         if chain.is_empty() && trace.is_empty() {
             return None;
@@ -138,6 +140,7 @@ impl Envelope {
     /// assert_eq!((ask.target, ask.id, ask.deadline), (7, 1, None));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    #[inline]
     pub fn new(kind: Kind, target: u32, id: u64, body: Body) -> Self {
         Envelope { kind, release: false, id, target, deadline: None, origin: None, body }
     }
@@ -164,6 +167,7 @@ impl Envelope {
 
     /// Whether it fits one frame that is copied rather than shared, without descriptors: then
     /// [`encode_into`](Envelope::encode_into) is the short way out.
+    #[inline]
     pub fn is_small(&self) -> bool {
         self.size() < SHARED_FROM && self.body.descriptors() == 0
     }
@@ -278,6 +282,7 @@ pub(crate) const LONGEST_HEAD: usize = HEAD + CHAIN + TRACE;
 impl<'a> Head<'a> {
     /// Reads the head of a frame of `length` bytes from its beginning, its length prefix left out; gives also how many
     /// bytes the head has. The rest of the frame is its body.
+    #[inline]
     pub(crate) fn read(frame: &'a [u8], length: usize) -> Result<(Self, usize), WireError> {
         let mut reader = Reader::new(frame);
         if reader.byte()? != pack::array::<9>() {

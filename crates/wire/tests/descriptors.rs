@@ -259,7 +259,7 @@ fn descriptors_nobody_expects_end_the_peer_and_are_closed() {
         ("twice in one frame", vec![(&tell(1)[..3], 1), (&tell(1)[3..6], 1)], 0, more),
         ("on and on in one frame", vec![(&large[..1], 16), (&large[1..2], 16), (&large[2..3], 16)], 0, more),
         ("in the middle of a body", vec![(first, 0), (last, 1)], 1, more),
-        ("with a frame that announces none", vec![(&large[..2], 1), (&large[2..], 0)], 0, more),
+        ("with a frame that announces none", vec![(&large[..2], 1), (&large[2..], 0)], 1, more),
         ("over the limit", vec![(&tell(17)[..], 17)], 0, "a frame announces more than 16"),
         (
             "with a withdrawal",
