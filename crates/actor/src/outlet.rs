@@ -25,7 +25,7 @@ use crate::exit::Exit;
 use crate::fault::Fault;
 use crate::incarnation::{self, Incarnation};
 use crate::slots::Slots;
-use crate::streams::{BadItem, Intake};
+use crate::streams::{self, BadItem, Intake};
 use crate::trace::TraceContext;
 
 /// How many requests one channel may have waiting at one actor, unless its spec says fewer.
@@ -505,7 +505,7 @@ impl Outlet {
                 waker.take()
             }
             (None, Some(intake)) => {
-                intake.arrives_for_nobody(item.len())?;
+                intake.arrives_for_nobody(streams::size(&item))?;
                 None
             }
             _ if matches!(way, Way::Open { incarnation: now, .. } if *now == incarnation) => {

@@ -223,7 +223,8 @@ impl Drop for NameGuard {
 }
 
 impl<R> Process<R> {
-    /// Waits for the process to end and gives what its function returned. May be asked again.
+    /// Waits for the process to end and gives what its function returned. May be asked again: each time descriptors in
+    /// it are duplicated, and those that came stay open until this handle is dropped.
     ///
     /// # Errors
     /// It ended without a result: killed, panicked, exited. The error has its exit. Or arguments or result could not

@@ -177,6 +177,7 @@ impl Envelope {
     /// # Errors
     /// [`WireError::Malformed`] for a chain or trace over its limit. Nothing is written then.
     pub fn encode_into(&self, out: &mut BytesMut) -> Result<(), WireError> {
+        debug_assert_eq!(self.body.descriptors(), 0, "there is no way for them here");
         self.check()?;
         let start = self.put_head(out, 0, self.body.len());
         self.body.pieces().for_each(|piece| out.put_slice(piece));
