@@ -175,7 +175,8 @@ impl Outgoing {
                 panic!("a request was awaited outside of a tokio runtime");
             }
             // The deadline of a tell is for its place in line; once it is sent nobody waits for it.
-            let until = self.timeout.map(|left| Until { at: deadline(left), left });
+            let timeout = self.timeout;
+            let until = || timeout.map(|left| Until { at: deadline(left), left });
             let seat = self.actor.seat();
             let (id, unwatched) = match seat.begin(ask, until, body, self.actor.pin(), cx) {
                 Begun::Done(answer) => {

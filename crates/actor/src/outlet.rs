@@ -211,11 +211,13 @@ impl Outlet {
     pub(crate) fn begin(
         &self,
         ask: bool,
-        until: Option<Until>,
+        until: impl Fn() -> Option<Until>,
         body: Body,
         pin: Option<&Incarnation>,
         cx: &Context<'_>,
     ) -> Begun {
+        // A tell that has its place at once needs none, and no look at the clock.
+        let answered = if ask { until() } else { None };
         let mut state = self.lock();
         match (&state.way, pin) {
             (_, Some(pin)) if pin.number <= state.last_ended => {
@@ -224,23 +226,27 @@ impl Outlet {
             (Way::Closed(fault), _) => return Begun::Done(Answer::Fault(fault.clone())),
             _ => {}
         }
-        let waker = Some(cx.waker().clone());
         // The trace that the caller is in.
         let trace = TraceContext::current().map(Box::new);
-        let (deadline, left) = (until.map(|until| until.at), until.map(|until| until.left));
-        let slot = |phase| Slot { phase, waker, until: deadline, intake: None };
+        let slot = |phase, until: Option<Until>| Slot {
+            phase,
+            waker: Some(cx.waker().clone()),
+            until: until.map(|until| until.at),
+            intake: None,
+        };
+        let deadline = answered.map(|until| until.at);
         let State { way, queue, requests, owed, .. } = &mut *state;
-        let id = match way {
+        let (id, until) = match way {
             // The short way: nobody is in line, and there is a place.
             Way::Open { incarnation, places, line }
                 if *places > 0 && queue.is_empty() && pin.is_none_or(|pin| pin.number == *incarnation) =>
             {
                 let id = if ask {
-                    requests.insert(slot(Phase::Sent { incarnation: *incarnation }))
+                    requests.insert(slot(Phase::Sent { incarnation: *incarnation }, answered))
                 } else {
                     NO_ANSWER
                 };
-                let (deadline, left) = if ask { (deadline, left) } else { (None, None) };
+                let left = answered.map(|until| until.left);
                 match line.send(Request { id, ask, deadline, left, trace, body }) {
                     Ok(()) => *places -= 1,
                     Err(fault) => {
@@ -254,19 +260,19 @@ impl Outlet {
                     return Begun::Done(Answer::None);
                 }
                 *owed += 1;
-                id
+                (id, answered)
             }
             _ => {
-                let deadline = deadline.filter(|_| ask);
+                let until = if ask { answered } else { until() };
                 let only = pin.map(|pin| pin.number);
-                let id = requests.insert(slot(Phase::Queued { ask, deadline, trace, body, only }));
+                let id = requests.insert(slot(Phase::Queued { ask, deadline, trace, body, only }, until));
                 queue.push_back(id);
-                id
+                (id, until)
             }
         };
         // There may be a place all the same: those in line may have left.
         let mut wakers = state.pump();
-        let unwatched = deadline.is_some_and(|until| state.watch(until, &mut wakers));
+        let unwatched = until.is_some_and(|until| state.watch(until.at, &mut wakers));
         drop(state);
         wake(wakers);
         Begun::Waits { id, unwatched }
@@ -1461,7 +1467,7 @@ mod begun {
                         let until = Until { at: now + left, left };
                         let number = next;
                         next += 1;
-                        match outlet.begin(ask, Some(until), encode(&number).unwrap(), None, cx) {
+                        match outlet.begin(ask, || Some(until), encode(&number).unwrap(), None, cx) {
                             Begun::Done(answer) => {
                                 prop_assert!(!ask && answer == Answer::None && line.is_some());
                             }
@@ -1585,7 +1591,7 @@ mod begun {
         let outlet = Outlet::new(1);
         let cx = &mut Context::from_waker(Waker::noop());
         let until = Until { at: Instant::now() + Duration::from_secs(1), left: Duration::from_secs(1) };
-        let begun = outlet.begin(true, Some(until), encode(&1).unwrap(), None, cx);
+        let begun = outlet.begin(true, || Some(until), encode(&1).unwrap(), None, cx);
         let Begun::Waits { id, unwatched: true } = begun else { panic!("{begun:?}") };
         assert!(!outlet.needs_watching(id));
         outlet.unwatched();
@@ -1607,7 +1613,8 @@ mod begun {
         let begin = |seconds| {
             let left = Duration::from_secs(seconds);
             let cx = &mut Context::from_waker(Waker::noop());
-            outlet.begin(true, Some(Until { at: now + left, left }), encode(&1).unwrap(), None, cx);
+            let until = || Some(Until { at: now + left, left });
+            outlet.begin(true, until, encode(&1).unwrap(), None, cx);
         };
         begin(30);
         assert_eq!(outlet.look(now, &Context::from_waker(&waker)), Some(now + Duration::from_secs(30)));

@@ -252,7 +252,7 @@ impl Seat {
     pub(crate) fn begin(
         &self,
         ask: bool,
-        until: Option<Until>,
+        until: impl Fn() -> Option<Until>,
         body: Body,
         pin: Option<&Incarnation>,
         cx: &Context<'_>,

@@ -174,7 +174,9 @@ impl Assembler {
                     }
                 }
                 let envelope = header(head, Body::default());
-                let body = Vec::with_capacity(expected.max(head.body.min(AHEAD)));
+                let mut body = Vec::new();
+                // Where there is not that much, it grows as it has to.
+                let _ = body.try_reserve_exact(expected.max(head.body.min(AHEAD)));
                 let several = head.more;
                 Ok(entry.insert(Unfinished { envelope, body, filled: 0, descriptors, several }))
             }
@@ -343,6 +345,23 @@ mod tests {
         assert_eq!(whole, 1);
         let error = refusal(&frames_of(envelope(Kind::Ask, 1, 1, SMALL.message + 1)));
         assert!(matches!(error, WireError::MessageTooLarge { .. }));
+    }
+
+    #[test]
+    fn room_is_reserved_as_the_last_large_message_needed_it_for_one_at_a_time() {
+        let mut assembler = Assembler::new(SMALL);
+        let reserved = |assembler: &Assembler, target: u32| assembler.unfinished[&target].body.capacity();
+        let of = |target| frames_of(envelope(Kind::Ask, target, 1, 90_000));
+        assembler.push(&of(1)[0]).unwrap();
+        assert!(reserved(&assembler, 1) <= MIN_FRAME, "nothing was large so far");
+        for frame in &of(1)[1..] {
+            assembler.push(frame).unwrap();
+        }
+        assembler.push(&of(1)[0]).unwrap();
+        assembler.push(&of(2)[0]).unwrap();
+        assert_eq!(reserved(&assembler, 1), 90_000);
+        assert!(reserved(&assembler, 2) <= MIN_FRAME, "one is unfinished already");
+        assert!(assembler.held() <= 2 * MIN_FRAME, "what is reserved does not count, only what has arrived");
     }
 
     #[test]
