@@ -79,6 +79,14 @@ impl<Q: Quantity> Samples<Q> {
         median(self.0.concat())
     }
 
+    /// What 99 of 100 samples do not exceed.
+    pub fn p99(&self) -> Q {
+        let mut samples = self.0.concat();
+        samples.sort_unstable();
+        let rank = (samples.len() * 99).div_ceil(100);
+        samples.get(rank.saturating_sub(1)).copied().unwrap_or_default()
+    }
+
     /// The median of each round.
     fn medians(&self) -> Vec<Q> {
         self.0.iter().cloned().map(median).collect()
@@ -146,6 +154,15 @@ impl<Q: Quantity> fmt::Display for Row<Q> {
         let (ruler, subject) = (show(&self.ruler), show(&self.subject));
         write!(f, "  {:<24}{ruler:<35}{subject:<35}{times:>5.2} ×  {target:>9}  {met}", self.name)
     }
+}
+
+/// The line of a table whose figure is what 99 of 100 samples do not exceed, of those of another line.
+pub fn print_p99<Q: Quantity>(row: &Row<Q>, most: Q) {
+    let (ruler, subject) = (row.ruler.p99(), row.subject.p99());
+    let times = subject.amount() / ruler.amount();
+    let met = if subject < most { "met" } else { "MISSED" };
+    let (ruler, subject, target) = (ruler.short(), subject.short(), format!("< {}", most.short()));
+    println!("  {:<24}{ruler:<35}{subject:<35}{times:>5.2} ×  {target:>9}  {met}\n", "p99 of all of these");
 }
 
 fn show<Q: Quantity>(samples: &Samples<Q>) -> String {

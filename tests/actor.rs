@@ -2,6 +2,8 @@
 
 mod descriptors;
 mod ends;
+mod once;
+mod seats;
 mod streams;
 
 use std::cell::Cell;
@@ -40,6 +42,12 @@ impl Worker {
             tokio::task::yield_now().await;
             let _ = reply.send(seen);
         });
+    }
+
+    /// The same, by a message of several frames.
+    fn note_large(&mut self, n: u64, _: Vec<u8>) -> usize {
+        self.seen.push(n);
+        self.seen.len()
     }
 
     fn seen(&self) -> Vec<u64> {
@@ -216,17 +224,29 @@ async fn asks_tells_and_errors_of_an_actor_in_a_worker_and_in_this_process() {
     }
 }
 
-/// Promise "order": first in, first out from one handle to one incarnation, large messages included.
+/// Promise "order": first in, first out from one handle to one incarnation, large messages included, asks and tells.
 #[hatchery::test]
 async fn messages_of_one_handle_arrive_in_the_order_of_their_first_poll() {
     let tree = tree().await;
     let actor = tree.start_child(plain("order")).await.unwrap();
+    let mut asks = Vec::new();
     for n in 0..5_000 {
-        actor.note(n).tell().await.unwrap();
-        if n % 1000 == 0 {
-            // Not awaited in turn: it only takes its place.
-            drop(tokio::spawn(actor.echo(vec![1; 1_000_000])));
+        let ask = match n % 100 {
+            50 | 51 => actor.note_large(n, vec![1; 1_000_000]),
+            _ => actor.note(n),
+        };
+        if n % 3 == 0 {
+            ask.tell().await.unwrap();
+            continue;
         }
+        // Not awaited in turn: it only takes its place.
+        let mut ask = Box::pin(ask);
+        let once = std::future::poll_fn(|cx| Poll::Ready(ask.as_mut().poll(cx))).await;
+        assert!(once.is_pending());
+        asks.push((n, ask));
+    }
+    for (n, ask) in asks {
+        assert_eq!(ends("ask", ask).await.unwrap() as u64, n + 1);
     }
     let seen = ends("ask", actor.seen()).await.unwrap();
     assert!(seen.iter().copied().eq(0..5_000), "{} of 5000 in order", seen.len());
@@ -597,6 +617,13 @@ async fn a_worker_that_breaks_the_protocol_is_ended_with_a_reason() {
     let tree = tree().await;
     let rogue = tree.start_child(plain("rogue")).await.unwrap();
     let bystander = tree.start_child(plain("bystander")).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let [begun, go] = ["begun", "go"].map(|name| dir.path().join(name));
+    assert_eq!(ends("ask", bystander.note(0)).await.unwrap(), 1);
+    // One is under way to it, and others wait behind that.
+    let running = tokio::spawn(bystander.waits_for(begun.display().to_string(), go.display().to_string()));
+    becomes_true("the handler runs", || begun.exists()).await;
+    let waiting: Vec<_> = (1..10).map(|n| tokio::spawn(bystander.note(n))).collect();
     for (nonsense, reason) in [
         (Nonsense::Garbage, "broke the protocol of the channel"),
         (Nonsense::Oversized, "over the limit"),
@@ -613,6 +640,12 @@ async fn a_worker_that_breaks_the_protocol_is_ended_with_a_reason() {
     }
     let error = ends("ask", rogue.says_nonsense(Nonsense::HalfFrameAndDeath)).await.unwrap_err();
     assert_eq!(error.exit().unwrap().to_string(), "killed by SIGKILL (signal 9)");
+    std::fs::write(go, "").unwrap();
+    ends("what ran", running).await.unwrap().unwrap();
+    for (n, waiting) in (2..).zip(waiting) {
+        assert_eq!(ends("what waited", waiting).await.unwrap().unwrap(), n);
+    }
+    assert!(ends("ask", bystander.seen()).await.unwrap().into_iter().eq(0..10));
     assert_eq!(bystander.incarnation(), Some(1));
     assert_eq!(ends("ask", rogue.note(1)).await.unwrap(), 1);
 }

@@ -169,9 +169,8 @@ fn a_worker_without_descriptors_answers_and_recovers() {
     assert_eq!(end.status.code(), Some(0), "{}", end.stderr);
 }
 
-/// Fault: fork fails with EAGAIN. The limit does not bind root, so for root this runs as somebody else.
-#[test]
-fn a_parent_without_processes_says_so_and_recovers() {
+/// The limit of processes does not bind root, so for root this runs a program as somebody else, if that can be.
+fn bound_by_limits(word: &str) -> Option<crate::runner::End> {
     const NOBODY_ELSE: u32 = 54_321;
     let programs = env!("CARGO_BIN_EXE_programs");
     let mut command = Command::new(programs);
@@ -180,12 +179,28 @@ fn a_parent_without_processes_says_so_and_recovers() {
         let there = Command::new("test").args(["-x", programs]).uid(NOBODY_ELSE).gid(NOBODY_ELSE).status();
         if !there.is_ok_and(|status| status.success()) {
             println!("skipped: root has no such limit, and nobody else may execute {programs}");
-            return;
+            return None;
         }
     }
-    let end = Program::launch(&mut command, "out of processes", "").end();
+    let end = Program::launch(&mut command, word, "").end();
     assert_eq!(end.status.code(), Some(0), "{:?} {}", end.said, end.stderr);
-    println!("{:?}", end.said);
+    Some(end)
+}
+
+/// Fault: fork fails with EAGAIN.
+#[test]
+fn a_parent_without_processes_says_so_and_recovers() {
+    if let Some(end) = bound_by_limits("out of processes") {
+        println!("{:?}", end.said);
+    }
+}
+
+/// The same below: a worker that starts workers of its own.
+#[test]
+fn a_worker_without_processes_answers_and_recovers() {
+    if let Some(end) = bound_by_limits("worker out of processes") {
+        assert!(end.says("a worker without processes is a worker"), "{:?} {}", end.said, end.stderr);
+    }
 }
 
 /// Fault: the program's file is deleted, and another one put in its place, while it runs.

@@ -231,10 +231,12 @@ fn a_worker_that_takes_long_to_exit_keeps_its_exit_code() {
     assert_eq!(end.said, ["result 5", "exitcode Some(0)"], "{}", end.stderr);
 }
 
-/// Promise "a foreign waitpid(-1)": deaths are still noticed.
+/// Promise "a foreign waitpid(-1)": deaths are still noticed, the one that somebody else certainly saw first too, and
+/// nobody else is signalled.
 #[test]
 fn deaths_are_noticed_beside_code_that_waits_for_all_children() {
     let end = Program::start("a foreign wait").end();
+    assert!(end.says("known to be unknown"), "{:?} {}", end.said, end.stderr);
     assert!(end.says("every death was noticed"), "{:?} {}", end.said, end.stderr);
     assert_eq!(end.status.code(), Some(0), "{}", end.stderr);
 }

@@ -680,6 +680,52 @@ async fn a_trace_goes_on_in_what_a_handler_leaves_running() {
     tree.stop().await.unwrap();
 }
 
+/// Its trace, and that of the handler which it asks.
+#[hatchery::task]
+async fn traces_of_a_task() -> hatchery::Result<[Trace; 2]> {
+    tracing::info!("in an async task");
+    let own = TraceContext::current().map(|trace| (trace.to_string(), trace.parent_id()));
+    let tree = Supervisor::new(Strategy::OneForOne).start().await?;
+    let asked = tree.start_child(worker::<Chatty>("asked", ())).await?.trace().await?;
+    tree.stop().await?;
+    Ok([own, asked])
+}
+
+#[hatchery::task]
+fn trace_of_a_plain_task() -> Trace {
+    tracing::info!("in a plain task");
+    TraceContext::current().map(|trace| (trace.to_string(), trace.parent_id()))
+}
+
+#[hatchery::test]
+async fn a_trace_goes_on_in_the_processes_that_are_started_in_it() {
+    let (notes, _guard) = Notes::take();
+    let begun = TraceContext::new();
+    // Made outside, polled inside: that is what counts.
+    let (first, second) = (Process::spawn(traces_of_a_task, ()), Process::spawn(trace_of_a_plain_task, ()));
+    let (first, second) = begun.scope(async { (first.await.unwrap(), second.await.unwrap()) }).await;
+    let [own, asked] = first.join().await.unwrap().unwrap();
+    let plain = second.join().await.unwrap();
+    let [own, asked, plain] = [own, asked, plain].map(|trace| {
+        let (header, parent) = trace.expect("a trace");
+        let trace: TraceContext = header.parse().unwrap();
+        assert_eq!(trace.trace_id(), begun.trace_id());
+        (trace.span_id(), parent)
+    });
+    // Each is a span of its own, below that of whoever started or asked it.
+    assert_eq!((own.1, asked.1, plain.1), (Some(begun.span_id()), Some(own.0), Some(begun.span_id())));
+    assert_eq!(BTreeSet::from([begun.span_id(), own.0, asked.0, plain.0]).len(), 4);
+    for (message, span) in [("in an async task", own.0), ("in a plain task", plain.0)] {
+        let seen = notes.waits_for(message).await;
+        let said = (seen.get("trace_id"), seen.get("span_id"));
+        assert_eq!(said, (&*format!("{:032x}", begun.trace_id()), &*format!("{span:016x}")), "{message}");
+    }
+    // Without one, none of them makes one up.
+    let none = Process::spawn(traces_of_a_task, ()).await.unwrap().join().await.unwrap().unwrap();
+    assert_eq!(none, [None, None]);
+    assert_eq!(Process::spawn(trace_of_a_plain_task, ()).await.unwrap().join().await.unwrap(), None);
+}
+
 /// Prints lines of both kinds, the last without an end.
 #[hatchery::task]
 fn prints(lines: u32) {

@@ -308,12 +308,23 @@ fn tests_with_workers_behave_under_nextest() {
 }
 
 /// Above a mistake stand the words that the compiler owes it: `//~ words`, or `//~* words` where the compiler says so of
-/// everything that hangs on it. There is nothing else to be said. Only words and lines are compared: what else the
-/// compiler shows changes from version to version.
+/// everything that hangs on it. There is nothing else to be said; `//~+ words` are among the notes to what is. Only words
+/// and lines are compared: what else the compiler shows changes from version to version.
 #[test]
 fn every_mistake_is_told_once_where_it_is_with_what_to_write_instead() {
-    let outcome =
-        cargo(&["build", "--package", "mistakes", "--tests", "--keep-going", "--message-format", "short"]);
+    let build = ["build", "--package", "mistakes", "--tests", "--keep-going", "--message-format"];
+    let outcome = cargo(&[&build[..], &["short"]].concat());
+    let long = cargo(&[&build[..], &["human"]].concat()).stderr;
+    let notes = |place: &str, words: &str| {
+        // The first place of a report is its own.
+        let is_here = |report: &&str| {
+            report
+                .lines()
+                .find_map(|line| line.trim_start().strip_prefix("--> "))
+                .is_some_and(|at| at.starts_with(place))
+        };
+        long.split("\n\n").filter(is_here).any(|report| report.contains(words))
+    };
     let mut told: BTreeMap<String, Vec<(usize, String)>> = BTreeMap::new();
     for line in outcome.stderr.lines() {
         // `mistakes/src/bin/name.rs:4:17: error[E0277]: why`; cargo's own lines have no place.
@@ -336,6 +347,12 @@ fn every_mistake_is_told_once_where_it_is_with_what_to_write_instead() {
                 continue;
             }
             for words in owed.drain(..) {
+                if let Some(words) = words.strip_prefix('+') {
+                    if !notes(&format!("{name}:{number}:"), words.trim()) {
+                        wrong += &format!("{name}:{number}: not in the notes: {words}\n");
+                    }
+                    continue;
+                }
                 let (often, words) = match words.strip_prefix('*') {
                     Some(words) => (true, words.trim()),
                     None => (false, words.trim()),

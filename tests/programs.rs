@@ -3,6 +3,7 @@
 //! Each prints what it does, line by line: `worker PID`, `ready`, and what its workers say. Those that meet trouble
 //! are in `trouble.rs`.
 
+mod foreign;
 mod trouble;
 
 use std::io::Write;
@@ -312,37 +313,7 @@ async fn program(word: &str, file: String) -> hatchery::Result<()> {
             say(&format!("exitcode {:?}", process.exitcode()));
             Ok(())
         }
-        "a foreign wait" => {
-            std::thread::spawn(|| {
-                loop {
-                    if rustix::process::wait(rustix::process::WaitOptions::empty()).is_err() {
-                        std::thread::park_timeout(Duration::from_micros(50));
-                    }
-                }
-            });
-            let tree =
-                Supervisor::new(Strategy::OneForOne).intensity(1000, Duration::from_secs(60)).start().await?;
-            let polite = tree.start_child(worker::<Polite>("polite", ())).await?;
-            for round in 1..=50 {
-                let crash = polite.aborts().await.unwrap_err();
-                // Nobody could tell, unless its warden was faster.
-                let exit = crash.exit().ok_or_else(|| hatchery::Error::msg("no crash"))?.exitcode();
-                assert!(crash.is_crash() && [None, Some(-6)].contains(&exit), "{crash:?}");
-                polite.lives().await?;
-                assert_eq!(polite.incarnation(), Some(round + 1));
-                // It has last words, so its code is known in any case.
-                let returned = Process::spawn(returns, ()).await?;
-                returned.join().await?;
-                assert_eq!(returned.exitcode(), Some(0));
-                let killed = Process::spawn(stays, ()).await?;
-                killed.kill()?;
-                assert!([None, Some(-9)].contains(&killed.wait().await.exitcode()));
-            }
-            say("every death was noticed");
-            tree.stop().await?;
-            assert_eq!(children(std::process::id()), []);
-            Ok(())
-        }
+        "a foreign wait" => foreign::program().await,
         "panics that abort" => aborting::program().await,
         "stands still" => {
             let quick = Heartbeat::every(Duration::from_millis(500)).misses(4);

@@ -18,6 +18,10 @@ const HELLO: u8 = 16;
 const READY: u8 = 17;
 const START_FAILED: u8 = 18;
 const LAST_WORDS: u8 = 19;
+const QUESTION: u8 = 32;
+const ANSWER: u8 = 33;
+const FORGET: u8 = 34;
+const CONNECT: u8 = 35;
 
 /// What a rogue writes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -44,6 +48,17 @@ struct Words {
 fn last_words(words: &Words) -> Vec<u8> {
     let body = hatchery::__private::encode(words).expect("plain data");
     link_frame(LAST_WORDS, 0, &body.to_bytes())
+}
+
+/// A channel that is made from below.
+fn connect() -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Process {
+        path: String,
+        birth: u64,
+    }
+    let processes = ["/a", "/b"].map(|path| Process { path: path.to_owned(), birth: 7 });
+    hatchery::__private::encode(&processes).expect("plain data").to_bytes().to_vec()
 }
 
 /// All that is wrong for a worker that has said hello and ready, and what its exit says of it.
@@ -75,6 +90,14 @@ fn misdeeds() -> Vec<(Misdeed, &'static str)> {
         (with(link_frame(READY, 16, &[]), 250), "more than 16 at once"),
         (with(link_frame(READY, 17, &[]), 16), "a frame announces more than 16"),
         (with(vec![0; 6], 16), "malformed"),
+        (misdeed(claims(QUESTION)), "malformed link frame"),
+        (misdeed(claims(ANSWER)), "malformed link frame"),
+        (misdeed(claims(FORGET)), "malformed link frame"),
+        // Both words and a channel, or more than one of them.
+        (with(link_frame(QUESTION, 1, &[0]), 1), "with descriptors nobody expects"),
+        (with(link_frame(ANSWER, 2, &[0x92, 7, 0xc0]), 2), "more than one descriptor"),
+        (with(link_frame(ANSWER, 1, &[0x92, 7, 0xa4, b'D', b'o', b'n', b'e']), 1), "either words or"),
+        (with(link_frame(CONNECT, 1, &connect()), 1), "unexpected Connect"),
     ]
 }
 

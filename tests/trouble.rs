@@ -6,11 +6,13 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
+use hatchery::Status;
 use hatchery::prelude::*;
 use hatchery_tests::{becomes_true, children, ends, eventually, own_memory, runs, send, state};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Resource, Rlimit, Signal, WaitOptions, getrlimit, setrlimit, waitpid};
 
+use crate::foreign::{held_warden, waits_for_anybody};
 use crate::{holdings, leaked, returns, say, stays};
 
 /// Fills this process's own stderr for as long as nobody reads it, on a thread that then holds it.
@@ -90,6 +92,16 @@ impl Sturdy {
         self.hoard.clear();
     }
 
+    /// Whether this process may start any more processes or threads.
+    fn may_start(&self, may: bool) {
+        match getrlimit(Resource::Nproc).maximum {
+            None if may => {
+                setrlimit(Resource::Nproc, Rlimit { current: None, maximum: None }).expect("no limit")
+            }
+            most => limit(Resource::Nproc, if may { most.unwrap_or_default() } else { 1 }),
+        }
+    }
+
     /// Starts a worker of its own; why it could not.
     async fn starts_one(&self) -> Result<(), String> {
         let process = Process::spawn(returns, ()).await.map_err(|error| error.to_string())?;
@@ -126,6 +138,7 @@ pub(crate) async fn program(word: &str, file: String) -> hatchery::Result<()> {
         "out of descriptors" => out_of_descriptors().await,
         "hoarding worker" => hoarding_worker().await,
         "out of processes" => out_of_processes().await,
+        "worker out of processes" => worker_out_of_processes().await,
         "replaced" => replaced(&file).await,
         "first process" => first_process().await,
         "recycled pids" => recycled_pids().await,
@@ -344,6 +357,29 @@ async fn out_of_processes() -> hatchery::Result<()> {
     tree.stop().await
 }
 
+/// The same in a worker: first its threads are what cannot be started, then its processes.
+async fn worker_out_of_processes() -> hatchery::Result<()> {
+    let tree = tree().await?;
+    let worker = sturdy(&tree).await?;
+    for round in 0..2 {
+        worker.may_start(false).await?;
+        let error = worker.starts_one().await.unwrap_err().to_string();
+        assert!(error.contains("Resource temporarily unavailable") && error.contains("ulimit -u"), "{error}");
+        assert_eq!(worker.echo(round).await?, round);
+        worker.may_start(true).await?;
+        worker.starts_one().await?;
+        assert_eq!(worker.incarnation(), Some(1));
+    }
+    // Its end is told, too.
+    worker.may_start(false).await?;
+    let exit = worker.exits(7).await.unwrap_err();
+    let exit = exit.exit().expect("a crash");
+    assert_eq!((exit.exitcode(), exit.stderr_tail()), (Some(7), &["last words".to_owned()][..]));
+    worker.starts_one().await?;
+    say("a worker without processes is a worker");
+    tree.stop().await
+}
+
 /// The file that this process executes.
 fn image() -> u64 {
     use std::os::unix::fs::MetadataExt;
@@ -442,12 +478,27 @@ async fn recycled_pids() -> hatchery::Result<()> {
     everything(&ended);
     drop(ended);
     unharmed(other);
-    // One that somebody else waited for, before its warden may have noticed.
+    // One that somebody else waited for, before its warden has noticed.
+    let holder = tree.start_child(worker::<Sturdy>("holder", ())).await?;
+    for _ in 0..3 {
+        let ended = Process::spawn(stays, ()).await?;
+        let go = held_warden(&holder).await;
+        send(ended.pid(), Signal::KILL);
+        eventually("it is waited for", || waits_for_anybody() == ended.pid());
+        let other = bystander(ended.pid());
+        everything(&ended);
+        drop(go);
+        let exit = ends("killed", ended.wait()).await;
+        assert_eq!(exit.status(), Status::Unknown, "{exit}");
+        everything(&ended);
+        unharmed(other);
+    }
+    // The same, where its warden may have been faster.
     for _ in 0..20 {
         let ended = Process::spawn(stays, ()).await?;
         let pid = rustix::process::Pid::from_raw(ended.pid() as i32).expect("not 0");
         send(ended.pid(), Signal::KILL);
-        // Interrupted by nothing; its warden may have been faster.
+        // Interrupted by nothing.
         let _ = waitpid(Some(pid), WaitOptions::empty());
         let other = bystander(ended.pid());
         everything(&ended);

@@ -14,6 +14,12 @@ use crate::fault::Fault;
 use crate::handle::ActorRef;
 use crate::outlet::Answer;
 
+/// `Send`, under a name by which the compiler's notes tell what can be done where something is not.
+#[doc(hidden)]
+pub trait SendUnlessItSaysNotSend: Send {}
+
+impl<T: Send> SendUnlessItSaysNotSend for T {}
+
 /// State owned by one task, reached by messages. `#[actor]` writes this implementation.
 ///
 /// Its futures are `Send`, so it may live in a worker and in this process alike.
@@ -22,7 +28,7 @@ use crate::outlet::Answer;
     label = "write `#[hatchery::actor]` on an impl block of it that has a `start`; if that says `not_send`, write \
              `worker` instead of `local`"
 )]
-pub trait Actor: Sized + Send + 'static {
+pub trait Actor: Sized + SendUnlessItSaysNotSend + 'static {
     /// What `start` takes.
     type Args: Serialize + DeserializeOwned + Send + Sync + 'static;
     /// One variant a method.

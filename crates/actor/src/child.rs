@@ -5,8 +5,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
+use crate::address::ProcessId;
 use crate::error::Error;
 use crate::exit::{Exit, Status};
 use crate::fault::Fault;
@@ -122,6 +124,11 @@ pub trait Child: Send + Sync + 'static {
     /// The process it lives in, while it lives.
     fn pid(&self) -> Option<u32>;
 
+    /// The process that requests to it go to, if that is another one than this.
+    fn process(&self) -> Option<ProcessId> {
+        None
+    }
+
     /// Resolves when it has ended and everything it said has been delivered; at once if that was long ago.
     fn exited(&self) -> BoxFuture<Arc<Exit>>;
 
@@ -131,7 +138,9 @@ pub trait Child: Send + Sync + 'static {
     /// # Errors
     /// It ended first, or knows no such thing.
     fn suspend(&self) -> BoxFuture<Result<(), Fault>> {
-        Box::pin(std::future::ready(Err(Fault::Refused("it cannot be suspended".to_owned()))))
+        Box::pin(std::future::ready(Err(Fault::Refused(
+            "a child of this kind cannot be suspended: stop it instead".to_owned(),
+        ))))
     }
 
     /// Has its process stand still, wherever it is.
@@ -139,7 +148,7 @@ pub trait Child: Send + Sync + 'static {
     /// # Errors
     /// It has ended, or has no process of its own.
     fn pause(&self) -> Result<(), Fault> {
-        Err(Fault::Refused("it cannot be paused".to_owned()))
+        Err(Fault::Refused("a child of this kind cannot be paused: suspend or stop it instead".to_owned()))
     }
 
     /// Undoes [`suspend`](Child::suspend) and [`pause`](Child::pause).
@@ -169,7 +178,7 @@ pub async fn ended(mut ended: Ended) -> Arc<Exit> {
 }
 
 /// How hard to ask for the end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Rung {
     /// Finish the current message, answer the rest `Stopping`, leave.
     Graceful,
@@ -238,5 +247,8 @@ pub async fn stop(child: &dyn Child, shutdown: Shutdown) -> Result<Arc<Exit>, Er
             }
         }
     }
-    Err(Error::msg("it is still there 10 s after it was killed"))
+    Err(Error::msg(
+        "it is still there 10 s after it was killed: the kernel does not let it go, often for a disk or a file system that \
+         does not answer (`ps -o pid,stat,wchan` says where it waits)",
+    ))
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::actor::AnyActor;
 use crate::ask::Ask;
 use crate::exit::Exit;
 use crate::fault::Fault;
@@ -42,19 +43,22 @@ struct Own {
     me: Me,
     /// The type of the actor's handle, and its name.
     handle: (TypeId, &'static str),
+    /// Its registered name.
+    actor: &'static str,
 }
 
 impl Context {
-    /// The context of one incarnation of an actor whose handle is `H`. What it spawns runs on the present runtime.
+    /// The context of one incarnation of an actor. What it spawns runs on the present runtime.
     #[doc(hidden)]
-    pub fn new<H: 'static>(path: &str, incarnation: u64, mailbox: Arc<Mailbox>) -> Context {
+    pub fn new<A: AnyActor>(path: &str, incarnation: u64, mailbox: Arc<Mailbox>) -> Context {
         let own = Own {
             path: path.to_owned(),
             incarnation,
             mailbox,
             tasks: Tasks::new(),
             me: Me::default(),
-            handle: (TypeId::of::<H>(), type_name::<H>()),
+            handle: (TypeId::of::<A::Handle>(), type_name::<A::Handle>()),
+            actor: A::name(),
         };
         Context { own: Arc::new(own), request: 0, deadline: None, trace: None }
     }
@@ -150,9 +154,9 @@ impl Context {
     #[doc(alias = "myself")]
     #[track_caller]
     pub fn me<H: From<ActorRef> + 'static>(&self) -> H {
-        let Own { path, incarnation, mailbox, tasks, me, handle: (id, name) } = &*self.own;
+        let Own { path, incarnation, mailbox, tasks, me, handle: (id, name), actor } = &*self.own;
         assert!(*id == TypeId::of::<H>(), "the handle of {path} is a {name}, not a {}", type_name::<H>());
-        ActorRef::new(me.seat(path, name, *incarnation, mailbox, tasks)).into()
+        ActorRef::new(me.seat(path, actor, *incarnation, mailbox, tasks)).into()
     }
 
     /// Runs a future beside the actor, on its runtime: in a worker that is the actor's own thread. It is dropped where

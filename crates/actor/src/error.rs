@@ -190,7 +190,8 @@ impl<E> CallError<E> {
         }
     }
 
-    /// Whether the request may have run. An error that the handler answered with says that it has.
+    /// Whether the request may have run. An error that the handler answered with says that it has. Where this is false it
+    /// has not; where it is true nobody could tell: it may have been sent to a worker that was dead by then.
     pub fn maybe_executed(&self) -> bool {
         self.fault().is_none_or(Fault::maybe_executed)
     }

@@ -83,6 +83,13 @@ impl Flows {
         if self.open.is_empty() { self.waker.take() } else { None }
     }
 
+    /// Those of this sender.
+    pub(crate) fn of(&self, from: &Arc<dyn ReturnPath>) -> Vec<Arc<Flow>> {
+        let sender = name(0, from).0;
+        let open = self.open.iter().filter(|((from, _), _)| *from == sender);
+        open.map(|(_, flow)| flow.clone()).collect()
+    }
+
     pub(crate) fn all(&self) -> Vec<Arc<Flow>> {
         self.open.values().cloned().collect()
     }

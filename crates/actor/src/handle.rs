@@ -4,8 +4,11 @@ use std::future::Future;
 use std::sync::Arc;
 
 use hatchery_wire::{Body, DecodeError, Travels, decode_owned, encode};
-use serde::Serialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::actor::AnyActor;
+use crate::address::Address;
 use crate::ask::Ask;
 use crate::child::{self, Rung};
 use crate::error::Error;
@@ -13,6 +16,7 @@ use crate::fault::Fault;
 use crate::incarnation::Incarnation;
 use crate::items::Items;
 use crate::monitor::Monitor;
+use crate::root::{Root, wrong_actor};
 use crate::seat::{Occupancy, Occupant, Seat};
 
 /// An untyped reference to whoever sits in a seat, or to one incarnation alone.
@@ -48,13 +52,57 @@ impl ActorRef {
 
     /// A request that is answered with a stream.
     #[doc(hidden)]
-    pub fn items<M: Serialize, T, E>(
+    pub fn items<M: Serialize, T: Travels, E: Travels>(
         &self,
         method: &'static str,
         message: &M,
         decode: fn(Body) -> Result<T, DecodeError>,
     ) -> Items<T, E> {
         Items::new(self.clone(), method, encode(message), decode)
+    }
+
+    /// A reference to whoever has this address.
+    ///
+    /// # Errors
+    /// This thread belongs to no program, or it is the address of another kind of actor.
+    fn at(address: &Address, actor: &'static str) -> Result<ActorRef, Fault> {
+        let root = Root::current()?;
+        if address.actor != actor {
+            return Err(Fault::Refused(wrong_actor(&address.path, actor, &address.actor)));
+        }
+        let seat = root.find(address, actor);
+        // A seat of this process is shared by all its incarnations; one that stands for another is of that one alone.
+        let pin = address.only.filter(|_| seat.far_address().is_none()).map(|only| seat.pin(only));
+        Ok(ActorRef { seat, pin })
+    }
+
+    /// What it is when it travels.
+    ///
+    /// # Errors
+    /// This thread belongs to no program.
+    fn address(&self) -> Result<Address, Fault> {
+        if let (Some(far), None) = (self.seat.far_address(), &self.pin) {
+            return Ok(far.clone());
+        }
+        Ok(Address {
+            tree: Root::current()?.tree(),
+            path: self.seat.path().to_owned(),
+            actor: self.seat.actor().to_owned(),
+            only: self.pin.as_ref().map(|pin| pin.tenure),
+        })
+    }
+
+    /// The reference that comes out of [`Serialize`].
+    ///
+    /// # Errors
+    /// It is none, or one to another kind of actor, or this thread belongs to no program.
+    #[doc(hidden)]
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+        actor: &'static str,
+    ) -> Result<ActorRef, D::Error> {
+        let address = Address::deserialize(deserializer)?;
+        ActorRef::at(&address, actor).map_err(D::Error::custom)
     }
 
     /// The one incarnation that requests may go to, if there is but one.
@@ -78,6 +126,32 @@ impl ActorRef {
     pub fn seat(&self) -> &Arc<Seat> {
         &self.seat
     }
+}
+
+impl Serialize for ActorRef {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.address().map_err(serde::ser::Error::custom)?.serialize(serializer)
+    }
+}
+
+/// A handle of the actor at this path, e.g. `/shop/web`, wherever in the tree it lives.
+///
+/// Nothing is looked for yet: that begins with the first use. If nobody is called so then, or a worker above it is gone
+/// for good, its requests fail at once (`is_closed`); if somebody is but does not sit there right now, they wait within
+/// their deadlines.
+///
+/// # Errors
+/// The path does not begin with a slash, or this thread belongs to no program.
+#[doc(alias = "whereis")]
+pub fn lookup<A: AnyActor>(path: &str) -> Result<A::Handle, Error> {
+    if !path.starts_with('/') || path.ends_with('/') || path.contains("//") {
+        return Err(Error::msg(format!(
+            "{path:?} is no path of an actor: it begins with a slash and names a segment after each, as `/shop/web`"
+        )));
+    }
+    let tree = Root::current()?.tree();
+    let address = Address { tree, path: path.to_owned(), actor: A::name().to_owned(), only: None };
+    Ok(ActorRef::at(&address, A::name())?.into())
 }
 
 /// What every handle can do, whatever its actor. A method of the same name on the actor wins.
@@ -242,7 +316,10 @@ fn occupant<H: AnyHandle + ?Sized>(handle: &H) -> Result<Occupant, Fault> {
     let seat = &handle.actor_ref().seat;
     match seat.occupancy() {
         Occupancy::Occupied(occupant) => Ok(occupant),
-        Occupancy::Vacant => Err(Fault::Refused(format!("nobody sits at {} right now", seat.path()))),
+        Occupancy::Vacant => Err(Fault::Refused(format!(
+            "nobody sits at {} right now: try again when the next incarnation does, after any ask has been answered",
+            seat.path()
+        ))),
         Occupancy::Closed(why) => Err(Fault::Closed { why }),
     }
 }

@@ -2,11 +2,12 @@
 //! another. Nothing here knows of processes; `hatchery-process` puts actors into them, `hatchery-supervisor` restarts
 //! them, and both meet in what this crate owns.
 //!
-//! The modules in reading order, each using only those before it (and `seat` and `child`, which name each other,
-//! as `mailbox` and `flow`, `ask` and `handle` do):
+//! The modules in reading order, each using only those before it (and `seat`, `far`, `child` and `exchange`,
+//! which name each other, as `mailbox` and `flow`, and `ask`, `handle`, `context` and `actor` do):
 
 #![forbid(unsafe_code)]
 
+pub mod address;
 pub mod exit;
 pub mod fault;
 pub mod error;
@@ -20,16 +21,20 @@ mod slots;
 pub mod outlet;
 pub mod monitor;
 pub mod seat;
+mod far;
 mod deadlines;
 pub mod output;
 pub mod spin;
 pub mod settings;
 pub mod child;
+pub mod exchange;
 pub mod mailbox;
+pub mod directory;
+pub mod root;
 pub mod ask;
 pub mod items;
 pub mod handle;
-mod near;
+pub mod near;
 mod tasks;
 pub mod timer;
 pub mod watch;
@@ -40,4 +45,3 @@ pub mod flow;
 pub mod actor;
 pub mod runner;
 pub mod local;
-pub mod root;

@@ -9,6 +9,7 @@ use tokio::task::AbortHandle;
 use crate::actor::Actor;
 use crate::child::{BoxFuture, Child, Ended, Order, Presence, Rung, Start, Started, ended};
 use crate::context::Context;
+use crate::directory::Lodging;
 use crate::error::Error;
 use crate::exit::{Exit, Status};
 use crate::fault::Fault;
@@ -16,6 +17,7 @@ use crate::handle::ActorRef;
 use crate::mailbox::Mailbox;
 use crate::near::NearLine;
 use crate::panics;
+use crate::root::Root;
 use crate::runner;
 use crate::seat::Seat;
 
@@ -102,10 +104,11 @@ impl<A: Actor> Start for Local<A> {
                 incarnation: order.incarnation,
                 exit,
                 how: None,
+                lodging: lodge::<A>(&order, &mailbox),
                 _presence: order.presence,
             };
             panics::note_places();
-            let cx = Context::new::<A::Handle>(order.seat.path(), order.incarnation, mailbox.clone());
+            let cx = Context::new::<A>(order.seat.path(), order.incarnation, mailbox.clone());
             let tasks = cx.tasks().clone();
             let task = tokio::spawn(live::<A>(origin, mailbox.clone(), cx, ready));
             let abort = task.abort_handle();
@@ -167,12 +170,22 @@ async fn live<A: Actor>(
     })
 }
 
+/// Has the actor found by requests from other processes.
+fn lodge<A: Actor>(order: &Order, mailbox: &Arc<Mailbox>) -> Option<Lodging> {
+    // Without a run there are no other processes.
+    let root = Root::current().ok()?;
+    let seat = &order.seat;
+    let tenure = seat.tenure(order.incarnation);
+    Some(root.directory().lodge(seat.path(), tenure, A::name(), mailbox.clone()))
+}
+
 /// Reports the end of a local actor, first to its seat, then to whoever waits for it.
 struct End {
     seat: Arc<Seat>,
     incarnation: u64,
     exit: watch::Sender<Option<Arc<Exit>>>,
     how: Option<Exit>,
+    lodging: Option<Lodging>,
     _presence: Presence,
 }
 
@@ -181,6 +194,7 @@ impl Drop for End {
         let aborted = || Exit::new(Status::Unknown).with_reason(Some(runner::ABORTED.to_owned()));
         let exit = self.how.take().unwrap_or_else(aborted);
         self.seat.ended(self.incarnation, &exit);
+        self.lodging = None;
         self.exit.send_replace(Some(Arc::new(exit)));
     }
 }

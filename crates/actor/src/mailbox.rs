@@ -197,6 +197,37 @@ impl Mailbox {
         // Not found: it has been answered, and the answer and the withdrawal have crossed.
     }
 
+    /// The process of this sender has ended, and all callers in it have left. Its tells were sent, and count.
+    pub fn callers_left(&self, from: &Arc<dyn ReturnPath>) {
+        let mut state = self.lock();
+        let is_theirs = |other: &Arc<dyn ReturnPath>| Arc::ptr_eq(other, from);
+        let flows = state.flows.of(from);
+        let mut left = Vec::new();
+        state.put_off.retain(|_, put_off| {
+            let theirs = is_theirs(&put_off.from);
+            if theirs {
+                left.push(put_off.left.clone());
+            }
+            !theirs
+        });
+        if let Some(running) = state.running.as_mut().filter(|running| is_theirs(&running.from)) {
+            running.caller_left = true;
+            left.extend(running.left.clone());
+        }
+        let mut gone = Vec::new();
+        for parcel in std::mem::take(&mut state.queue) {
+            if parcel.ask && is_theirs(&parcel.from) {
+                gone.push(parcel);
+            } else {
+                state.queue.push_back(parcel);
+            }
+        }
+        drop(state);
+        drop(gone);
+        left.into_iter().for_each(|left| left.cancel());
+        flows.iter().for_each(|flow| flow.give(Order::Withdrawn));
+    }
+
     /// The actor shall stop after the message it is at.
     pub fn stop(&self) {
         let mut state = self.lock();
@@ -286,7 +317,9 @@ impl Mailbox {
         };
         let Some(flow) = flows.open(running.id, running.from.clone()) else {
             let open = flow::OPEN;
-            return Err(Fault::Refused(format!("the actor has {open} streams open, as many as it may")));
+            return Err(Fault::Refused(format!(
+                "the actor has {open} streams open, as many as it may: read some to their end, or drop them, and try again"
+            )));
         };
         running.is_put_off = true;
         Ok(flow)

@@ -9,6 +9,11 @@ use crate::mailbox::{Mailbox, Parcel, ReturnPath};
 use crate::outlet::{Answer, Line, Request};
 use crate::seat::Seat;
 
+/// The way of requests before this seat into a mailbox of this process, whose answers are those of that incarnation.
+pub fn line(mailbox: Arc<Mailbox>, seat: Arc<Seat>, incarnation: u64) -> Arc<dyn Line> {
+    Arc::new(NearLine::new(mailbox, seat, incarnation))
+}
+
 /// The way of requests into a mailbox of this process.
 pub(crate) struct NearLine {
     mailbox: Arc<Mailbox>,

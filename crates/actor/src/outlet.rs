@@ -14,6 +14,7 @@
 //! Each entry is owned by a living future, so the queue is bounded by what callers themselves hold.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -99,7 +100,7 @@ pub enum Answer {
 
 /// See the picture on top of this file.
 pub(crate) struct Outlet {
-    window: u32,
+    window: AtomicU32,
     state: Mutex<State>,
 }
 
@@ -122,6 +123,8 @@ struct State {
     /// When the watcher of deadlines looks next, never later than the first of them; `None` if there is no watcher.
     look: Option<Instant>,
     watcher: Option<Waker>,
+    /// Woken when somebody gets in line and there is no way.
+    opener: Option<Waker>,
 }
 
 #[derive(Default)]
@@ -198,7 +201,17 @@ pub struct TooManyReleases;
 impl Outlet {
     /// At most so many requests are under way at once.
     pub(crate) fn new(window: u32) -> Outlet {
-        Outlet { window, state: Mutex::default() }
+        Outlet { window: window.into(), state: Mutex::default() }
+    }
+
+    /// How many requests may be under way at once.
+    pub(crate) fn window(&self) -> u32 {
+        self.window.load(Ordering::Relaxed)
+    }
+
+    /// At most so many requests are under way at once, to incarnations from here on.
+    pub(crate) fn set_window(&self, window: u32) {
+        self.window.store(window, Ordering::Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -453,12 +466,41 @@ impl Outlet {
         if incarnation <= state.last_ended || matches!(state.way, Way::Closed(_)) {
             return false;
         }
-        let old = std::mem::replace(&mut state.way, Way::Open { incarnation, places: self.window, line });
+        let old = std::mem::replace(&mut state.way, Way::Open { incarnation, places: self.window(), line });
         state.left.clear();
         let wakers = state.pump();
         drop(state);
         drop(old);
         wake(wakers);
+        true
+    }
+
+    /// Resolves when somebody is in line and there is no way.
+    pub(crate) fn poll_needs_way(&self, cx: &Context<'_>) -> Poll<()> {
+        let mut state = self.lock();
+        if matches!(state.way, Way::Vacant) && !state.queue.is_empty() {
+            return Poll::Ready(());
+        }
+        let old = state.opener.replace(cx.waker().clone());
+        drop(state);
+        drop(old);
+        Poll::Pending
+    }
+
+    /// Takes the way to this incarnation away if nothing is under way on it; whether that was so.
+    pub(crate) fn disconnect(&self, incarnation: u64) -> bool {
+        let mut state = self.lock();
+        match &state.way {
+            Way::Open { incarnation: now, places, .. }
+                if *now == incarnation
+                    && *places == self.window()
+                    && state.owed == 0
+                    && state.left.is_empty() => {}
+            _ => return false,
+        }
+        let old = std::mem::take(&mut state.way);
+        drop(state);
+        drop(old);
         true
     }
 
@@ -477,7 +519,7 @@ impl Outlet {
     ) -> Result<(), TooManyReleases> {
         let mut state = self.lock();
         if release {
-            state.give_back(incarnation, 1, self.window)?;
+            state.give_back(incarnation, 1, self.window())?;
         }
         let mut first = None;
         if let Some(slot) = state.requests.get_mut(id) {
@@ -528,7 +570,7 @@ impl Outlet {
     /// Places in the window came back.
     pub(crate) fn released(&self, incarnation: u64, places: u32) -> Result<(), TooManyReleases> {
         let mut state = self.lock();
-        state.give_back(incarnation, places, self.window)?;
+        state.give_back(incarnation, places, self.window())?;
         let wakers = state.pump();
         drop(state);
         wake(wakers);
@@ -539,6 +581,29 @@ impl Outlet {
     pub(crate) fn ended(&self, incarnation: u64, exit: &Exit) {
         let mut state = self.lock();
         state.last_ended = state.last_ended.max(incarnation);
+        self.cut_off(state, incarnation, exit);
+    }
+
+    /// Nothing more goes the way to this incarnation, and nothing comes: why will be said by
+    /// [`ended`](Outlet::ended) or [`broke`](Outlet::broke).
+    pub(crate) fn shut(&self, incarnation: u64) {
+        let mut state = self.lock();
+        if !matches!(&state.way, Way::Open { incarnation: now, .. } if *now == incarnation) {
+            return;
+        }
+        let old = std::mem::take(&mut state.way);
+        state.left.clear();
+        drop(state);
+        drop(old);
+    }
+
+    /// The way to this incarnation broke: what it still owed is lost. It lives on, and there may be another way.
+    pub(crate) fn broke(&self, incarnation: u64, exit: &Exit) {
+        self.cut_off(self.lock(), incarnation, exit);
+    }
+
+    fn cut_off(&self, mut state: MutexGuard<'_, State>, incarnation: u64, exit: &Exit) {
+        let has_ended = incarnation <= state.last_ended;
         let old = match &state.way {
             Way::Open { incarnation: now, .. } if *now == incarnation => Some(std::mem::take(&mut state.way)),
             _ => None,
@@ -551,7 +616,9 @@ impl Outlet {
         for (_, slot) in requests.iter_mut() {
             let has_begun = slot.intake.as_ref().is_some_and(|intake| intake.has_begun());
             let fault = match slot.phase {
-                Phase::Queued { only: Some(only), .. } if only == incarnation => incarnation::over(exit),
+                Phase::Queued { only: Some(only), .. } if only == incarnation && has_ended => {
+                    incarnation::over(exit)
+                }
                 // It came too late to be taken up, and all that was taken up has been answered.
                 Phase::Sent { incarnation: to } if to == incarnation && exit.is_orderly() && !has_begun => {
                     Fault::Stopping
@@ -633,7 +700,12 @@ impl State {
 
     fn pump_line(&mut self) -> Vec<Waker> {
         let mut wakers = Vec::new();
-        let Way::Open { incarnation, places, line } = &mut self.way else { return wakers };
+        let Way::Open { incarnation, places, line } = &mut self.way else {
+            if !self.queue.is_empty() {
+                wakers.extend(self.opener.take());
+            }
+            return wakers;
+        };
         while *places > 0 {
             let Some(id) = self.queue.pop_front() else { break };
             // Gone from the table: its caller left while it was in line.
@@ -722,6 +794,7 @@ mod tests {
     use hatchery_wire::encode;
 
     use super::*;
+    use crate::address::Tenure;
     use crate::exit::Status;
 
     const W: usize = WINDOW as usize;
@@ -1024,7 +1097,7 @@ mod tests {
     #[test]
     fn a_request_for_one_incarnation_ends_with_it_wherever_it_is() {
         let outlet = Outlet::default();
-        let first = Incarnation::new(1);
+        let first = Incarnation::new(1, Tenure { seat: 0, incarnation: 1 });
         let early = outlet.submit(true, None, body(false), Some(&first));
         let line = outlet.sit(1);
         assert_eq!(line.sent(), [early]);
@@ -1046,7 +1119,7 @@ mod tests {
     #[test]
     fn a_request_for_one_incarnation_is_never_sent_to_another_whose_end_is_late() {
         let outlet = Outlet::default();
-        let first = Incarnation::new(1);
+        let first = Incarnation::new(1, Tenure { seat: 0, incarnation: 1 });
         let id = outlet.submit(true, None, body(false), Some(&first));
         let line = outlet.sit(2);
         assert_eq!((outlet.now(id), line.sent()), (None, vec![]));

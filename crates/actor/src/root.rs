@@ -2,11 +2,14 @@
 
 use std::cell::RefCell;
 use std::collections::HashSet;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use crate::address::{Address, ProcessId, random};
 use crate::child::BoxFuture;
+use crate::directory::Directory;
+use crate::exchange::Exchange;
 use crate::fault::Fault;
+use crate::seat::Seat;
 
 thread_local! {
     /// The run that this thread belongs to: set by the door on every thread of the run's runtime. It is kept per
@@ -19,7 +22,11 @@ static SETTLED: OnceLock<Arc<Root>> = OnceLock::new();
 
 /// One run: of a root process, of a test, of a worker.
 pub struct Root {
-    path: String,
+    process: ProcessId,
+    /// Made up in the process that the user started, and the same in all its workers.
+    tree: u64,
+    directory: Arc<Directory>,
+    exchange: OnceLock<Arc<dyn Exchange>>,
     state: Mutex<State>,
 }
 
@@ -52,9 +59,73 @@ pub struct Residence {
 }
 
 impl Root {
-    /// The run of a process that sits at this path; the path of a root process is empty.
-    pub fn new(path: String) -> Arc<Root> {
-        Arc::new(Root { path, state: Mutex::default() })
+    /// The run of a root process.
+    pub fn new() -> Arc<Root> {
+        Root::of(ProcessId { path: String::new(), birth: random() }, random())
+    }
+
+    /// The run of a worker, which has its place in a tree that is there already.
+    pub fn of(process: ProcessId, tree: u64) -> Arc<Root> {
+        Arc::new(Root {
+            process,
+            tree,
+            directory: Arc::default(),
+            exchange: OnceLock::new(),
+            state: Mutex::default(),
+        })
+    }
+
+    /// This process, as its tree knows it.
+    pub fn process(&self) -> &ProcessId {
+        &self.process
+    }
+
+    /// The number of the tree.
+    pub fn tree(&self) -> u64 {
+        self.tree
+    }
+
+    /// What this process knows of seats.
+    pub fn directory(&self) -> &Arc<Directory> {
+        &self.directory
+    }
+
+    /// Says how seats of other processes are reached; only the first word counts.
+    pub fn reach_others_by(&self, exchange: Arc<dyn Exchange>) {
+        let _ = self.exchange.set(exchange);
+    }
+
+    /// The seat of this address, or one that stands for it.
+    pub(crate) fn find(&self, address: &Address, actor: &'static str) -> Arc<Seat> {
+        let closed = |why: String| {
+            let seat = Seat::new(address.path.clone(), actor);
+            seat.close(&why);
+            seat
+        };
+        if address.tree != self.tree {
+            return closed(
+                "the reference comes from another run of the program, and leads nowhere in this one"
+                    .to_owned(),
+            );
+        }
+        if address.path.len() > LONGEST {
+            return closed(format!(
+                "its path has {} bytes, and no path has more than {LONGEST}",
+                address.path.len()
+            ));
+        }
+        if let Some(seat) = self.directory.seat(&address.path) {
+            if seat.actor() != actor {
+                return closed(wrong_actor(&address.path, actor, seat.actor()));
+            }
+            if address.only.is_none_or(|only| only.seat == seat.id()) {
+                return seat;
+            }
+        }
+        match self.exchange.get() {
+            Some(exchange) => self.directory.far(address.clone(), actor, exchange),
+            None => closed("nothing of that name is in this process".to_owned()),
+        }
     }
 
     /// The run that this thread belongs to.
@@ -101,15 +172,15 @@ impl Root {
         check_segment(name)?;
         if !self.lock().names.insert(name.to_owned()) {
             return Err(Fault::Refused(format!(
-                "the name {name:?} is taken: names are unique among siblings"
+                "the name {name:?} is taken: names are unique among siblings, choose another"
             )));
         }
-        Ok(format!("{}/{name}", self.path))
+        Ok(format!("{}/{name}", self.process.path))
     }
 
     /// A path below this process that nobody else has, ever.
     pub fn unnamed(&self) -> String {
-        format!("{}/~{}", self.path, random_segment())
+        format!("{}/~{:016x}", self.process.path, random())
     }
 
     /// Counts the children without a name of their own, as Python's `Process-1`.
@@ -121,7 +192,7 @@ impl Root {
 
     /// Gives a name back.
     pub fn free_name(&self, path: &str) {
-        if let Some(name) = path.strip_prefix(&self.path).and_then(|rest| rest.strip_prefix('/')) {
+        if let Some(name) = path.strip_prefix(&self.process.path).and_then(|rest| rest.strip_prefix('/')) {
             self.lock().names.remove(name);
         }
     }
@@ -190,6 +261,9 @@ impl Drop for Residence {
     }
 }
 
+/// Bytes of a path: 16 levels of two segments each, and more.
+const LONGEST: usize = 4096;
+
 /// Whether this can be a segment of a path.
 ///
 /// # Errors
@@ -209,13 +283,13 @@ pub fn check_segment(name: &str) -> Result<(), Fault> {
     Err(Fault::Refused(format!("the name {name:?} {wrong}")))
 }
 
-/// 64 random bits: `RandomState` is seeded by the system once a thread and differs at every call.
-fn random_segment() -> String {
-    format!("{:016x}", RandomState::new().build_hasher().finish())
+/// What is told to those who take one actor for another.
+pub fn wrong_actor(path: &str, wanted: &str, found: &str) -> String {
+    format!("{path} is a {found}, and was taken for a {wanted}: look it up by its own type")
 }
 
 impl std::fmt::Debug for Root {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Root").field("path", &self.path).finish_non_exhaustive()
+        f.debug_struct("Root").field("path", &self.process.path).finish_non_exhaustive()
     }
 }

@@ -1,16 +1,20 @@
 //! The place of a child in the tree, in which incarnations sit one after another.
 
+use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 
 use hatchery_wire::Body;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::address::{Address, ProcessId, Tenure, random};
 use crate::busy::{self, is_busy};
 use crate::child::{Child, Shutdown};
-use crate::exit::Exit;
+use crate::exchange::Exchange;
+use crate::exit::{Exit, Status};
+use crate::far::Far;
 use crate::fault::Fault;
 use crate::incarnation::Incarnation;
 use crate::monitor::{Monitor, Monitors, Told};
@@ -22,6 +26,8 @@ use crate::streams::BadItem;
 /// The supervisor writes it ([`occupy`](Seat::occupy), [`close`](Seat::close)); whoever started the incarnation
 /// reports its end ([`ended`](Seat::ended)); handles read it.
 pub struct Seat {
+    /// Made up: a seat of the same path, before or after this one, has another.
+    id: u64,
     path: String,
     actor: &'static str,
     shutdown: Shutdown,
@@ -30,18 +36,74 @@ pub struct Seat {
     ends: Mutex<Ends>,
     /// The actor that sits here, if only it itself knows this seat.
     own: Option<busy::Id>,
+    /// How who sits here is found, if this only stands for a seat of another process.
+    far: Option<Far>,
 }
+
+/// How many from elsewhere may wait for a change here at the same time; one of a process is usual.
+const LOOKERS: usize = 1024;
+/// The latest ends are known for some time: whoever lost the connection asks how it ended.
+const REMEMBERED: usize = 16;
 
 /// What a seat knows of the ends in it. Who sits there changes under this lock only, so a monitor is about exactly
 /// those that sit there, or sit down, after it was made.
 #[derive(Default)]
 struct Ends {
     sitting: Option<Incarnation>,
+    /// Where who sits here lives.
+    place: Option<(Option<ProcessId>, Option<u32>)>,
     /// The latest end, perhaps of one that never sat down, or does so only now.
     last: Option<(u64, Arc<Exit>)>,
+    /// Oldest first.
+    remembered: VecDeque<(u64, Arc<Exit>)>,
     closed: Option<String>,
     monitors: Monitors,
+    lookers: Vec<(u64, Look)>,
+    looked: u64,
 }
+
+/// Looks at what has changed; whether that was what it waited for, and it need not look again. It runs under the seat's
+/// lock: it only leaves word with somebody else.
+pub type Look = Box<dyn FnMut(&View<'_>) -> bool + Send>;
+
+/// What can be seen of a seat from elsewhere.
+pub struct View<'a> {
+    /// The registered name of its actor.
+    pub actor: &'static str,
+    /// How many requests of a process may be under way.
+    pub window: u32,
+    /// Who sits there, in which process, if that is another one than this, and that process's id.
+    pub sits: Option<(Tenure, Option<&'a ProcessId>, Option<u32>)>,
+    /// Why nobody will sit there any more.
+    pub closed: Option<&'a str>,
+    seat: u64,
+    last: u64,
+    remembered: &'a VecDeque<(u64, Arc<Exit>)>,
+}
+
+impl View<'_> {
+    /// How this incarnation ended, unless it sits there yet, or is still to come.
+    pub fn verdict(&self, tenure: Tenure) -> Option<Exit> {
+        let remembered = self.remembered.iter().filter(|_| tenure.seat == self.seat);
+        if let Some((_, exit)) = remembered.rev().find(|(number, _)| *number == tenure.incarnation) {
+            return Some((**exit).clone());
+        }
+        let past = tenure.seat != self.seat || tenure.incarnation <= self.last;
+        past.then(|| Exit::new(Status::Unknown).with_reason(Some("it ended some time ago".to_owned())))
+    }
+
+    /// Who sits there, if he came after this one.
+    pub fn after(&self, after: Option<Tenure>) -> Option<(Tenure, Option<&ProcessId>, Option<u32>)> {
+        let later = |tenure: Tenure| {
+            after.is_none_or(|after| after.seat != tenure.seat || after.incarnation < tenure.incarnation)
+        };
+        self.sits.filter(|(tenure, ..)| later(*tenure))
+    }
+}
+
+/// There are as many as there may be.
+#[derive(Debug, PartialEq, Eq)]
+pub struct TooManyLookers;
 
 /// Who sits in a seat.
 #[derive(Clone)]
@@ -72,12 +134,21 @@ impl Seat {
 
     /// The same, with how many requests may be under way to it and how it is stopped.
     pub fn with(path: String, actor: &'static str, window: u32, shutdown: Shutdown) -> Arc<Seat> {
-        Seat::of(path, actor, window, shutdown, None)
+        Arc::new(Seat::of(path, actor, window, shutdown, None, None))
+    }
+
+    /// Stands for the seat of another process that has this address.
+    pub(crate) fn far(address: Address, actor: &'static str, exchange: Weak<dyn Exchange>) -> Arc<Seat> {
+        Arc::new_cyclic(|seat| {
+            let path = address.path.clone();
+            let far = Far::new(address, seat.clone(), exchange);
+            Seat::of(path, actor, WINDOW, Shutdown::default(), None, Some(far))
+        })
     }
 
     /// A vacant seat that only one incarnation itself knows, with a window of its own.
     pub(crate) fn own(path: String, actor: &'static str, id: busy::Id) -> Arc<Seat> {
-        Seat::of(path, actor, WINDOW, Shutdown::default(), Some(id))
+        Arc::new(Seat::of(path, actor, WINDOW, Shutdown::default(), Some(id), None))
     }
 
     fn of(
@@ -86,8 +157,10 @@ impl Seat {
         window: u32,
         shutdown: Shutdown,
         own: Option<busy::Id>,
-    ) -> Arc<Seat> {
-        Arc::new(Seat {
+        far: Option<Far>,
+    ) -> Seat {
+        Seat {
+            id: random(),
             path,
             actor,
             shutdown,
@@ -95,7 +168,47 @@ impl Seat {
             occupancy: watch::Sender::new(Occupancy::Vacant),
             ends: Mutex::default(),
             own,
-        })
+            far,
+        }
+    }
+
+    /// Its own number, which no other seat has.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The incarnation of this number, as it is known everywhere.
+    pub fn tenure(&self, incarnation: u64) -> Tenure {
+        Tenure { seat: self.id, incarnation }
+    }
+
+    /// The address of the seat it stands for, if that is in another process.
+    pub(crate) fn far_address(&self) -> Option<&Address> {
+        self.far.as_ref().map(Far::address)
+    }
+
+    /// The way to seats of other processes, if this stands for one.
+    pub(crate) fn exchange(&self) -> Option<Arc<dyn Exchange>> {
+        self.far.as_ref().and_then(Far::exchange)
+    }
+
+    /// The number that the next incarnation of another process has here.
+    pub(crate) fn next_far(&self, incarnation: u64) -> u64 {
+        self.far.as_ref().map_or(incarnation, |far| far.next(incarnation))
+    }
+
+    /// Nobody follows who sits here any more; the next one who uses it begins again.
+    pub(crate) fn forsaken(&self) {
+        if let Some(far) = &self.far {
+            far.forsaken();
+        }
+    }
+
+    /// Whoever sits here elsewhere is looked for, from now on.
+    pub(crate) fn follow(&self) {
+        if let Some(far) = &self.far {
+            far.follow();
+        }
     }
 
     /// Whether this thread is in a handler of the very actor that sits here.
@@ -120,23 +233,121 @@ impl Seat {
 
     /// An incarnation is ready: requests in line go to it now. One that has already ended gets up at once.
     pub fn occupy(&self, incarnation: u64, child: Arc<dyn Child>, line: Arc<dyn Line>) {
+        if self.sit(incarnation, self.tenure(incarnation), child) {
+            self.connect(incarnation, line);
+        }
+    }
+
+    /// Requests to this incarnation go this way.
+    pub(crate) fn connect(&self, incarnation: u64, line: Arc<dyn Line>) {
+        self.outlet.open(incarnation, line);
+    }
+
+    /// Takes the way away again if nothing is under way on it; whether that was so.
+    pub fn disconnect(&self, incarnation: u64) -> bool {
+        self.outlet.disconnect(incarnation)
+    }
+
+    /// The incarnation of this seat that this is about, whether it sits here, has ended or is unheard of.
+    pub(crate) fn pin(&self, tenure: Tenure) -> Incarnation {
+        let ends = self.ends();
+        if let Some(sitting) = ends.sitting.as_ref().filter(|sitting| sitting.tenure == tenure) {
+            return sitting.clone();
+        }
+        let pin = Incarnation::new(tenure.incarnation, tenure);
+        if let Some(exit) = self.view(&ends).verdict(tenure) {
+            let _ = pin.exit.set(exit);
+        }
+        pin
+    }
+
+    /// Whether nobody will sit here again.
+    pub fn is_closed(&self) -> bool {
+        matches!(&*self.occupancy.borrow(), Occupancy::Closed(_))
+    }
+
+    /// See [`Outlet::poll_needs_way`].
+    pub(crate) fn poll_needs_way(&self, cx: &Context<'_>) -> Poll<()> {
+        self.outlet.poll_needs_way(cx)
+    }
+
+    /// See [`Outlet::set_window`].
+    pub(crate) fn set_window(&self, window: u32) {
+        self.outlet.set_window(window);
+    }
+
+    /// An incarnation sits here, whether or not it can be reached yet; whether it has not ended already.
+    pub(crate) fn sit(&self, incarnation: u64, tenure: Tenure, child: Arc<dyn Child>) -> bool {
         let mut ends = self.ends();
         if ends.closed.is_some() {
-            return;
+            return false;
         }
-        let pin = Incarnation::new(incarnation);
+        let pin = Incarnation::new(incarnation, tenure);
         let over = ends.last.clone().filter(|(last, _)| *last >= incarnation);
         if let Some((_, exit)) = &over {
             // Before anybody can be pinned to it.
             let _ = pin.exit.set((**exit).clone());
         }
         ends.sitting = Some(pin.clone());
+        ends.place = Some((child.process(), child.pid()));
         // First the watch, then the line: `ended` may come in between and must find the watch to clear.
         self.occupancy.send_replace(Occupancy::Occupied(Occupant { incarnation, child, pin }));
+        if over.is_none() {
+            self.show(&mut ends);
+        }
         drop(ends);
-        match over {
-            Some((_, exit)) => self.stand_up(incarnation, &exit),
-            None => drop(self.outlet.open(incarnation, line)),
+        over.map(|(_, exit)| self.stand_up(incarnation, &exit)).is_none()
+    }
+
+    /// Has a look at this seat now and at every change of it until it is satisfied; gives its number unless it is
+    /// already.
+    ///
+    /// # Errors
+    /// Too many look at it.
+    pub fn look_out(&self, mut look: Look) -> Result<Option<u64>, TooManyLookers> {
+        let mut ends = self.ends();
+        if look(&self.view(&ends)) {
+            return Ok(None);
+        }
+        if ends.lookers.len() >= LOOKERS {
+            return Err(TooManyLookers);
+        }
+        ends.looked += 1;
+        let number = ends.looked;
+        ends.lookers.push((number, look));
+        Ok(Some(number))
+    }
+
+    /// It need not look any longer.
+    pub fn look_away(&self, number: u64) {
+        let mut ends = self.ends();
+        let found = ends.lookers.iter().position(|(other, _)| *other == number);
+        let gone = found.map(|index| ends.lookers.swap_remove(index));
+        drop(ends);
+        drop(gone);
+    }
+
+    fn view<'a>(&self, ends: &'a Ends) -> View<'a> {
+        let place = ends.place.as_ref().map(|(process, pid)| (process.as_ref(), *pid));
+        let sits = ends.sitting.as_ref().zip(place);
+        View {
+            actor: self.actor,
+            window: self.outlet.window(),
+            sits: sits.map(|(sitting, (process, pid))| (sitting.tenure, process, pid)),
+            closed: ends.closed.as_deref(),
+            seat: self.id,
+            last: ends.last.as_ref().map_or(0, |(last, _)| *last),
+            remembered: &ends.remembered,
+        }
+    }
+
+    /// Shows what has changed to those who look.
+    fn show(&self, ends: &mut MutexGuard<'_, Ends>) {
+        let mut lookers = std::mem::take(&mut ends.lookers);
+        if !lookers.is_empty() {
+            let view = self.view(ends);
+            lookers.retain_mut(|(_, look)| !look(&view));
+            ends.lookers = lookers;
         }
     }
 
@@ -148,6 +359,10 @@ impl Seat {
             if ends.last.as_ref().is_none_or(|(last, _)| *last < incarnation) {
                 ends.last = Some((incarnation, shared.clone()));
             }
+            if ends.remembered.len() == REMEMBERED {
+                ends.remembered.pop_front();
+            }
+            ends.remembered.push_back((incarnation, shared.clone()));
             if let Some(pin) = ends.sitting.as_ref().filter(|pin| pin.number == incarnation) {
                 // Before the outlet tells those who are pinned to it; the first one who says so is believed.
                 let _ = pin.exit.set(exit.clone());
@@ -157,12 +372,23 @@ impl Seat {
         self.stand_up(incarnation, &shared);
     }
 
+    /// See [`Outlet::shut`].
+    pub(crate) fn shut(&self, incarnation: u64) {
+        self.outlet.shut(incarnation);
+    }
+
+    /// The way to this incarnation broke, and with it what was under way; it lives on.
+    pub(crate) fn broke(&self, incarnation: u64, exit: &Exit) {
+        self.outlet.broke(incarnation, exit);
+    }
+
     fn stand_up(&self, incarnation: u64, exit: &Arc<Exit>) {
         let mut ends = self.ends();
         if ends.sitting.as_ref().is_none_or(|pin| pin.number != incarnation) {
             return;
         }
         ends.sitting = None;
+        ends.place = None;
         self.occupancy.send_if_modified(|now| {
             let sat = matches!(now, Occupancy::Occupied(_));
             if sat {
@@ -174,6 +400,7 @@ impl Seat {
         if let Some(why) = ends.closed.clone() {
             told.push(ends.monitors.closed(&why));
         }
+        self.show(&mut ends);
         drop(ends);
         told.into_iter().for_each(Told::wake);
     }
@@ -185,6 +412,7 @@ impl Seat {
 
     /// Tells of the ends from here on, or of that one incarnation's.
     pub(crate) fn monitor(&self, pin: Option<&Incarnation>) -> Monitor {
+        self.follow();
         let mut ends = self.ends();
         let sits = ends.sitting.as_ref().map(|sitting| sitting.number);
         match pin {
@@ -199,18 +427,25 @@ impl Seat {
 
     /// Nobody will sit here again. Requests in line, and all later ones, are told why.
     pub fn close(&self, why: &str) {
-        self.outlet.close(Fault::Closed { why: why.to_owned() });
+        self.close_with(Fault::Closed { why: why.to_owned() }, why);
+    }
+
+    /// The same, with what requests are told.
+    pub(crate) fn close_with(&self, fault: Fault, why: &str) {
+        self.outlet.close(fault);
         let mut ends = self.ends();
         ends.closed = Some(why.to_owned());
         self.occupancy.send_replace(Occupancy::Closed(why.to_owned()));
         // While somebody still sits there, his end comes first.
         let told = ends.sitting.is_none().then(|| ends.monitors.closed(why));
+        self.show(&mut ends);
         drop(ends);
         told.into_iter().for_each(Told::wake);
     }
 
-    /// Who sits here now.
+    /// Who sits here now, as far as this process knows.
     pub fn occupancy(&self) -> Occupancy {
+        self.follow();
         self.occupancy.borrow().clone()
     }
 
@@ -257,6 +492,7 @@ impl Seat {
         pin: Option<&Incarnation>,
         cx: &Context<'_>,
     ) -> Begun {
+        self.follow();
         self.outlet.begin(ask, until, body, pin, cx)
     }
 
@@ -281,6 +517,7 @@ impl Seat {
         body: Body,
         pin: Option<&Incarnation>,
     ) -> u64 {
+        self.follow();
         self.outlet.submit_stream(deadline, body, pin)
     }
 

@@ -21,8 +21,8 @@ const LENGTH: usize = 16 + 8 + 1;
 /// [`Context::trace`](crate::context::Context::trace) gives the same trace with a span of the handler's own, whose parent
 /// is the asker's; what the handler asks in turn goes on from there. So a → b → c is one trace. It is bound to the task,
 /// and to those of the handler's actor that it begins there: with [`Context::spawn`](crate::context::Context::spawn) or
-/// [`after`](crate::context::Context::after), or as a streamed answer. What is spawned otherwise has none unless it is
-/// put into a `scope`, too.
+/// [`after`](crate::context::Context::after), or as a streamed answer. A task in a process of its own goes on with it, too,
+/// in a span of its own. What is spawned otherwise has none unless it is put into a `scope`, too.
 ///
 /// The text form is the header `traceparent`:
 ///

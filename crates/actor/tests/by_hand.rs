@@ -896,7 +896,7 @@ async fn a_timeout_beyond_the_clock_waits_as_long_as_it_takes() {
 async fn a_request_whose_deadline_passes_by_the_workers_clock_never_starts() {
     let (number, log) = Log::new();
     let (mailbox, returns) = (Mailbox::new(), Returns::new());
-    let cx = Context::new::<ProbeHandle>("/test/probe", 1, mailbox.clone());
+    let cx = Context::new::<Probe>("/test/probe", 1, mailbox.clone());
     let probe = Probe::start(Setup { log: number, start: "well".to_owned() }, &cx).await.unwrap();
     for (id, after, name) in [(1, 100, "first"), (2, 49, "second"), (3, 51, "third")] {
         let body = encode(&Message::Nap(name.to_owned(), 50)).unwrap();
@@ -1025,7 +1025,7 @@ async fn ten_thousand_tells_to_a_slow_handler_never_have_more_than_a_window_in_i
 async fn handled_tells_give_back_their_places_also_when_there_are_only_a_few() {
     let (number, _log) = Log::new();
     let (mailbox, returns) = (Mailbox::new(), Returns::new());
-    let cx = Context::new::<ProbeHandle>("/test/probe", 1, mailbox.clone());
+    let cx = Context::new::<Probe>("/test/probe", 1, mailbox.clone());
     let probe = Probe::start(Setup { log: number, start: "well".to_owned() }, &cx).await.unwrap();
     let running = tokio::spawn({
         let mailbox = mailbox.clone();
@@ -1050,7 +1050,7 @@ async fn a_mailbox_that_never_runs_empty_does_not_keep_others_from_running() {
     let (number, log) = Log::new();
     let mailbox = Mailbox::new();
     *log.mailbox.lock().unwrap() = Some(mailbox.clone());
-    let cx = Context::new::<ProbeHandle>("/test/probe", 1, mailbox.clone());
+    let cx = Context::new::<Probe>("/test/probe", 1, mailbox.clone());
     let probe = Probe::start(Setup { log: number, start: "well".to_owned() }, &cx).await.unwrap();
     let body = encode(&Message::Again).unwrap();
     let first = Parcel { id: 0, ask: false, deadline: None, trace: None, body, from: Returns::new() };
@@ -1128,7 +1128,7 @@ async fn a_reply_knows_that_its_caller_has_left_and_gives_the_value_back() {
 async fn a_reply_is_closed_when_the_deadline_passes_by_the_workers_clock() {
     let (number, log) = Log::new();
     let (mailbox, returns) = (Mailbox::new(), Returns::new());
-    let cx = Context::new::<ProbeHandle>("/test/probe", 1, mailbox.clone());
+    let cx = Context::new::<Probe>("/test/probe", 1, mailbox.clone());
     let probe = Probe::start(Setup { log: number, start: "well".to_owned() }, &cx).await.unwrap();
     let running = tokio::spawn({
         let mailbox = mailbox.clone();
@@ -1280,7 +1280,7 @@ async fn a_cut_handler_is_dropped_when_its_caller_leaves() {
 async fn a_cut_handler_is_dropped_when_the_deadline_passes_by_the_workers_clock() {
     let (number, log) = Log::new();
     let (mailbox, returns) = (Mailbox::new(), Returns::new());
-    let cx = Context::new::<ProbeHandle>("/test/probe", 1, mailbox.clone());
+    let cx = Context::new::<Probe>("/test/probe", 1, mailbox.clone());
     let probe = Probe::start(Setup { log: number, start: "well".to_owned() }, &cx).await.unwrap();
     let body = encode(&Message::Cut("late".to_owned(), 1000)).unwrap();
     let deadline = Some(Instant::now() + millis(50));
@@ -1304,7 +1304,7 @@ async fn a_cut_handler_is_dropped_when_the_deadline_passes_by_the_workers_clock(
 #[tokio::test(start_paused = true)]
 async fn an_actor_whose_futures_are_not_send_runs_on_its_thread() {
     let (mailbox, returns) = (Mailbox::new(), Returns::new());
-    let cx = Context::new::<ProbeHandle>("/test/stay", 1, mailbox.clone());
+    let cx = Context::new::<Probe>("/test/stay", 1, mailbox.clone());
     let stay = runner::start::<Stay>(40, &cx).await.unwrap().unwrap();
     let body = encode(&2_u64).unwrap();
     assert!(
@@ -1374,7 +1374,7 @@ async fn a_handle_to_oneself_is_to_one_incarnation_only() {
     let number = LOGS.lock().unwrap().iter().find(|(_, log)| own(log)).map(|(number, _)| *number).unwrap();
     let start = "well".to_owned();
     let mailbox = Mailbox::new();
-    let cx = Context::new::<ProbeHandle>("/test/probe", 1, mailbox.clone());
+    let cx = Context::new::<Probe>("/test/probe", 1, mailbox.clone());
     let me: ProbeHandle = cx.me();
     let probe = runner::start::<Probe>(Setup { log: number, start }, &cx).await.unwrap().unwrap();
     let kept = cx.clone();

@@ -9,6 +9,7 @@
 //! | a function in a process of its own | [`task`], [`Process`] |
 //! | an actor, in a worker process or here | [`actor`], [`worker()`], [`local()`], [`local_with()`], [`Ask`], [`Items`], [`AnyHandle`], [`Context`], [`Reply`] |
 //! | open files and sockets in messages | [`Fd`] |
+//! | an actor elsewhere in the tree | any handle, and [`lookup()`] |
 //! | who has ended, and how | [`Monitor`], [`Down`] |
 //! | keeping them alive | [`Supervisor`], [`Tree`] |
 //! | what a worker may have, and how it is watched and stopped | [`ChildSpec`], [`ProcessBuilder`], [`Output`], [`Heartbeat`], [`Shutdown`] |
@@ -31,7 +32,7 @@ pub use hatchery_actor::child::{Shutdown, Start};
 pub use hatchery_actor::context::Context;
 pub use hatchery_actor::error::{CallError, Error, Never, Result, SendError};
 pub use hatchery_actor::exit::{Exit, Limit, Panic, Status};
-pub use hatchery_actor::handle::{ActorRef, AnyHandle};
+pub use hatchery_actor::handle::{ActorRef, AnyHandle, lookup};
 pub use hatchery_actor::heartbeat::Heartbeat;
 pub use hatchery_actor::items::Items;
 pub use hatchery_actor::monitor::{Down, Downs, Monitor};
@@ -134,7 +135,9 @@ pub mod prelude {
 /// What the macros write; no part of the interface.
 #[doc(hidden)]
 pub mod __private {
-    pub use hatchery_actor::actor::{Actor, AnyActor, IntoStarted as Started, Place, ResultParts};
+    pub use hatchery_actor::actor::{
+        Actor, AnyActor, IntoStarted as Started, Place, ResultParts, SendUnlessItSaysNotSend,
+    };
     pub use hatchery_actor::child::BoxFuture;
     pub use hatchery_actor::context::Context;
     pub use hatchery_actor::error::Error;

@@ -6,7 +6,7 @@ use syn::ext::IdentExt;
 use syn::spanned::Spanned;
 use syn::{
     Attribute, FnArg, GenericParam, Ident, ImplItem, ImplItemFn, Item, ItemImpl, Receiver, Signature,
-    TraitBoundModifier, Type, TypeParamBound, Visibility,
+    TraitBoundModifier, Type, TypeParamBound, Visibility, parse_quote,
 };
 
 use crate::stream::{Streamed, let_outlive, streamed};
@@ -206,6 +206,12 @@ impl Actor {
         let bare = self.bare_generics();
         let (declared, arguments, _) = bare.split_for_impl();
         let types = bare.type_params().map(|parameter| &parameter.ident);
+        let actor = &self.block.self_ty;
+        // To name the actor takes its bounds.
+        let bounds = self.block.generics.split_for_impl().2;
+        let mut decoding = self.block.generics.clone();
+        decoding.params.insert(0, parse_quote!('de));
+        let (decoding, ..) = decoding.split_for_impl();
         quote! {
             #(#conditions)*
             #[doc = #documentation]
@@ -237,6 +243,27 @@ impl Actor {
             impl #declared ::core::clone::Clone for #handle #arguments {
                 fn clone(&self) -> Self {
                     Self(::core::clone::Clone::clone(&self.0), ::core::marker::PhantomData)
+                }
+            }
+
+            #(#conditions)*
+            impl #declared ::hatchery::__private::serde::Serialize for #handle #arguments {
+                fn serialize<__S: ::hatchery::__private::serde::Serializer>(
+                    &self,
+                    __serializer: __S,
+                ) -> ::core::result::Result<__S::Ok, __S::Error> {
+                    ::hatchery::__private::serde::Serialize::serialize(&self.0, __serializer)
+                }
+            }
+
+            #(#conditions)*
+            impl #decoding ::hatchery::__private::serde::Deserialize<'de> for #handle #arguments #bounds {
+                fn deserialize<__D: ::hatchery::__private::serde::Deserializer<'de>>(
+                    __deserializer: __D,
+                ) -> ::core::result::Result<Self, __D::Error> {
+                    let __name = <#actor as ::hatchery::__private::AnyActor>::name();
+                    let __actor = ::hatchery::__private::ActorRef::deserialize(__deserializer, __name);
+                    ::core::result::Result::map(__actor, ::core::convert::From::from)
                 }
             }
 
@@ -371,21 +398,22 @@ impl Actor {
                 }
             }
         });
-        let must_be_send = (self.is_send && self.has_async_handlers()).then(|| {
-            quote! {
-                /// Where a handler that is not `Send` is told so, once, rather than wherever that matters.
-                fn must_be_send<F>(
-                    future: F,
-                ) -> impl ::core::future::Future<Output = F::Output> + ::core::marker::Send
-                where
-                    F: ::core::future::Future + ::core::marker::Send,
-                {
-                    future
+        let must_be_send_unless_the_actor_says_not_send =
+            (self.is_send && self.has_async_handlers()).then(|| {
+                quote! {
+                    /// Where a handler that is not `Send` is told so, once, rather than wherever that matters.
+                    fn must_be_send_unless_the_actor_says_not_send<F>(
+                        future: F,
+                    ) -> impl ::core::future::Future<Output = F::Output> + ::core::marker::Send
+                    where
+                        F: ::core::future::Future + ::core::marker::Send,
+                    {
+                        future
+                    }
                 }
-            }
-        });
+            });
         quote! {
-            #must_be_send
+            #must_be_send_unless_the_actor_says_not_send
 
             impl #declared ::hatchery::__private::#as_actor for #self_ty #bounds {
                 type Args = #args;
@@ -473,9 +501,14 @@ impl Actor {
                     quote!(self.0.items(#sent, ::hatchery::__private::take_bytes))
                 }
                 Some(stream) => {
-                    let decode =
-                        quote_spanned!(shown_at(stream.item.span())=> ::hatchery::__private::decode_owned);
-                    quote!(self.0.items(#sent, #decode))
+                    let item = &stream.item;
+                    // An item that cannot travel is refused where it is written, and here alone.
+                    quote_spanned! {shown_at(item.span())=>
+                        self.0.items(#sent, |__body| {
+                            use ::hatchery::__private::{CannotDecode as _, Decodes as _};
+                            (&::hatchery::__private::Decoding::<#item>::new()).decoded(__body)
+                        })
+                    }
                 }
                 None if is_bytes(&one.result) => {
                     quote!(self.0.ask_with(#sent, ::hatchery::__private::take_bytes))
@@ -550,7 +583,11 @@ impl Function {
         // One place for the call and what becomes of its future, so that a future that is not `Send` is told once.
         let at_name = shown_at(name.span());
         let call = quote_spanned!(at_name=> Self::#name(#(#arguments),*));
-        if self.is_async && is_send { quote_spanned!(at_name=> must_be_send(#call)) } else { call }
+        if self.is_async && is_send {
+            quote_spanned!(at_name=> must_be_send_unless_the_actor_says_not_send(#call))
+        } else {
+            call
+        }
     }
 }
 
@@ -951,7 +988,7 @@ mod tests {
         assert_contains(
             &text,
             "__CounterMessage::Add { n: __arg0 } => {
-                let __result = must_be_send(Self::add(self, __arg0)).await;
+                let __result = must_be_send_unless_the_actor_says_not_send(Self::add(self, __arg0)).await;
                 ::hatchery::__private::Answer::value(__asked, &__result)
             }
             __CounterMessage::Get => {
@@ -1024,10 +1061,13 @@ mod tests {
         assert_contains(
             &text,
             "fn keys(&self, from: u64) -> ::hatchery::Items<K> {
-                self.0.items(\"keys\", &__StoreMessage::<K>::Keys { from }, ::hatchery::__private::decode_owned)
+                self.0.items(\"keys\", &__StoreMessage::<K>::Keys { from }, |__body| {
+                    use ::hatchery::__private::{CannotDecode as _, Decodes as _};
+                    (&::hatchery::__private::Decoding::<K>::new()).decoded(__body)
+                })
             }",
         );
-        assert_contains(&text, "begin_stream(__cx, __asked, __result, ::hatchery::__private::encode)");
+        assert_contains(&text, "begin_stream(__cx, __asked, __result, |__item: &K| {");
         assert_contains(
             &text,
             "fn rows(&self,) -> ::hatchery::Items<
@@ -1096,8 +1136,8 @@ mod tests {
             &text,
             "#[cfg(windows)] fn stopped(&mut self, __cx: &::hatchery::__private::Context,)",
         );
-        // The block, the handle, its four impls, and all the rest in one.
-        assert_eq!(text.matches("#[cfg(unix)]").count(), 7, "{text}");
+        // The block, the handle, its six impls, and all the rest in one.
+        assert_eq!(text.matches("#[cfg(unix)]").count(), 9, "{text}");
         // The method, the variant, the arm, the handle's method.
         assert_eq!(text.matches("#[cfg(feature=\"x\")]").count(), 4, "{text}");
         assert_eq!(text.matches("tracing").count(), 1, "{text}");
@@ -1201,7 +1241,10 @@ mod tests {
         let text = file_without_spaces(expand(quote!(not_send), tokens(item)));
         assert_contains(&text, "impl ::hatchery::__private::AnyActor for A");
         assert_contains(&text, "let __result = Self::f(self).await;");
-        assert!(!text.contains("must_be_send") && !text.contains("marker::Send"), "{text}");
+        assert!(
+            !text.contains("must_be_send_unless_the_actor_says_not_send") && !text.contains("marker::Send"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -1228,7 +1271,10 @@ mod tests {
                 }
             }",
         );
-        assert_contains(&text, "must_be_send(Self::checked(self, __reply, __cx)).await");
+        assert_contains(
+            &text,
+            "must_be_send_unless_the_actor_says_not_send(Self::checked(self, __reply, __cx)).await",
+        );
         assert_contains(&text, "new(__cx, __asked, ::hatchery::__private::Answer::result)");
         assert_contains(&text, "&::hatchery::__private::ByteSlice(__value)");
         assert_contains(
@@ -1253,7 +1299,7 @@ mod tests {
         );
         assert_contains(
             &text,
-            "match __cx.while_awaited(must_be_send(Self::fetch(self, __arg0))).await {
+            "match __cx.while_awaited(must_be_send_unless_the_actor_says_not_send(Self::fetch(self, __arg0))).await {
                 ::core::result::Result::Ok(__result) => ::hatchery::__private::Answer::value(__asked, &__result),
                 ::core::result::Result::Err(__left) => __left,
             }",

@@ -4,11 +4,11 @@ use proc_macro2::TokenStream;
 use quote::{quote, quote_spanned};
 use syn::spanned::Spanned;
 use syn::{
-    AssocType, GenericArgument, GenericParam, Generics, PathArguments, ReturnType, Signature, Type,
-    TypeImplTrait, TypeParamBound, parse_quote,
+    AssocType, GenericArgument, GenericParam, Generics, Lifetime, PathArguments, ReturnType, Signature, Type,
+    TypeImplTrait, TypeParamBound, parse_quote, parse_quote_spanned,
 };
 
-use crate::travel::{is_bytes, is_result, last_name, peeled, shown_at};
+use crate::travel::{is_bytes, is_result, is_stream, last_name, peeled, shown_at};
 
 /// What a method yields that returns `impl Stream<Item = T>`, or a `Result` of it.
 pub(crate) struct Streamed {
@@ -20,10 +20,15 @@ pub(crate) struct Streamed {
 impl Streamed {
     /// What `__result` is answered with.
     pub(crate) fn answer(&self, result: &Type) -> TokenStream {
-        let encode = if is_bytes(&self.item) {
+        let item = &self.item;
+        let encode = if is_bytes(item) {
             quote!(|__item| ::hatchery::__private::encode(&::hatchery::__private::ByteSlice(__item)))
         } else {
-            quote_spanned!(shown_at(self.item.span())=> ::hatchery::__private::encode)
+            // An item that cannot travel is refused where the handle's method takes it.
+            quote!(|__item: &#item| {
+                use ::hatchery::__private::{CannotEncode as _, Encodes as _};
+                (&::hatchery::__private::Encoding(__item)).encoded()
+            })
         };
         let begin = quote_spanned! {shown_at(result.span())=>
             ::hatchery::__private::begin_stream(__cx, __asked, __result, #encode)
@@ -51,17 +56,14 @@ pub(crate) fn streamed(ty: &Type) -> syn::Result<Option<Streamed>> {
     let mut result = ty.clone();
     let Some(stream) = stream_in(&mut result) else { return Ok(None) };
     for bound in &stream.bounds {
-        match bound {
-            TypeParamBound::Lifetime(lifetime) if lifetime.ident != "static" => {
-                return Err(syn::Error::new_spanned(
-                    lifetime,
-                    format!(
-                        "the stream goes on while the actor handles other messages, and cannot borrow from it: \
-                         leave `{lifetime}` out and move into the stream what it needs"
-                    ),
-                ));
-            }
-            _ => {}
+        if let Some(lifetime) = borrowed(bound) {
+            return Err(syn::Error::new_spanned(
+                lifetime,
+                format!(
+                    "the stream goes on while the actor handles other messages, and cannot borrow from it: \
+                     leave `{lifetime}` out and move into the stream what it needs"
+                ),
+            ));
         }
     }
     let Some(item) = item_of(stream) else {
@@ -82,16 +84,30 @@ pub(crate) fn streamed(ty: &Type) -> syn::Result<Option<Streamed>> {
 pub(crate) fn let_outlive(signature: &mut Signature, generics: &Generics) {
     let ReturnType::Type(_, ty) = &mut signature.output else { return };
     let Some(stream) = stream_in(ty) else { return };
+    if stream.bounds.iter().any(|bound| borrowed(bound).is_some()) {
+        // It was refused, and that is enough.
+        return;
+    }
+    // What does not hold is told at the stream.
+    let place = shown_at(stream.span());
     if !stream.bounds.iter().any(|bound| matches!(bound, TypeParamBound::PreciseCapture(_))) {
         let names = generics.params.iter().filter_map(|parameter| match parameter {
             GenericParam::Type(of) => Some(&of.ident),
             GenericParam::Const(of) => Some(&of.ident),
             GenericParam::Lifetime(_) => None,
         });
-        stream.bounds.push(parse_quote!(use<#(#names),*>));
+        stream.bounds.push(parse_quote_spanned!(place=> use<#(#names),*>));
     }
-    stream.bounds.push(parse_quote!(::core::marker::Send));
-    stream.bounds.push(parse_quote!('static));
+    stream.bounds.push(parse_quote_spanned!(place=> ::core::marker::Send));
+    stream.bounds.push(parse_quote_spanned!(place=> 'static));
+}
+
+/// What a bound borrows for.
+fn borrowed(bound: &TypeParamBound) -> Option<&Lifetime> {
+    match bound {
+        TypeParamBound::Lifetime(lifetime) if lifetime.ident != "static" => Some(lifetime),
+        _ => None,
+    }
 }
 
 fn stream_in(ty: &mut Type) -> Option<&mut TypeImplTrait> {
@@ -119,14 +135,6 @@ fn place_of_stream(ty: &mut Type) -> Option<&mut Type> {
         }
         _ => None,
     }
-}
-
-fn is_stream(ty: &Type) -> bool {
-    matches!(ty, Type::ImplTrait(stream) if stream.bounds.iter().any(is_bound_stream))
-}
-
-fn is_bound_stream(bound: &TypeParamBound) -> bool {
-    matches!(bound, TypeParamBound::Trait(bound) if last_name(&bound.path).as_deref() == Some("Stream"))
 }
 
 fn item_of(stream: &TypeImplTrait) -> Option<Type> {

@@ -4,7 +4,8 @@
 use proc_macro2::{Span, TokenStream};
 use quote::{ToTokens, quote};
 use syn::{
-    GenericArgument, GenericParam, Pat, Path, PathArguments, ReturnType, Signature, Type, TypeReference,
+    GenericArgument, GenericParam, Pat, Path, PathArguments, ReturnType, Signature, Type, TypeParamBound,
+    TypeReference,
 };
 
 /// serde encodes tuples of up to this many fields.
@@ -116,6 +117,14 @@ impl Refusals {
                     "{what} travels to another process and cannot be borrowed: write `{}` instead of `{}`",
                     owned_instead_of(reference),
                     written(reference)
+                ),
+            ),
+            Type::ImplTrait(_) if is_stream(ty) => self.at(
+                ty,
+                format!(
+                    "a stream is all of an answer, or what is in its `Result`: write `-> {0}` or `-> Result<{0}, E>` \
+                     on a method of an actor",
+                    written(ty)
                 ),
             ),
             Type::ImplTrait(_) => self.at(
@@ -284,6 +293,15 @@ pub(crate) fn peeled(ty: &Type) -> &Type {
         Type::Group(group) => peeled(&group.elem),
         other => other,
     }
+}
+
+/// `impl Stream<..>`, whichever crate it names it by.
+pub(crate) fn is_stream(ty: &Type) -> bool {
+    matches!(ty, Type::ImplTrait(stream) if stream.bounds.iter().any(is_bound_stream))
+}
+
+fn is_bound_stream(bound: &TypeParamBound) -> bool {
+    matches!(bound, TypeParamBound::Trait(bound) if last_name(&bound.path).as_deref() == Some("Stream"))
 }
 
 /// Generated code that errors show at `place`, yet is known to lints as generated.

@@ -12,6 +12,7 @@ use hatchery_actor::fault::Fault;
 use hatchery_actor::outlet::WINDOW;
 use hatchery_actor::spin::Spin;
 use hatchery_wire::{Body, Connection, Envelope, Kind, Limits, WireError, encode};
+use tokio::sync::watch;
 use tokio::task::yield_now;
 
 use crate::spin::Spinner;
@@ -42,6 +43,7 @@ pub(crate) trait Desk: Send + 'static {
 #[derive(Default)]
 pub(crate) struct Outgoing {
     state: Mutex<State>,
+    over: watch::Sender<bool>,
 }
 
 #[derive(Default)]
@@ -96,6 +98,12 @@ impl Outgoing {
 
     pub(crate) fn finish(&self) {
         self.with(|state| state.orders.finish = true);
+    }
+
+    /// Resolves when the channel is over: with [`finish`](Outgoing::finish), when all that was queued is written.
+    pub(crate) async fn over(&self) {
+        // The sender is here, so there is no error.
+        let _ = self.over.subscribe().wait_for(|over| *over).await;
     }
 
     pub(crate) fn drain(&self) {
@@ -250,6 +258,12 @@ impl<D: Desk> Channel<D> {
     }
 }
 
+impl<D> Drop for Channel<D> {
+    fn drop(&mut self) {
+        self.outgoing.over.send_replace(true);
+    }
+}
+
 impl<D: Desk + Unpin> Future for Channel<D> {
     type Output = Result<(), String>;
 
@@ -287,7 +301,7 @@ fn queue(connection: &mut Connection, envelope: Envelope) {
 
 /// Whether a write failed because nobody reads any more.
 fn is_gone(error: &WireError) -> bool {
-    matches!(error.io_kind(), Some(ErrorKind::BrokenPipe | ErrorKind::ConnectionReset))
+    matches!(error, WireError::Io { kind: ErrorKind::BrokenPipe | ErrorKind::ConnectionReset, .. })
 }
 
 fn said(error: &WireError) -> String {

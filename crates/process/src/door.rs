@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hatchery_actor::actor::AnyActor;
+use hatchery_actor::address::ProcessId;
 use hatchery_actor::error::Error;
 use hatchery_actor::exit::Panic;
 use hatchery_actor::panics;
@@ -28,7 +29,7 @@ use crate::inside::{self, BROKEN, Ended, Inside};
 use crate::launch::INVITED_BY;
 use crate::os;
 use crate::printer::{Mode, Printer};
-use crate::program::{Current, Program, WORKER};
+use crate::program::{Current, Parts, Program, WORKER};
 use crate::registry::{self, HostedActor};
 use crate::resources;
 use crate::warden::Warden;
@@ -177,10 +178,11 @@ impl Door {
         }
         panics::note_places();
         os::heed_sigchld();
+        resources::raise_open_files();
         let config = door.take_config().unwrap_or_else(|why| refuse(&why));
         each_process(std::mem::take(&mut door.each));
-        let program = Arc::new(Program {
-            root: Root::new(String::new()),
+        let program = Program::new(Parts {
+            root: Root::new(),
             depth: 0,
             again: Vec::new(),
             capture_stdout: false,
@@ -189,7 +191,6 @@ impl Door {
             spin: door.spin,
             printer: Printer::new(Mode::Plain),
             logs: Collector::new(door.logs),
-            children: Default::default(),
         });
         program.settle();
         let runtime = match runtime(door.flavor, door.worker_threads, door.thread_keep_alive, &program) {
@@ -276,6 +277,7 @@ where
     Fut::Output: Outcome,
 {
     program.enter();
+    program.runs_on(runtime.handle());
     failing::watch_main(program, runtime.handle());
     let failed = runtime.block_on(async {
         let root = program.root.clone();
@@ -453,8 +455,8 @@ fn settle_in(
         depth: invitation.depth,
         parent: Some(parent),
     });
-    let program = Arc::new(Program {
-        root: Root::new(invitation.path.clone()),
+    let program = Program::new(Parts {
+        root: Root::of(ProcessId { path: invitation.path.clone(), birth: invitation.birth }, invitation.tree),
         depth: invitation.depth,
         again,
         capture_stdout,
@@ -463,7 +465,6 @@ fn settle_in(
         spin: invitation.spin_below,
         printer: Printer::new(Mode::Plain),
         logs: Collector::new(Logs::Forward),
-        children: Default::default(),
     });
     program.settle();
     if let (Some(log), Some(directives)) = (log, &invitation.logs) {

@@ -3,12 +3,15 @@
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 
+use hatchery_actor::address::ProcessId;
 use hatchery_actor::error::Error;
 use hatchery_actor::exit::Panic;
 use hatchery_actor::settings::Resources;
 use hatchery_actor::spin::Spin;
-use hatchery_wire::{Body, LinkFrame, decode, encode};
+use hatchery_wire::{Body, LINK_FRAME, LinkFrame, decode, encode};
 use serde::{Deserialize, Serialize};
+
+use crate::questions::{Answer, Question, Said};
 
 /// Both sides must speak the same version.
 pub(crate) const PROTOCOL: u16 = 1;
@@ -23,6 +26,12 @@ pub(crate) struct Invitation {
     pub(crate) path: String,
     pub(crate) name: String,
     pub(crate) incarnation: u64,
+    /// The number of its tree.
+    pub(crate) tree: u64,
+    /// Its own number, which no other process of the tree has.
+    pub(crate) birth: u64,
+    /// The number of the seat it is started for, if that is one.
+    pub(crate) seat: u64,
     pub(crate) depth: u8,
     pub(crate) what: What,
     /// Whether its stdout travels with it.
@@ -119,6 +128,14 @@ pub(crate) enum Frame {
     Pong(u64),
     /// Up: since the suspension of this number nothing has begun.
     Suspended(u64),
+    /// Either way: a question, by its number.
+    Question(u64, Question),
+    /// Either way: the answer to the question of this number.
+    Answer(u64, Answer),
+    /// Either way: the answer to the question of this number is not waited for any more.
+    Forget(u64),
+    /// Down: an end of a channel, for the first of these processes, opened by the second. None if it found no room here.
+    Connect(ProcessId, ProcessId, Option<OwnedFd>),
 }
 
 const INVITATION: u8 = 0;
@@ -133,9 +150,16 @@ const START_FAILED: u8 = 18;
 const LAST_WORDS: u8 = 19;
 const PONG: u8 = 20;
 const SUSPENDED: u8 = 21;
+const QUESTION: u8 = 32;
+const ANSWER: u8 = 33;
+const FORGET: u8 = 34;
+const CONNECT: u8 = 35;
 
 /// Long texts are cut so that a frame of the link stays below its limit.
 const LONGEST_TEXT: usize = 16 * 1024;
+
+/// What fits into a frame, beside its head.
+const LARGEST: usize = LINK_FRAME - 64;
 
 impl Frame {
     pub(crate) fn pack(self) -> Result<LinkFrame, String> {
@@ -167,6 +191,21 @@ impl Frame {
             }
             Frame::Pong(number) => (PONG, body(&number)?, Vec::new()),
             Frame::Suspended(number) => (SUSPENDED, body(&number)?, Vec::new()),
+            Frame::Question(number, question) => (QUESTION, body(&(number, question))?, Vec::new()),
+            Frame::Answer(number, Answer::Said(said)) => {
+                let mut packed = body(&(number, Some(said)))?;
+                if packed.len() > LARGEST {
+                    // Whoever waits for it shall not wait for ever.
+                    packed =
+                        body(&(number, Some(Said::Closed("the answer is too long to travel".to_owned()))))?;
+                }
+                (ANSWER, packed, Vec::new())
+            }
+            Frame::Answer(number, Answer::Channel(end)) => {
+                (ANSWER, body(&(number, None::<Said>))?, vec![end])
+            }
+            Frame::Forget(number) => (FORGET, body(&number)?, Vec::new()),
+            Frame::Connect(to, from, end) => (CONNECT, body(&(to, from))?, Vec::from_iter(end)),
         };
         Ok(LinkFrame { kind, body: body.to_bytes(), fds })
     }
@@ -186,6 +225,10 @@ impl Frame {
             Frame::Resume => "Resume",
             Frame::Pong(_) => "Pong",
             Frame::Suspended(_) => "Suspended",
+            Frame::Question(..) => "Question",
+            Frame::Answer(..) => "Answer",
+            Frame::Forget(_) => "Forget",
+            Frame::Connect(..) => "Connect",
         }
     }
 
@@ -195,7 +238,7 @@ impl Frame {
         }
         let LinkFrame { kind, body: bytes, fds } = frame;
         let bytes = Body::from_bytes(bytes);
-        if kind != INVITATION && !fds.is_empty() {
+        if !matches!(kind, INVITATION | ANSWER | CONNECT) && !fds.is_empty() {
             return Err(format!("link frame of kind {kind} with descriptors nobody expects"));
         }
         Ok(match kind {
@@ -211,8 +254,37 @@ impl Frame {
             LAST_WORDS => Frame::LastWords(body(&bytes)?),
             PONG => Frame::Pong(body(&bytes)?),
             SUSPENDED => Frame::Suspended(body(&bytes)?),
+            QUESTION => {
+                let (number, question) = body(&bytes)?;
+                Frame::Question(number, question)
+            }
+            ANSWER => {
+                let (number, said) = body::<(u64, Option<Said>)>(&bytes)?;
+                let answer = match (said, one(fds)?) {
+                    (Some(said), None) => Answer::Said(said),
+                    (None, Some(end)) => Answer::Channel(end),
+                    // It found no room here.
+                    (None, None) => Answer::Said(Said::Busy),
+                    _ => return Err("an answer is either words or the end of a channel".to_owned()),
+                };
+                Frame::Answer(number, answer)
+            }
+            FORGET => Frame::Forget(body(&bytes)?),
+            CONNECT => {
+                let (to, from) = body(&bytes)?;
+                Frame::Connect(to, from, one(fds)?)
+            }
             other => return Err(format!("unknown kind of link frame: {other}")),
         })
+    }
+}
+
+/// The one descriptor there may be.
+fn one(fds: Vec<OwnedFd>) -> Result<Option<OwnedFd>, String> {
+    let mut fds = fds.into_iter();
+    match (fds.next(), fds.next()) {
+        (fd, None) => Ok(fd),
+        _ => Err("link frame with more than one descriptor".to_owned()),
     }
 }
 

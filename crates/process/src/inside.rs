@@ -2,25 +2,25 @@
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
 use hatchery_actor::actor::AnyActor;
+use hatchery_actor::address::Tenure;
 use hatchery_actor::context::Context;
 use hatchery_actor::error::Error;
 use hatchery_actor::exit::Panic;
-use hatchery_actor::fault::Fault;
-use hatchery_actor::mailbox::{Mailbox, Parcel, ReturnPath};
-use hatchery_actor::outlet::{Answer, WINDOW};
+use hatchery_actor::mailbox::Mailbox;
 use hatchery_actor::spin::Spin;
 use hatchery_actor::trace::TraceContext;
 use hatchery_actor::{panics, runner};
-use hatchery_wire::{Body, Envelope, Kind, decode, decode_owned, encode};
+use hatchery_wire::{Body, Envelope, Kind, decode_owned, encode};
 use rustix::process::Signal;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::calls_in::Caller;
 use crate::channel::{Channel, Desk, Outgoing};
 use crate::frames::{Frame, Invitation, LastWords, What};
 use crate::program::Program;
@@ -107,15 +107,13 @@ pub(crate) fn host_actor<A: AnyActor>(inside: Inside) -> Ended {
         Ok(runtime) => runtime,
         Err(error) => return Ended::broken(format!("no runtime: {error}")),
     };
+    program.runs_on(runtime.handle());
+    let tenure = Tenure { seat: invitation.seat, incarnation: invitation.incarnation };
+    let lodging = program.root.directory().lodge(&invitation.path, tenure, A::name(), mailbox.clone());
     let outgoing = Arc::new(Outgoing::default());
-    let back = Arc::new(ChannelReturn {
-        outgoing: outgoing.clone(),
-        taken: AtomicU32::new(0),
-        answered: AtomicBool::new(false),
-    });
     let (args_in, args) = oneshot::channel();
-    let desk =
-        MailDesk { mailbox: mailbox.clone(), places: back.clone(), back, args: Some(args_in), now: None };
+    let parent = Caller::new(mailbox.clone(), outgoing.clone(), TENANT);
+    let desk = MailDesk { parent, args: Some(args_in), now: None };
     let ended = runtime.block_on(async {
         let mut channel = match Channel::new(channel, outgoing.clone(), desk, invitation.spin) {
             Ok(channel) => tokio::spawn(channel),
@@ -123,7 +121,7 @@ pub(crate) fn host_actor<A: AnyActor>(inside: Inside) -> Ended {
         };
         let ended = tokio::select! {
             biased;
-            ended = act::<A>(&invitation, &mailbox, args, warden) => ended,
+            ended = act::<A>(&invitation, &mailbox, args, warden, &program) => ended,
             over = &mut channel => return lost(over),
         };
         let Ended(words) = ended;
@@ -131,7 +129,8 @@ pub(crate) fn host_actor<A: AnyActor>(inside: Inside) -> Ended {
             program.root.close().await;
         }
         // After a panic the callers come first; workers of this one end with it.
-        let flushed = flush(&outgoing, channel).await;
+        drop(lodging);
+        let (flushed, ()) = tokio::join!(flush(&outgoing, channel), flush_others(&program));
         Ended(LastWords { orderly: words.orderly && flushed, ..words })
     });
     runtime.shutdown_background();
@@ -144,9 +143,10 @@ async fn act<A: AnyActor>(
     mailbox: &Arc<Mailbox>,
     args: oneshot::Receiver<Body>,
     warden: &Warden,
+    program: &Program,
 ) -> Ended {
     let Ok(args) = args.await else { return std::future::pending().await };
-    let cx = Context::new::<A::Handle>(&invitation.path, invitation.incarnation, mailbox.clone());
+    let cx = Context::new::<A>(&invitation.path, invitation.incarnation, mailbox.clone());
     let args = match decode_owned::<A::Args>(args) {
         Ok(args) => args,
         Err(error) => {
@@ -164,6 +164,7 @@ async fn act<A: AnyActor>(
         Err(panic) => return Ended::panicked(panic),
     };
     warden.up(Frame::Ready);
+    program.has_started();
     match runner::run(actor, mailbox, cx).await {
         Ok(()) => Ended::orderly(),
         Err(panic) => Ended::panicked(panic),
@@ -178,9 +179,10 @@ fn host_task(entry: &'static TaskEntry, inside: Inside) -> Ended {
         Ok(runtime) => runtime,
         Err(error) => return Ended::broken(format!("no runtime: {error}")),
     };
+    program.runs_on(runtime.handle());
     let outgoing = Arc::new(Outgoing::default());
-    let (args_in, args) = oneshot::channel();
-    let desk = TaskDesk { args: Some(args_in) };
+    let (begin, begun) = oneshot::channel();
+    let desk = TaskDesk { begin: Some(begin) };
     let begun = runtime.block_on(async {
         let mut channel = match Channel::new(channel, outgoing.clone(), desk, Spin::Off) {
             Ok(channel) => tokio::spawn(channel),
@@ -188,22 +190,32 @@ fn host_task(entry: &'static TaskEntry, inside: Inside) -> Ended {
         };
         tokio::select! {
             biased;
-            Ok(args) = args => Ok((args, channel)),
+            Ok(begun) = begun => Ok((begun, channel)),
             over = &mut channel => Err(lost(over)),
         }
     });
-    let (args, mut channel) = match begun {
+    let ((args, trace), mut channel) = match begun {
         Ok(begun) => begun,
         Err(ended) => return ended,
     };
     warden.up(Frame::Ready);
+    program.has_started();
     let outcome = match entry.run {
-        TaskRun::Sync(run) => panics::catch_call(|| run(args)),
+        TaskRun::Sync(run) => panics::catch_call(|| match trace {
+            Some(trace) => trace.sync_scope(|| run(args)),
+            None => run(args),
+        }),
         TaskRun::Async(run) => {
+            let task = async {
+                match trace {
+                    Some(trace) => trace.scope(run(args)).await,
+                    None => run(args).await,
+                }
+            };
             let ran = runtime.block_on(async {
                 tokio::select! {
                     biased;
-                    outcome = panics::catch(run(args)) => Ok(outcome),
+                    outcome = panics::catch(task) => Ok(outcome),
                     over = &mut channel => Err(lost(over)),
                 }
             });
@@ -233,7 +245,7 @@ fn host_task(entry: &'static TaskEntry, inside: Inside) -> Ended {
         if ended.0.panic.is_none() {
             program.root.close().await;
         }
-        flush(&outgoing, channel).await;
+        tokio::join!(flush(&outgoing, channel), flush_others(&program));
         ended
     });
     runtime.shutdown_background();
@@ -251,6 +263,19 @@ fn lost(over: Over) -> Ended {
     }
 }
 
+/// Lets the last answers to other processes leave, and what was sent to them. They are owed less than the parent, which
+/// may wait for this end: a second for all of them.
+async fn flush_others(program: &Program) {
+    let channels = program.channels();
+    channels.iter().for_each(|channel| channel.finish());
+    let written = async {
+        for channel in channels {
+            channel.over().await;
+        }
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(1), written).await;
+}
+
 /// Lets the last answers leave; whether all have. It takes as long as the parent takes to read them: should the parent
 /// end, the warden ends this process, and should it lose patience, its signals do.
 async fn flush(outgoing: &Outgoing, channel: JoinHandle<Result<(), String>>) -> bool {
@@ -258,11 +283,9 @@ async fn flush(outgoing: &Outgoing, channel: JoinHandle<Result<(), String>>) -> 
     matches!(channel.await, Ok(Ok(())))
 }
 
-/// Lays requests into the mailbox.
+/// Takes the arguments, and lays the parent's requests into the mailbox.
 struct MailDesk {
-    mailbox: Arc<Mailbox>,
-    back: Arc<dyn ReturnPath>,
-    places: Arc<ChannelReturn>,
+    parent: Caller,
     args: Option<oneshot::Sender<Body>>,
     /// When what is being delivered arrived: one look at the clock for all of it.
     now: Option<Instant>,
@@ -274,106 +297,40 @@ impl Desk for MailDesk {
     }
 
     fn deliver(&mut self, envelope: Envelope) -> Result<(), String> {
-        let Envelope { kind, id, target, deadline, origin, body, .. } = envelope;
-        self.places.answered.store(false, Ordering::Relaxed);
-        if target != TENANT {
-            return Err(format!("a message to target {target}, which does not exist"));
+        if envelope.target != TENANT {
+            return Err(format!("a message to target {}, which does not exist", envelope.target));
         }
-        let ask = match kind {
-            Kind::Start => return begin(&mut self.args, body),
-            Kind::Withdraw => {
-                self.mailbox.withdraw(id, &self.back);
-                return Ok(());
-            }
-            Kind::Credit => {
-                let items = decode(&body).map_err(|error| format!("a malformed credit: {error}"))?;
-                let credit = self.mailbox.credit(id, &self.back, items);
-                return credit.map_err(|_| "it took more items of a stream than it was sent".to_owned());
-            }
-            Kind::Ask => true,
-            Kind::Tell => false,
-            other => return Err(format!("a message of kind {other:?}, which a parent does not send")),
-        };
-        if self.places.taken.fetch_add(1, Ordering::Relaxed) >= WINDOW {
-            return Err(format!("more than {WINDOW} messages at once"));
+        match envelope.kind {
+            Kind::Start => begin(&mut self.args, envelope.body),
+            _ => self.parent.deliver(envelope, &mut self.now),
         }
-        // A deadline too far for the clock is none.
-        let deadline = deadline.and_then(|left| self.now.get_or_insert_with(Instant::now).checked_add(left));
-        let trace = origin.and_then(|origin| TraceContext::of_wire(&origin.trace)).map(Box::new);
-        let parcel = Parcel { id, ask, deadline, trace, body, from: self.back.clone() };
-        self.mailbox.push(parcel).unwrap_or_else(Parcel::refuse);
-        Ok(())
     }
 
     fn is_due(&self) -> bool {
-        // Whoever got an answer is likely to ask again.
-        self.places.answered.load(Ordering::Relaxed)
+        self.parent.is_due()
     }
 }
 
-/// Takes a task's arguments.
+/// Takes a task's arguments, and the trace that it belongs to.
 struct TaskDesk {
-    args: Option<oneshot::Sender<Body>>,
+    begin: Option<oneshot::Sender<(Body, Option<TraceContext>)>>,
 }
 
 impl Desk for TaskDesk {
     fn deliver(&mut self, envelope: Envelope) -> Result<(), String> {
         match envelope.kind {
-            Kind::Start => begin(&mut self.args, envelope.body),
+            Kind::Start => {
+                // A span of its own, below that of whoever started it.
+                let trace = envelope.origin.and_then(|origin| TraceContext::of_wire(&origin.trace));
+                let trace = trace.map(|trace| trace.child());
+                begin(&mut self.begin, (envelope.body, trace))
+            }
             other => Err(format!("a message of kind {other:?}, which a task does not take")),
         }
     }
 }
 
-fn begin(args: &mut Option<oneshot::Sender<Body>>, body: Body) -> Result<(), String> {
+fn begin<T>(args: &mut Option<oneshot::Sender<T>>, with: T) -> Result<(), String> {
     // Nobody waits for the arguments any more only when the worker is about to leave.
-    args.take().map(|args| drop(args.send(body))).ok_or_else(|| "it was started twice".to_owned())
-}
-
-/// The way of answers to the parent.
-struct ChannelReturn {
-    outgoing: Arc<Outgoing>,
-    /// Places of the parent's window that are taken.
-    taken: AtomicU32,
-    /// Since the last message came.
-    answered: AtomicBool,
-}
-
-impl ChannelReturn {
-    fn send(&self, id: u64, answer: Answer, release: bool) {
-        let (kind, body) = match answer {
-            Answer::Value(body) => (Kind::Reply, body),
-            Answer::Error(body) => (Kind::Error, body),
-            Answer::Fault(fault) => (Kind::Fault, encode(&fault).unwrap_or_default()),
-            Answer::End => (Kind::End, Body::default()),
-            Answer::None => {
-                let fault = Fault::BadAnswer("the handler gave none".to_owned());
-                (Kind::Fault, encode(&fault).unwrap_or_default())
-            }
-        };
-        let mut envelope = Envelope::new(kind, TENANT, id, body);
-        envelope.release = release;
-        self.outgoing.send(envelope);
-    }
-}
-
-impl ReturnPath for ChannelReturn {
-    fn answer(&self, id: u64, answer: Answer) {
-        self.taken.fetch_sub(1, Ordering::Relaxed);
-        self.answered.store(true, Ordering::Relaxed);
-        self.send(id, answer, true);
-    }
-
-    fn reply(&self, id: u64, answer: Answer) {
-        self.send(id, answer, false);
-    }
-
-    fn item(&self, id: u64, item: Body) {
-        self.outgoing.send(Envelope::new(Kind::Item, TENANT, id, item));
-    }
-
-    fn release(&self, places: u32) {
-        self.taken.fetch_sub(places, Ordering::Relaxed);
-        self.outgoing.send(Envelope::new(Kind::Release, TENANT, u64::from(places), Body::default()));
-    }
+    args.take().map(|args| drop(args.send(with))).ok_or_else(|| "it was started twice".to_owned())
 }

@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
 
+use hatchery_actor::address::ProcessId;
 use hatchery_actor::child::{Ended, Presence, ended as wait};
 use hatchery_actor::exit::{Exit, Status};
 use hatchery_actor::fault::Fault;
@@ -48,6 +49,10 @@ pub(crate) struct Launch {
     pub(crate) path: String,
     pub(crate) name: String,
     pub(crate) incarnation: u64,
+    /// The number of the seat it is for; 0 for a task, which has none.
+    pub(crate) seat: u64,
+    /// The process that is started.
+    pub(crate) birth: u64,
     pub(crate) what: What,
     pub(crate) settings: Arc<Settings>,
     /// Held until the process has been reaped.
@@ -189,6 +194,9 @@ fn spawn(
         path: launch.path.clone(),
         name: launch.name.clone(),
         incarnation: launch.incarnation,
+        tree: program.root.tree(),
+        birth: launch.birth,
+        seat: launch.seat,
         depth: program.depth + 1,
         what: launch.what.clone(),
         stdout: stdout.is_some(),
@@ -242,6 +250,8 @@ fn spawn(
     let outputs = Outputs::new(&launch.settings, &launch.path);
     warden.adopt(Adoption {
         ward: ward.clone(),
+        program: program.clone(),
+        process: ProcessId { path: launch.path.clone(), birth: launch.birth },
         link,
         stderr,
         stdout,

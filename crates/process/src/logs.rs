@@ -49,7 +49,9 @@ pub use crate::collector::Logs;
 /// did not come through the door.
 pub fn set_filter(directives: &str) -> Result<()> {
     if WORKER.get().is_some() {
-        return Err(Error::msg("the log filter is set in the root, for all workers; this is one"));
+        return Err(Error::msg(
+            "the log filter is set in the root, for all workers, and this is one: call `set_filter` there",
+        ));
     }
     filter::parse(directives)?;
     let program = Program::current()?;

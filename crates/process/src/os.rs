@@ -1,6 +1,9 @@
 //! The few system calls for which nobody offers a safe wrapper: the only unsafe code of this crate.
 
-#![expect(unsafe_code, reason = "signal dispositions cannot be reset through any safe wrapper")]
+#![expect(
+    unsafe_code,
+    reason = "no safe wrapper resets signal dispositions, or holds a process by ptrace for a test"
+)]
 
 /// Sets SIGCHLD back to its default if the launcher had it ignored: the kernel would otherwise reap every child by
 /// itself, and nobody could tell how it ended. A handler of the program's own stays.

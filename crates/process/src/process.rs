@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use hatchery_actor::address::random;
 use hatchery_actor::ask::deadline;
 use hatchery_actor::child::{BoxFuture, Ended, ended as wait};
 use hatchery_actor::exit::{Exit, Panic};
@@ -14,7 +15,8 @@ use hatchery_actor::predicates;
 use hatchery_actor::root::{Residence, Resident, check_segment};
 use hatchery_actor::settings;
 use hatchery_actor::settings::Settings;
-use hatchery_wire::{Body, DecodeError, EncodeError, Envelope, Kind};
+use hatchery_actor::trace::TraceContext;
+use hatchery_wire::{Body, DecodeError, EncodeError, Envelope, Kind, Origin};
 use rustix::process::Signal;
 
 use crate::channel::{Desk, Outgoing, fault_of};
@@ -62,7 +64,8 @@ pub struct Builder<R> {
 }
 
 impl Process<()> {
-    /// Starts a task in a new process and resolves when that process has said hello.
+    /// Starts a task in a new process and resolves when that process has said hello. The task runs in the
+    /// [trace](TraceContext) that this is first polled in, in a span of its own.
     ///
     /// # Errors
     /// The program did not come through the door, is ending, or does not host the task; workers are nested 16 deep
@@ -145,6 +148,7 @@ impl<R> Builder<R> {
     }
 
     async fn try_spawn(self, short: String) -> Result<Process<R>, Fault> {
+        let trace = TraceContext::current();
         let program = Program::current()?;
         self.heartbeat.check()?;
         registry::task(self.entry.name, &self.entry.place.to_string())?;
@@ -171,6 +175,8 @@ impl<R> Builder<R> {
             path: path.clone(),
             name: name.clone(),
             incarnation: 1,
+            seat: 0,
+            birth: random(),
             what: What::Task { name: self.entry.name.to_owned(), place: self.entry.place.to_string() },
             settings: Arc::new(self.settings),
             presence: None,
@@ -180,7 +186,10 @@ impl<R> Builder<R> {
         let ward = launched.ward.clone();
         let result = Arc::new(Mutex::new(None));
         let outgoing = Arc::new(Outgoing::default());
-        outgoing.send(Envelope::new(Kind::Start, TENANT, 0, args));
+        let mut start = Envelope::new(Kind::Start, TENANT, 0, args);
+        let origin = |trace: TraceContext| Origin { trace: trace.to_wire(), ..Origin::default() };
+        start.origin = trace.map(|trace| Box::new(origin(trace)));
+        outgoing.send(start);
         let desk = ResultDesk { result: result.clone() };
         let residence: Arc<Mutex<Option<Residence>>> = Arc::default();
         let until_the_end = residence.clone();

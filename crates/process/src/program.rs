@@ -3,21 +3,33 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use hatchery_actor::error::{Error, Result};
 use hatchery_actor::fault::Fault;
 use hatchery_actor::root::Root;
 use hatchery_actor::spin::Spin;
 use hatchery_wire::{Body, decode};
+use rustix::process::{Resource, getrlimit};
 use serde::de::DeserializeOwned;
+use tokio::runtime::{Handle, RuntimeFlavor};
 
+use crate::calls_in::Accepted;
+use crate::calls_out::CallsOut;
+use crate::channel::Outgoing;
 use crate::collector::Collector;
+use crate::exchange::Links;
 use crate::printer::Printer;
 use crate::ward::Ward;
 
 /// Workers of workers of workers …: a program that gets this deep has run away.
 pub(crate) const DEEPEST: u8 = 16;
+
+/// Channels to other processes beyond which idle ones are closed: an eighth of the descriptors there may be.
+fn most_channels() -> usize {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(limit / 8).unwrap_or(usize::MAX).clamp(8, 1024)
+}
 
 thread_local! {
     static CURRENT: RefCell<Option<Arc<Program>>> = const { RefCell::new(None) };
@@ -42,13 +54,112 @@ pub(crate) struct Program {
     pub(crate) printer: Arc<Printer>,
     pub(crate) logs: Collector,
     pub(crate) children: Mutex<BTreeMap<u64, (ActiveChild, Arc<Ward>)>>,
+    /// The channels to actors of other processes.
+    pub(crate) calls_out: Arc<CallsOut>,
+    /// The channels over which others reach actors of this one.
+    pub(crate) accepted: Accepted,
+    runtime: OnceLock<Handle>,
+    /// What waits until the actor of this worker has started; `None` once it has, and in a root.
+    starting: Mutex<Option<Vec<Then>>>,
+}
+
+/// Something to be done later.
+pub(crate) type Then = Box<dyn FnOnce() + Send>;
+
+/// What makes a run.
+pub(crate) struct Parts {
+    pub(crate) root: Arc<Root>,
+    pub(crate) depth: u8,
+    pub(crate) again: Vec<OsString>,
+    pub(crate) capture_stdout: bool,
+    pub(crate) config: Body,
+    pub(crate) env_only: Option<BTreeSet<OsString>>,
+    pub(crate) spin: Spin,
+    pub(crate) printer: Arc<Printer>,
+    pub(crate) logs: Collector,
 }
 
 impl Program {
+    pub(crate) fn new(parts: Parts) -> Arc<Program> {
+        let Parts { root, depth, again, capture_stdout, config, env_only, spin, printer, logs } = parts;
+        Arc::new_cyclic(|program: &Weak<Program>| {
+            root.reach_others_by(Arc::new(Links::new(program.clone())));
+            Program {
+                root,
+                depth,
+                again,
+                capture_stdout,
+                config,
+                env_only,
+                spin,
+                printer,
+                logs,
+                children: Mutex::default(),
+                calls_out: CallsOut::new(most_channels()),
+                accepted: Accepted::default(),
+                runtime: OnceLock::new(),
+                starting: Mutex::new((depth > 0).then(Vec::new)),
+            }
+        })
+    }
+
+    /// Actors of this run are reached on this runtime.
+    pub(crate) fn runs_on(&self, runtime: &Handle) {
+        let _ = self.runtime.set(runtime.clone());
+    }
+
+    pub(crate) fn runtime(&self) -> Option<&Handle> {
+        self.runtime.get()
+    }
+
+    /// Whether channels to actors of other processes spin.
+    pub(crate) fn spin_elsewhere(&self) -> Spin {
+        match Handle::current().runtime_flavor() {
+            RuntimeFlavor::CurrentThread => self.spin,
+            _ => Spin::Off,
+        }
+    }
+
+    fn starting(&self) -> MutexGuard<'_, Option<Vec<Then>>> {
+        self.starting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the actor of this worker has not started yet.
+    pub(crate) fn is_starting(&self) -> bool {
+        self.starting().is_some()
+    }
+
+    /// Done once it has.
+    pub(crate) fn when_started(&self, then: Then) {
+        if let Some(waiting) = &mut *self.starting() {
+            waiting.push(then);
+            return;
+        }
+        then();
+    }
+
+    /// The actor of this worker has started.
+    pub(crate) fn has_started(&self) {
+        let waiting = self.starting().take();
+        waiting.into_iter().flatten().for_each(|then| then());
+    }
+
+    /// Every channel of this run between processes that did not start each other.
+    pub(crate) fn channels(&self) -> Vec<Arc<Outgoing>> {
+        let mut channels = self.accepted.open();
+        channels.extend(self.calls_out.outgoing());
+        channels
+    }
+
     pub(crate) fn current() -> Result<Arc<Program>, Fault> {
         Root::current()?;
         let current = CURRENT.with_borrow(Clone::clone).or_else(|| SETTLED.get().cloned());
-        current.ok_or_else(|| Fault::Refused("not inside a program".to_owned()))
+        current.ok_or_else(|| {
+            Fault::Refused(
+                "not inside a program: start workers from `main`, a test, or a thread of their runtime"
+                    .to_owned(),
+            )
+        })
     }
 
     /// Makes this run the one of every thread of the process that has no other: a process that came through the door
@@ -153,9 +264,16 @@ pub fn parent() -> Option<u32> {
 pub fn config<T: DeserializeOwned>() -> Result<T> {
     let program = Program::current()?;
     if program.config.is_empty() {
-        return Err(Error::msg("no `worker_config` was given to this program"));
+        return Err(Error::msg(
+            "no `worker_config` was given to this program: in a `main` written by hand, say \
+             `hatchery::program().worker_config(&value).run(..)`; in a test, `program = ..` names what says so",
+        ));
     }
-    Ok(decode(&program.config)?)
+    decode(&program.config).map_err(|error| {
+        let asked = std::any::type_name::<T>();
+        Error::from(error)
+            .context(format!("the `worker_config` of this program is no {asked}: ask for what it was given"))
+    })
 }
 
 /// A worker process that this process has started and that has not ended.

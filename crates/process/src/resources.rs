@@ -11,6 +11,15 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 /// Address space that a worker still needs when it sets its limit: the stack of its warden, its runtime, its arguments.
 const TO_BEGIN: u64 = 8 << 20;
 
+/// Raises the limit of open files as far as this process may: the usual one is there for programs that use `select`.
+pub(crate) fn raise_open_files() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum {
+        // What cannot be had is not needed to begin.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    }
+}
+
 /// Sets all of it, or says what could not be set and why. Runs before there is a second thread, since some of these
 /// belong to a thread and those that it starts.
 pub(crate) fn set(resources: &Resources) -> Result<(), String> {

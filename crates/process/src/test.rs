@@ -15,7 +15,7 @@
 use std::ffi::OsString;
 use std::future::Future;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hatchery_actor::panics;
@@ -26,7 +26,8 @@ use crate::door::{Door, Flavor, Invited, Outcome, be_worker, each_process, runti
 use crate::inside::PANICKED;
 use crate::os;
 use crate::printer::{Mode, Printer};
-use crate::program::Program;
+use crate::program::{Parts, Program};
+use crate::resources;
 
 /// How long the end of a test may go on without anything ending. The default ladder of a stop ends a worker in 7 s.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -123,13 +124,14 @@ where
     }
     panics::note_places();
     os::heed_sigchld();
+    resources::raise_open_files();
     let mut door = program();
     let config = door.take_config().unwrap_or_else(|why| panic!("{why}"));
     if let Some(program) = options.program {
         once(program, std::mem::take(&mut door.each));
     }
-    let program = Arc::new(Program {
-        root: Root::new(String::new()),
+    let program = Program::new(Parts {
+        root: Root::new(),
         depth: 0,
         again,
         capture_stdout: true,
@@ -138,13 +140,13 @@ where
         spin: door.spin,
         printer: Printer::new(Mode::Captured),
         logs: Collector::new(door.logs),
-        children: Default::default(),
     });
     let runtime = match runtime(options.flavor, options.worker_threads, None, &program) {
         Ok(runtime) => runtime,
         Err(error) => panic!("no runtime: {error}"),
     };
     program.enter();
+    program.runs_on(runtime.handle());
     let (outcome, left) = runtime.block_on(async {
         let outcome = panics::catch(async { body().await }).await;
         let outcome =

@@ -32,9 +32,12 @@ use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::process::{Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use rustix::time::Timespec;
 
+use crate::crossing::{Crossing, Reply};
 use crate::filter;
 use crate::frames::{Frame, LastWords};
 use crate::program::Program;
+use crate::questions::{Question, Said};
+use crate::routes::Party;
 use crate::ward::Ward;
 use crate::watched::{Adoption, Watched};
 use crate::wishes::{OnWish, Wish, Wishes};
@@ -69,7 +72,7 @@ thread_local! {
     static OWN: Cell<bool> = const { Cell::new(false) };
 }
 
-enum Command {
+pub(crate) enum Command {
     Adopt(Box<Watched>),
     /// Tells a child something.
     Tell(u64, Frame),
@@ -77,6 +80,12 @@ enum Command {
     ChannelClosed(u64),
     /// Tells the children which events their logs shall have.
     FilterChanged,
+    /// This process asks something of others.
+    Ask(Box<(Arc<Program>, u64, Question, Reply)>),
+    /// What this process answers itself has an answer.
+    Answered(Party, u64, Said),
+    /// It does not wait for this answer any more.
+    Forget(u64),
     /// The link up did not take everything at once; the sender learns when it has.
     FlushUp(Option<SyncSender<()>>),
 }
@@ -99,9 +108,10 @@ impl Warden {
         let (go, gone) = std::sync::mpsc::sync_channel::<&'static Warden>(1);
         std::thread::Builder::new().name("hatchery-warden".into()).spawn(move || {
             if let Ok(warden) = gone.recv() {
-                let (children, held, acks) = Default::default();
+                let (children, held, acks, crossing) = Default::default();
                 let (poll, bell) = (&warden.poll, &warden.bell);
-                Rounds { warden, poll, bell, children, held, next: None, up_full: false, acks }.walk();
+                Rounds { warden, poll, bell, children, held, next: None, up_full: false, acks, crossing }
+                    .walk();
             }
         })?;
         let warden = WARDEN.get_or_init(|| Warden {
@@ -157,6 +167,21 @@ impl Warden {
         if !self.post(Command::ChannelClosed(ward.id)) {
             ward.condemn("its parent's warden is overloaded");
         }
+    }
+
+    /// Asks something of the other processes of a tree; false if there is no room for it.
+    pub(crate) fn ask(&self, program: Arc<Program>, number: u64, question: Question, reply: Reply) -> bool {
+        self.post(Command::ask(program, number, question, reply))
+    }
+
+    /// Something that this process answers itself has an answer.
+    pub(crate) fn answered(&self, to: Party, number: u64, said: Said) {
+        self.post(Command::Answered(to, number, said));
+    }
+
+    /// An answer is not waited for any more.
+    pub(crate) fn forget(&self, number: u64) {
+        self.post(Command::Forget(number));
     }
 
     /// Which events are wanted has changed: tells those children that do not know the latest.
@@ -228,11 +253,11 @@ impl Warden {
 }
 
 /// The warden's thread.
-struct Rounds {
-    warden: &'static Warden,
+pub(crate) struct Rounds {
+    pub(crate) warden: &'static Warden,
     poll: &'static OwnedFd,
     bell: &'static OwnedFd,
-    children: BTreeMap<u64, Watched>,
+    pub(crate) children: BTreeMap<u64, Watched>,
     /// Those that have ended but whose pipes are still open, oldest first.
     held: VecDeque<u64>,
     /// When the children have to be looked at, at the latest: never later than the first of them wants it. So a wake-up
@@ -242,6 +267,8 @@ struct Rounds {
     up_full: bool,
     /// Who waits until everything to the parent is written.
     acks: Vec<SyncSender<()>>,
+    /// Questions between processes.
+    pub(crate) crossing: Crossing,
 }
 
 // What an event is about: a child's number and which of its descriptors, or one of our own.
@@ -331,6 +358,12 @@ impl Rounds {
                 }
                 Command::ChannelClosed(id) => self.sever(id, "it closed its channel but lived on"),
                 Command::FilterChanged => self.send_filters(),
+                Command::Ask(asked) => {
+                    let (program, number, question, reply) = *asked;
+                    self.ask(&program, number, question, reply);
+                }
+                Command::Answered(to, number, said) => self.answered(to, number, said),
+                Command::Forget(number) => self.forget(Party::Own, number),
                 Command::FlushUp(ack) => {
                     self.acks.extend(ack);
                     self.flush_up();
@@ -380,7 +413,7 @@ impl Rounds {
     }
 
     /// Writes what waits for a child's link, and asks to be told when the link takes the rest.
-    fn watch_link(&mut self, id: u64) {
+    pub(crate) fn watch_link(&mut self, id: u64) {
         if let Some(child) = self.children.get_mut(&id) {
             write_link(self.poll, id, child);
         }
@@ -400,7 +433,13 @@ impl Rounds {
     /// Reads a child's link, and writes what waits for it.
     fn link_event(&mut self, id: u64) {
         let Some(child) = self.children.get_mut(&id) else { return };
-        if child.read_link() {
+        let open = child.read_link();
+        let questions = std::mem::take(&mut child.questions);
+        for frame in questions {
+            self.cross(Party::Child(id), frame);
+        }
+        let Some(child) = self.children.get_mut(&id) else { return };
+        if open {
             // With its hello, its heartbeat begins.
             let look = child.next_look();
             self.look_no_later_than(look);
@@ -480,6 +519,9 @@ impl Rounds {
         child.read_stderr(1024);
         child.read_stdout(1024);
         child.exit(status);
+        // What it asked at last needs no answer, and its answers to others are as good as none.
+        child.questions.clear();
+        self.parted(id);
     }
 
     /// Forgets a child of which nothing more can come, or too many of which something might.
@@ -503,6 +545,7 @@ impl Rounds {
 
     fn link_up(&mut self) {
         let mut wishes = Vec::new();
+        let mut crossing = Vec::new();
         let mut filter = None;
         if let Some(link) = &mut *self.warden.up_link() {
             match link.fill() {
@@ -518,6 +561,12 @@ impl Rounds {
                         Ok(Frame::Resume) => wishes.push((Wish::Resume, None)),
                         Ok(Frame::Ping(number)) => answer(link, Frame::Pong(number)),
                         Ok(Frame::LogFilter(directives)) => filter = Some(directives),
+                        Ok(
+                            frame @ (Frame::Question(..)
+                            | Frame::Answer(..)
+                            | Frame::Forget(_)
+                            | Frame::Connect(..)),
+                        ) => crossing.push(frame),
                         // A parent of this very program says nothing else; this one cannot be trusted.
                         Ok(_) | Err(_) => die(),
                     },
@@ -527,6 +576,15 @@ impl Rounds {
         }
         if let Some(directives) = filter {
             self.pass_filter(directives);
+        }
+        for frame in crossing {
+            match (frame, Program::settled()) {
+                (Frame::Connect(to, from, end), Some(program)) => {
+                    // If it is for nobody here, or found no room, its other end shows that.
+                    end.map(|end| self.connect(program, to, from, end));
+                }
+                (frame, _) => self.cross(Party::Up, frame),
+            }
         }
         for (wish, number) in wishes {
             self.warden.fulfil(wish);

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hatchery_actor::address::ProcessId;
 use hatchery_actor::child::Presence;
 use hatchery_actor::exit::{Exit, Limit, Status};
 use hatchery_actor::heartbeat::Heartbeat;
@@ -18,6 +19,7 @@ use crate::heartbeat::{Beat, Grace, Pulse, is_examined};
 use crate::outputs::Outputs;
 use crate::pipe::Pipe;
 use crate::printer::{Printer, Stream};
+use crate::program::Program;
 use crate::ward::Ward;
 
 /// How many lines of stderr an exit carries.
@@ -28,6 +30,8 @@ const SEVERED: Duration = Duration::from_secs(1);
 /// What there is of a child that has just been spawned.
 pub(crate) struct Adoption {
     pub(crate) ward: Arc<Ward>,
+    pub(crate) program: Arc<Program>,
+    pub(crate) process: ProcessId,
     pub(crate) link: LinkSocket,
     pub(crate) stderr: Option<OwnedFd>,
     pub(crate) stdout: Option<OwnedFd>,
@@ -43,6 +47,11 @@ pub(crate) struct Adoption {
 /// A child as the warden knows it.
 pub(crate) struct Watched {
     pub(crate) ward: Arc<Ward>,
+    /// The run it belongs to.
+    pub(crate) program: Arc<Program>,
+    pub(crate) process: ProcessId,
+    /// What it said about questions, and nobody has looked at yet.
+    pub(crate) questions: Vec<Frame>,
     pub(crate) link: Option<LinkSocket>,
     pub(crate) err: Option<Pipe>,
     pub(crate) out: Option<Pipe>,
@@ -67,10 +76,25 @@ pub(crate) struct Watched {
 
 impl Watched {
     pub(crate) fn new(adoption: Adoption, epoch: Instant) -> Watched {
-        let Adoption { ward, link, stderr, stdout, printer, presence, resources, outputs, logs, heartbeat } =
-            adoption;
+        let Adoption {
+            ward,
+            program,
+            process,
+            link,
+            stderr,
+            stdout,
+            printer,
+            presence,
+            resources,
+            outputs,
+            logs,
+            heartbeat,
+        } = adoption;
         Watched {
             ward,
+            program,
+            process,
+            questions: Vec::new(),
             link: Some(link),
             err: stderr.map(|fd| Pipe::new(fd, Stream::Err)),
             out: stdout.map(|fd| Pipe::new(fd, Stream::Out)),
@@ -161,6 +185,10 @@ impl Watched {
             }
             Frame::Suspended(number) => {
                 self.ward.set_suspended(number)?;
+                true
+            }
+            Frame::Question(..) | Frame::Answer(..) | Frame::Forget(_) if self.hello => {
+                self.questions.push(frame);
                 true
             }
             _ => false,

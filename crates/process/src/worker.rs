@@ -4,18 +4,20 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use hatchery_actor::actor::AnyActor;
+use hatchery_actor::address::{ProcessId, random};
 use hatchery_actor::ask::deadline;
 use hatchery_actor::child::{BoxFuture, Child, Ended, Order, Rung, Start, Started, ended as wait};
 use hatchery_actor::exit::Exit;
 use hatchery_actor::fault::Fault;
 use hatchery_actor::handle::ActorRef;
-use hatchery_actor::outlet::{Answer, Line, Request, measure};
+use hatchery_actor::outlet::{Line, Request, measure};
 use hatchery_actor::seat::Seat;
 use hatchery_actor::settings::Settings;
-use hatchery_wire::{Body, EncodeError, Envelope, Kind, Origin, encode};
+use hatchery_wire::{Body, EncodeError, Envelope, Kind, encode};
 use rustix::process::Signal;
 
-use crate::channel::{Desk, Outgoing, fault_of};
+use crate::calls_out;
+use crate::channel::{Desk, Outgoing};
 use crate::frames::{Frame, What};
 use crate::launch::{self, KillOnDrop, Launch, launch, live};
 use crate::program::Program;
@@ -75,11 +77,14 @@ impl<A: AnyActor> Start for Worker<A> {
                 path: order.seat.path().to_owned(),
                 name,
                 incarnation: order.incarnation,
+                seat: order.seat.id(),
+                birth: random(),
                 what: What::Actor { name: A::name().to_owned(), place: A::place().to_string() },
                 settings: order.settings,
                 presence: Some(order.presence),
                 heartbeat: order.heartbeat,
             };
+            let process = ProcessId { path: launch_order.path.clone(), birth: launch_order.birth };
             let launched = launch(&program, launch_order).await?;
             let ward = launched.ward.clone();
             let unless_ready = KillOnDrop(Some(ward.clone()));
@@ -112,7 +117,7 @@ impl<A: AnyActor> Start for Worker<A> {
                 }
             }
             unless_ready.forget();
-            let child = Arc::new(WorkerChild { ward, ended });
+            let child = Arc::new(WorkerChild { ward, process, ended });
             let line = Arc::new(ChannelLine { outgoing });
             Ok(Started { child, line })
         })
@@ -121,6 +126,7 @@ impl<A: AnyActor> Start for Worker<A> {
 
 struct WorkerChild {
     ward: Arc<Ward>,
+    process: ProcessId,
     ended: Ended,
 }
 
@@ -145,6 +151,10 @@ impl Child for WorkerChild {
         self.ended.borrow().is_none().then(|| self.ward.pid_number())
     }
 
+    fn process(&self) -> Option<ProcessId> {
+        Some(self.process.clone())
+    }
+
     fn exited(&self) -> BoxFuture<Arc<Exit>> {
         Box::pin(wait(self.ended.clone()))
     }
@@ -165,7 +175,8 @@ impl Child for WorkerChild {
             return Ok(());
         }
         Err(Fault::Refused(
-            "it has ended, or its parent has lost track of it: it cannot be paused".to_owned(),
+            "it has ended, or somebody else has waited for it, and cannot be paused: try again when the next \
+             incarnation sits there".to_owned(),
         ))
     }
 
@@ -194,15 +205,7 @@ struct ChannelLine {
 
 impl Line for ChannelLine {
     fn send(&self, request: Request) -> Result<(), Fault> {
-        let Request { id, ask, left, trace, body, .. } = request;
-        let kind = if ask { Kind::Ask } else { Kind::Tell };
-        let mut envelope = Envelope::new(kind, TENANT, id, body);
-        // Time left rather than a point in time: the two processes compare no clocks.
-        envelope.deadline = left;
-        if let Some(trace) = trace {
-            envelope.origin = Some(Box::new(Origin { trace: trace.to_wire(), ..Origin::default() }));
-        }
-        self.outgoing.send(envelope);
+        calls_out::send(&self.outgoing, TENANT, request);
         Ok(())
     }
 
@@ -211,8 +214,7 @@ impl Line for ChannelLine {
     }
 
     fn credit(&self, id: u64, items: usize) {
-        // A number can be encoded.
-        self.outgoing.send(Envelope::new(Kind::Credit, TENANT, id, encode(&items).unwrap_or_default()));
+        calls_out::credit(&self.outgoing, TENANT, id, items);
     }
 }
 
@@ -224,25 +226,11 @@ struct SeatDesk {
 
 impl Desk for SeatDesk {
     fn deliver(&mut self, envelope: Envelope) -> Result<(), String> {
-        let Envelope { kind, release, id, target, body, .. } = envelope;
+        let target = envelope.target;
         if target != TENANT {
             return Err(format!("an answer from target {target}, which does not exist"));
         }
-        let answer = match kind {
-            Kind::Reply => Answer::Value(body),
-            Kind::Error => Answer::Error(body),
-            Kind::Fault => Answer::Fault(fault_of(&body)?),
-            Kind::Item => {
-                return self.seat.item(self.incarnation, id, body).map_err(|error| error.to_string());
-            }
-            Kind::End => Answer::End,
-            Kind::Release => {
-                let places = u32::try_from(id).unwrap_or(u32::MAX);
-                return self.seat.released(self.incarnation, places).map_err(|_| too_many());
-            }
-            other => return Err(format!("a message of kind {other:?}, which a worker does not send")),
-        };
-        self.seat.answered(self.incarnation, id, answer, release).map_err(|_| too_many())
+        calls_out::answered(&self.seat, self.incarnation, envelope)
     }
 
     fn is_due(&self) -> bool {
@@ -252,8 +240,4 @@ impl Desk for SeatDesk {
     fn waiting(&self) -> usize {
         self.seat.owed()
     }
-}
-
-fn too_many() -> String {
-    "it gave back more places in its window than there are".to_owned()
 }

@@ -10,6 +10,7 @@ use hatchery_actor::error::Error;
 use hatchery_actor::exit::{Exit, Status};
 use hatchery_actor::fault::Fault;
 use hatchery_actor::panics;
+use hatchery_actor::root::Root;
 use hatchery_actor::seat::Seat;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -124,10 +125,14 @@ impl Supervisor {
             }
         });
         if taken {
-            let fault =
-                Fault::Refused(format!("the name {name:?} is taken: names are unique among siblings"));
+            let fault = Fault::Refused(format!(
+                "the name {name:?} is taken: names are unique among siblings, choose another"
+            ));
             let _ = reply.send(Err(fault));
             return;
+        }
+        if let Ok(root) = Root::current() {
+            root.directory().enter(&seat);
         }
         let id = self.next;
         self.next += 1;

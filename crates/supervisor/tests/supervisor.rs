@@ -82,7 +82,7 @@ struct FakeChild {
 
 impl World {
     fn new() -> World {
-        let root = Root::new(String::new());
+        let root = Root::new();
         root.clone().enter();
         World { root, begun: Instant::now(), log: Arc::default(), live: Arc::default(), cue: Arc::default() }
     }

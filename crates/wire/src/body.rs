@@ -72,19 +72,6 @@ impl Body {
         }
     }
 
-    /// The same with memory of its own and no more than it needs, to be kept for long.
-    #[must_use]
-    pub fn compact(&self) -> Body {
-        let mut compact = Body::from_bytes(match &self.more {
-            Some(more) if !more.pieces.is_empty() => self.to_bytes(),
-            _ => Bytes::copy_from_slice(&self.first),
-        });
-        if let Some(descriptors) = self.descriptors_of() {
-            compact.attach(descriptors.clone());
-        }
-        compact
-    }
-
     /// The pieces it lies in, in order.
     pub(crate) fn pieces(&self) -> impl Iterator<Item = &Bytes> {
         std::iter::once(&self.first).chain(self.more.iter().flat_map(|more| more.pieces.iter()))

@@ -46,6 +46,10 @@ pub enum Kind {
     End = 9,
     /// The caller has taken items of a streamed answer; how many is the body.
     Credit = 10,
+    /// From here on `target` is the actor that the body names.
+    Bind = 11,
+    /// There will be no more about `target`.
+    Unbind = 12,
 }
 
 impl Kind {
@@ -82,6 +86,8 @@ impl TryFrom<u8> for Kind {
             8 => Kind::Item,
             9 => Kind::End,
             10 => Kind::Credit,
+            11 => Kind::Bind,
+            12 => Kind::Unbind,
             unknown => return Err(WireError::UnknownKind(unknown)),
         })
     }
@@ -375,10 +381,10 @@ mod tests {
 
     #[test]
     fn every_kind_survives_its_byte() {
-        for byte in 0..=10 {
+        for byte in 0..=12 {
             assert_eq!(Kind::try_from(byte).unwrap() as u8, byte);
         }
-        assert_eq!(Kind::try_from(11), Err(WireError::UnknownKind(11)));
+        assert_eq!(Kind::try_from(13), Err(WireError::UnknownKind(13)));
     }
 
     #[test]

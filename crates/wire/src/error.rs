@@ -61,16 +61,6 @@ pub enum WireError {
     TimedOut,
 }
 
-impl WireError {
-    /// The kind of the operating system's error, if it is one.
-    pub fn io_kind(&self) -> Option<io::ErrorKind> {
-        match self {
-            WireError::Io { kind, .. } => Some(*kind),
-            _ => None,
-        }
-    }
-}
-
 impl From<io::Error> for WireError {
     fn from(error: io::Error) -> Self {
         WireError::Io { kind: error.kind(), text: error.to_string() }

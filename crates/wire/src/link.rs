@@ -37,7 +37,8 @@ pub struct LinkFrame {
     pub kind: u8,
     /// Its content, opaque here.
     pub body: Bytes,
-    /// Descriptors that belong to it; at most [`MAX_FDS`]. Dropping the frame closes them.
+    /// Descriptors that belong to it; at most [`MAX_FDS`]. Dropping the frame closes them. A frame that was received is
+    /// without any if this process had not enough free ones left for them.
     pub fds: Vec<OwnedFd>,
 }
 
@@ -81,6 +82,8 @@ pub struct LinkSocket {
     out: VecDeque<Batch>,
     buf: BytesMut,
     fds: VecDeque<OwnedFd>,
+    /// How many frames are still to come whose descriptors found no room in this process.
+    short: usize,
     ended: bool,
     read_failed: Option<WireError>,
     write_failed: Option<WireError>,
@@ -101,6 +104,7 @@ impl LinkSocket {
             out: VecDeque::new(),
             buf: BytesMut::new(),
             fds: VecDeque::new(),
+            short: 0,
             ended: false,
             read_failed: None,
             write_failed: None,
@@ -198,7 +202,7 @@ impl LinkSocket {
     ///
     /// # Errors
     ///
-    /// [`WireError::Descriptors`] when descriptors were lost or belong to no frame, [`WireError::Io`] from the
+    /// [`WireError::Descriptors`] when descriptors belong to no frame, [`WireError::Io`] from the
     /// system. All descriptors received so far are closed then.
     pub fn fill(&mut self) -> Result<Filled, WireError> {
         if let Some(error) = &self.read_failed {
@@ -267,7 +271,8 @@ impl LinkSocket {
     /// frames would fill this process's table with them before the first is looked at.
     fn has_descriptors_to_take(&self) -> bool {
         let whole = |length| self.buf.len() >= 4 + length;
-        !self.fds.is_empty() && matches!(prefix(&self.buf), Ok(Some(length)) if whole(length))
+        (!self.fds.is_empty() || self.short > 0)
+            && matches!(prefix(&self.buf), Ok(Some(length)) if whole(length))
     }
 
     /// One read; `None` when it would wait.
@@ -294,11 +299,19 @@ impl LinkSocket {
                 self.fds.extend(fds);
             }
         }
+        let came = self.fds.len() - before;
         if received.flags.contains(ReturnFlags::CTRUNC) {
-            return Err(WireError::Descriptors(
-                "some were lost: either the peer sent more than 16 at once, or this process has no free \
-                 descriptors left and its limit must be raised",
-            ));
+            if came >= MAX_FDS {
+                return Err(WireError::Descriptors("the peer sent more than 16 at once"));
+            }
+            // The kernel has closed those for which this process had no number left.
+            self.short += 1;
+        } else if came > 0 && self.short > 0 {
+            // They belong to a later frame, but would be taken by the one that is short.
+            self.short += 1;
+        }
+        if self.short > 0 {
+            self.fds.truncate(before);
         }
         if self.fds.len() > before && self.fds.len() > announced(&self.buf)? {
             return Err(WireError::Descriptors("more arrived than the frames announce"));
@@ -318,6 +331,11 @@ impl LinkSocket {
         let (kind, count) = read_head(&mut reader)?;
         let body = Bytes::copy_from_slice(reader.bin()?);
         reader.end()?;
+        if count > self.fds.len() && self.short > 0 {
+            self.short -= 1;
+            self.buf.advance(4 + length);
+            return Ok(Some(LinkFrame { kind, body, fds: Vec::new() }));
+        }
         if count > self.fds.len() {
             return Err(WireError::Descriptors("fewer arrived than the frame announces"));
         }
@@ -595,7 +613,7 @@ mod tests {
 
     #[test]
     fn more_than_sixteen_at_once_is_an_error_that_closes_them() {
-        for (count, named) in [(17, "more arrived than"), (40, "no free descriptors")] {
+        for (count, named) in [(17, "more arrived than"), (40, "more than 16 at once")] {
             let (one, mut two) = pair();
             let fds: Vec<OwnedFd> = (0..count).map(|_| memfd()).collect();
             let inodes: Vec<u64> = fds.iter().map(inode).collect();
@@ -622,7 +640,8 @@ mod tests {
         let inode = inode(&fd);
         one.queue(LinkFrame { kind: 1, body: Bytes::new(), fds: vec![fd] }).unwrap();
         drop(two);
-        assert_eq!(one.flush().unwrap_err().io_kind(), Some(io::ErrorKind::BrokenPipe));
+        let error = one.flush().unwrap_err();
+        assert!(matches!(error, WireError::Io { kind: io::ErrorKind::BrokenPipe, .. }), "{error}");
         assert!(!one.wants_write());
         assert_eq!(open_copies(inode), 0);
     }

@@ -154,36 +154,6 @@ impl Outbox {
         Ok(())
     }
 
-    /// Takes back the request `id` to `target` if no frame of it has been written; says whether it did.
-    ///
-    /// Only requests ([`Kind::Start`], [`Kind::Ask`], [`Kind::Tell`]) are looked at: an answer may have the same
-    /// numbers in the other direction.
-    pub fn withdraw(&mut self, target: u32, id: u64) -> bool {
-        let Some((slot, index)) = self.position(target, |e| e.kind.is_request() && e.id == id) else {
-            return false;
-        };
-        let lane = &mut self.lanes[slot];
-        if index == 0 && lane.begun {
-            return false;
-        }
-        let Some(envelope) = lane.queue.remove(index) else { return false };
-        self.messages -= 1;
-        self.bytes -= envelope.size();
-        if index == 0 {
-            if std::mem::take(&mut lane.admitted) {
-                self.begun.remove(&envelope);
-            }
-            if lane.place == Place::Waiting {
-                // What comes next need not be large: let `fill` look at it afresh.
-                lane.place = Place::Turn;
-                self.waiting.retain(|waiting| *waiting != slot);
-                self.turn.push_back(slot);
-            }
-            self.admit();
-        }
-        true
-    }
-
     /// Encodes frames to the end of `out` until it has at least `up_to` bytes or nothing is left.
     ///
     /// `out` ends with less than `up_to` bytes and one frame.
@@ -253,17 +223,6 @@ impl Outbox {
     /// Whether everything is encoded.
     pub fn is_empty(&self) -> bool {
         self.messages == 0
-    }
-
-    /// Empties the queue and gives back the requests of which no frame has been written, in order per target.
-    pub fn take_unsent(&mut self) -> Vec<Envelope> {
-        let mut unsent = Vec::new();
-        for lane in &mut self.lanes {
-            let skip = usize::from(lane.begun);
-            unsent.extend(lane.queue.drain(..).skip(skip).filter(|envelope| envelope.kind.is_request()));
-        }
-        *self = Outbox::new(self.limits);
-        unsent
     }
 
     fn position(&self, target: u32, wanted: impl Fn(&Envelope) -> bool) -> Option<(usize, usize)> {
