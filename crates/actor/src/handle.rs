@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use hatchery_wire::{Body, DecodeError, Travels, decode, encode};
+use hatchery_wire::{Body, DecodeError, Travels, decode_owned, encode};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -36,7 +36,7 @@ impl ActorRef {
     /// A request to it. The message is encoded here and now.
     #[doc(hidden)]
     pub fn ask<M: Serialize, T: Travels, E: Travels>(&self, method: &'static str, message: &M) -> Ask<T, E> {
-        self.ask_with(method, message, |body| decode(&body))
+        self.ask_with(method, message, decode_owned)
     }
 
     /// A request whose answer is decoded in a way of its own.
@@ -56,7 +56,7 @@ impl ActorRef {
         &self,
         method: &'static str,
         message: &M,
-        decode: fn(&Body) -> Result<T, DecodeError>,
+        decode: fn(Body) -> Result<T, DecodeError>,
     ) -> Items<T, E> {
         Items::new(self.clone(), method, encode(message), decode)
     }

@@ -29,7 +29,7 @@ use crate::fault::Fault;
 use crate::incarnation::{self, Incarnation};
 use crate::probe::{Circle, Probe};
 use crate::slots::Slots;
-use crate::streams::{BadItem, Intake};
+use crate::streams::{self, BadItem, Intake};
 use crate::trace::TraceContext;
 
 /// How many requests one channel may have waiting at one actor, unless its spec says fewer.
@@ -607,7 +607,7 @@ impl Outlet {
                 waker.take()
             }
             (None, Some(intake)) => {
-                intake.arrives_for_nobody(item.len())?;
+                intake.arrives_for_nobody(streams::size(&item))?;
                 None
             }
             _ if matches!(way, Way::Open { incarnation: now, .. } if *now == incarnation) => {
