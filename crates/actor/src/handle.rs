@@ -136,9 +136,39 @@ impl Serialize for ActorRef {
 
 /// A handle of the actor at this path, e.g. `/shop/web`, wherever in the tree it lives.
 ///
-/// Nothing is looked for yet: that begins with the first use. If nobody is called so then, or a worker above it is gone
-/// for good, its requests fail at once (`is_closed`); if somebody is but does not sit there right now, they wait within
-/// their deadlines.
+/// Nothing is looked for yet: that begins with the first use, so a handle may be given away before there is anybody of
+/// that name. If nobody is called so when it is used, or a worker above it is gone for good, its requests fail at once
+/// (`is_closed`); if somebody is but does not sit there right now, they wait within their deadlines.
+///
+/// ```
+/// # use hatchery::prelude::*;
+/// # struct Cache;
+/// # #[hatchery::actor]
+/// # impl Cache {
+/// #     fn start() -> Self { Cache }
+/// #     fn get(&self, key: String) -> usize { key.len() }
+/// # }
+/// struct Web { cache: CacheHandle }
+///
+/// #[hatchery::actor]
+/// impl Web {
+///     fn start() -> hatchery::Result<Self> { Ok(Web { cache: hatchery::lookup::<Cache>("/shop/cache")? }) }
+///
+///     async fn page(&self, key: String) -> hatchery::Result<String> {
+///         Ok(format!("{} found", self.cache.get(key).await?))      // from one worker to the other
+///     }
+/// }
+///
+/// #[hatchery::main]
+/// async fn main() -> hatchery::Result<()> {
+///     let tree = Supervisor::new(Strategy::OneForOne).name("shop")
+///         .child(worker::<Web>("web", ()))
+///         .child(worker::<Cache>("cache", ()))
+///         .start().await?;
+///     assert_eq!(tree.get::<Web>("web")?.page("pears".to_owned()).await?, "5 found");
+///     tree.stop().await
+/// }
+/// ```
 ///
 /// # Errors
 /// The path does not begin with a slash, or this thread belongs to no program.
@@ -155,6 +185,11 @@ pub fn lookup<A: AnyActor>(path: &str) -> Result<A::Handle, Error> {
 }
 
 /// What every handle can do, whatever its actor. A method of the same name on the actor wins.
+///
+/// They go by what this process knows. Of an actor that another process has started it knows nothing until the handle is
+/// used, or any other of that actor: the first use, one of these methods or a request, has it looked for, and until it is
+/// found it is as if nobody sat there. So `pid` is `None` then, and `kill` and `stop` do nothing. A request waits: after
+/// its answer they all say what they should.
 pub trait AnyHandle {
     /// The untyped reference inside.
     fn actor_ref(&self) -> &ActorRef;
