@@ -28,8 +28,8 @@ pub trait Exchange: Send + Sync + 'static {
     /// How this incarnation ended. Resolves when it has.
     fn verdict(&self, path: &str, tenure: Tenure) -> BoxFuture<Result<Exit, Lost>>;
 
-    /// Has its parent do this to it.
-    fn command(&self, path: &str, tenure: Tenure, command: Command) -> BoxFuture<Result<(), Fault>>;
+    /// Has its parent do this to it, or to whoever sits there.
+    fn command(&self, path: &str, tenure: Option<Tenure>, command: Command) -> BoxFuture<Result<(), Fault>>;
 }
 
 /// Who was found in a seat.

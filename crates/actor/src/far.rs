@@ -67,6 +67,13 @@ impl Far {
         self.exchange.upgrade()
     }
 
+    /// Has this done to whoever sits there.
+    pub(crate) fn command(&self, command: Command) {
+        if let Some(exchange) = self.exchange.upgrade() {
+            drop(exchange.command(&self.address.path, self.address.only, command));
+        }
+    }
+
     /// The next incarnation, as it is counted here: as its parent counts, unless that one has begun anew.
     pub(crate) fn next(&self, incarnation: u64) -> u64 {
         let next = incarnation.max(self.number.load(Ordering::Relaxed) + 1);
@@ -308,7 +315,7 @@ struct FarChild {
 impl FarChild {
     fn command(&self, command: Command) -> Option<BoxFuture<Result<(), Fault>>> {
         let exchange = self.seat.upgrade()?.exchange()?;
-        Some(exchange.command(&self.path, self.found.tenure, command))
+        Some(exchange.command(&self.path, Some(self.found.tenure), command))
     }
 }
 
@@ -505,7 +512,7 @@ mod tests {
             }))
         }
 
-        fn command(&self, _: &str, _: Tenure, _: Command) -> BoxFuture<Result<(), Fault>> {
+        fn command(&self, _: &str, _: Option<Tenure>, _: Command) -> BoxFuture<Result<(), Fault>> {
             Box::pin(std::future::ready(Ok(())))
         }
     }

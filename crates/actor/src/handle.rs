@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hatchery_wire::{Body, DecodeError, Travels, decode_owned, encode};
 use serde::de::Error as _;
@@ -12,6 +13,7 @@ use crate::address::Address;
 use crate::ask::Ask;
 use crate::child::{self, Rung};
 use crate::error::Error;
+use crate::exchange::Command;
 use crate::fault::Fault;
 use crate::incarnation::Incarnation;
 use crate::items::Items;
@@ -276,9 +278,15 @@ pub trait AnyHandle {
     /// # Cancel safety
     /// Dropped early, the request to stop stands, but the harder ways are not tried.
     fn stop(&self) -> impl Future<Output = Result<(), Error>> + Send {
-        let actor = self.actor_ref();
-        let (occupant, shutdown) = (actor.occupant(), actor.seat.shutdown());
+        let actor = self.actor_ref().clone();
+        let unheard_of = actor.seat.is_unheard_of();
+        let mut occupant = actor.occupant();
         async move {
+            if unheard_of {
+                actor.seat.heard_of(LOOKED_FOR).await;
+                occupant = actor.occupant();
+            }
+            let shutdown = actor.seat.shutdown();
             match occupant {
                 Some(occupant) => child::stop(&*occupant.child, shutdown).await.map(drop),
                 None => Ok(()),
@@ -299,8 +307,15 @@ pub trait AnyHandle {
     /// Dropped before it resolves, it may be suspended all the same.
     #[doc(alias = "sys:suspend")]
     fn suspend(&self) -> impl Future<Output = Result<(), Error>> + Send {
-        let occupant = occupant(self);
-        async move { Ok(occupant?.child.suspend().await?) }
+        let suspended = occupant(self).map(|occupant| occupant.child.suspend());
+        let actor = self.actor_ref().clone();
+        async move {
+            if actor.seat.is_unheard_of() {
+                actor.seat.heard_of(LOOKED_FOR).await;
+                return Ok(occupant_of(&actor)?.child.suspend().await?);
+            }
+            Ok(suspended?.await?)
+        }
     }
 
     /// Has the worker process of the present incarnation stand still wherever it is, with SIGSTOP to its process group,
@@ -342,13 +357,22 @@ pub trait AnyHandle {
     fn kill(&self) {
         if let Some(occupant) = self.actor_ref().occupant() {
             occupant.child.stop(Rung::Kill);
+        } else {
+            self.actor_ref().seat.command_unheard_of(Command::Stop(Rung::Kill));
         }
     }
 }
 
+/// How long an actor elsewhere is looked for that is to be stopped and was never heard of.
+const LOOKED_FOR: Duration = Duration::from_secs(30);
+
 /// Who sits there now.
 fn occupant<H: AnyHandle + ?Sized>(handle: &H) -> Result<Occupant, Fault> {
-    let seat = &handle.actor_ref().seat;
+    occupant_of(handle.actor_ref())
+}
+
+fn occupant_of(actor: &ActorRef) -> Result<Occupant, Fault> {
+    let seat = &actor.seat;
     match seat.occupancy() {
         Occupancy::Occupied(occupant) => Ok(occupant),
         Occupancy::Vacant => Err(Fault::Refused(format!(

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use hatchery_wire::Body;
 use tokio::sync::watch;
@@ -12,7 +13,7 @@ use tokio::time::Instant;
 use crate::address::{Address, ProcessId, Tenure, random};
 use crate::busy::{self, is_busy};
 use crate::child::{Child, Shutdown};
-use crate::exchange::Exchange;
+use crate::exchange::{Command, Exchange};
 use crate::exit::{Exit, Status};
 use crate::far::Far;
 use crate::fault::Fault;
@@ -196,6 +197,26 @@ impl Seat {
     /// The number that the next incarnation of another process has here.
     pub(crate) fn next_far(&self, incarnation: u64) -> u64 {
         self.far.as_ref().map_or(incarnation, |far| far.next(incarnation))
+    }
+
+    /// Whether it stands for the seat of another process, and nobody has been found there yet.
+    pub(crate) fn is_unheard_of(&self) -> bool {
+        self.far.as_ref().is_some_and(|far| far.number() == 0) && !self.is_closed()
+    }
+
+    /// Resolves when somebody has been found, or nobody will be, or after this time.
+    pub(crate) async fn heard_of(&self, within: Duration) {
+        self.follow();
+        let mut occupancy = self.occupancy.subscribe();
+        let known = occupancy.wait_for(|now| !matches!(now, Occupancy::Vacant));
+        let _ = tokio::time::timeout(within, known).await;
+    }
+
+    /// Has this done to whoever sits there, if nobody has been found yet.
+    pub(crate) fn command_unheard_of(&self, command: Command) {
+        if let (Some(far), true) = (&self.far, self.is_unheard_of()) {
+            far.command(command);
+        }
     }
 
     /// Nobody follows who sits here any more; the next one who uses it begins again.

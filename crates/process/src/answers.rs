@@ -112,9 +112,12 @@ pub(crate) fn answer(program: &Arc<Program>, question: Question, reply: Reply) -
         }
         Question::Command { tenure, command, .. } => {
             match seat.occupancy() {
-                Occupancy::Occupied(occupant) if seat.tenure(occupant.incarnation) == tenure => {
+                Occupancy::Occupied(occupant)
+                    if tenure.is_none_or(|tenure| seat.tenure(occupant.incarnation) == tenure) =>
+                {
                     obey(program, &occupant.child, command, owed);
                 }
+                _ if tenure.is_none() => owed.give(Said::Done),
                 _ => owed.give(Said::Refused(Fault::Refused(
                     "that incarnation has ended: the next one has a handle of its own".to_owned(),
                 ))),

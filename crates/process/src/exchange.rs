@@ -126,7 +126,7 @@ impl Exchange for Links {
         })
     }
 
-    fn command(&self, path: &str, tenure: Tenure, command: Command) -> BoxFuture<Result<(), Fault>> {
+    fn command(&self, path: &str, tenure: Option<Tenure>, command: Command) -> BoxFuture<Result<(), Fault>> {
         let asked = self.ask(Question::Command { seat: path.to_owned(), tenure, command });
         // Nobody need wait for it: it is done all the same.
         let (told, answered) = oneshot::channel();
