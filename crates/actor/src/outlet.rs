@@ -638,6 +638,14 @@ impl Outlet {
         self.cut_off(state, incarnation, exit);
     }
 
+    /// Somebody may come after all.
+    pub(crate) fn reopen(&self) {
+        let mut state = self.lock();
+        if matches!(state.way, Way::Closed(_)) {
+            state.way = Way::Vacant;
+        }
+    }
+
     /// Nothing more goes the way to this incarnation, and nothing comes: why will be said by
     /// [`ended`](Outlet::ended) or [`broke`](Outlet::broke).
     pub(crate) fn shut(&self, incarnation: u64) {

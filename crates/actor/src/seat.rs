@@ -32,7 +32,7 @@ pub struct Seat {
     id: u64,
     path: String,
     actor: &'static str,
-    shutdown: Shutdown,
+    shutdown: Mutex<Shutdown>,
     outlet: Outlet,
     occupancy: watch::Sender<Occupancy>,
     ends: Mutex<Ends>,
@@ -74,6 +74,8 @@ pub struct View<'a> {
     pub actor: &'static str,
     /// How many requests of a process may be under way.
     pub window: u32,
+    /// How who sits there is stopped.
+    pub shutdown: Shutdown,
     /// Who sits there, in which process, if that is another one than this, and that process's id.
     pub sits: Option<(Tenure, Option<&'a ProcessId>, Option<u32>)>,
     /// Why nobody will sit there any more.
@@ -165,7 +167,7 @@ impl Seat {
             id: random(),
             path,
             actor,
-            shutdown,
+            shutdown: Mutex::new(shutdown),
             outlet: Outlet::new(window),
             occupancy: watch::Sender::new(Occupancy::Vacant),
             ends: Mutex::default(),
@@ -250,7 +252,12 @@ impl Seat {
 
     /// How an incarnation that sits here is stopped.
     pub fn shutdown(&self) -> Shutdown {
-        self.shutdown
+        *self.shutdown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How whoever sits elsewhere is stopped.
+    pub(crate) fn set_shutdown(&self, shutdown: Shutdown) {
+        *self.shutdown.lock().unwrap_or_else(PoisonError::into_inner) = shutdown;
     }
 
     /// The registered name of the actor that sits here.
@@ -360,6 +367,7 @@ impl Seat {
         View {
             actor: self.actor,
             window: self.outlet.window(),
+            shutdown: self.shutdown(),
             sits: sits.map(|(sitting, (process, pid))| (sitting.tenure, process, pid)),
             closed: ends.closed.as_deref(),
             seat: self.id,
@@ -468,6 +476,15 @@ impl Seat {
         self.show(&mut ends);
         drop(ends);
         told.into_iter().for_each(Told::wake);
+    }
+
+    /// Somebody may sit here after all.
+    pub(crate) fn reopen(&self) {
+        let mut ends = self.ends();
+        if ends.closed.take().is_some() {
+            self.occupancy.send_replace(Occupancy::Vacant);
+            self.outlet.reopen();
+        }
     }
 
     /// Who sits here now, as far as this process knows.

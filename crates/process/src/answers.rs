@@ -90,7 +90,13 @@ pub(crate) fn answer(program: &Arc<Program>, question: Question, reply: Reply) -
                 let found = view.after(after).filter(|(tenure, ..)| only.is_none_or(|only| only == *tenure));
                 if let Some((tenure, process, pid)) = found {
                     let process = process.unwrap_or(&own).clone();
-                    owed.give(Said::Sits(Found { tenure, process, pid, window: view.window }));
+                    owed.give(Said::Sits(Found {
+                        tenure,
+                        process,
+                        pid,
+                        window: view.window,
+                        shutdown: view.shutdown,
+                    }));
                     return true;
                 }
                 if let Some(why) = view.closed {
