@@ -4,6 +4,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
 use std::process::Stdio;
 
@@ -77,7 +79,15 @@ impl Peer {
     /// # Errors
     /// It cannot be started.
     pub fn spawn(program: impl AsRef<Path>) -> io::Result<Peer> {
-        let (process, ours) = start(program, Job::Frames)?;
+        Peer::start(program, Job::Frames)
+    }
+
+    /// Starts it with a job that answers frames.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start(program: impl AsRef<Path>, job: Job) -> io::Result<Peer> {
+        let (process, ours) = start(program, job)?;
         Ok(Peer { socket: Socket::new(ours)?, process })
     }
 
@@ -110,6 +120,8 @@ impl Peer {
 pub enum Job {
     /// Length-prefixed frames, one at a time.
     Frames,
+    /// The same, and those of everybody who [connects](connect). Its first answer says that it listens.
+    Listen,
     /// Those of a [`Client`](crate::multiplex::Client).
     Multiplex,
     /// Large messages.
@@ -134,6 +146,19 @@ pub fn start(program: impl AsRef<Path>, job: Job) -> io::Result<(Child, std::os:
     Ok((process, ours))
 }
 
+/// One more socket to a process that listens.
+///
+/// # Errors
+/// It does not.
+pub fn connect(pid: u32) -> io::Result<Socket> {
+    Socket::new(std::os::unix::net::UnixStream::connect_addr(&address(pid)?)?)
+}
+
+/// A name that is no file.
+fn address(pid: u32) -> io::Result<SocketAddr> {
+    SocketAddr::from_abstract_name(format!("hatchery-ruler-{pid}"))
+}
+
 /// What the other process does.
 ///
 /// # Errors
@@ -151,7 +176,10 @@ pub fn child() -> io::Result<()> {
     }
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let stream = std::os::unix::net::UnixStream::from(stdin);
-        if job != "Frames" {
+        if job == "Listen" {
+            let listener = UnixListener::bind_addr(&address(std::process::id())?)?;
+            tokio::spawn(listen(listener));
+        } else if job != "Frames" {
             stream.set_nonblocking(true)?;
             let stream = UnixStream::from_std(stream)?;
             return match job.as_str() {
@@ -160,12 +188,24 @@ pub fn child() -> io::Result<()> {
                 _ => echo(stream).await,
             };
         }
-        let mut socket = Socket::new(stream)?;
-        while let Some(message) = socket.recv().await? {
-            socket.send(message).await?;
-        }
-        Ok(())
+        echo_frames(Socket::new(stream)?).await
     })
+}
+
+async fn listen(listener: UnixListener) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::UnixListener::from_std(listener)?;
+    loop {
+        let (stream, _) = listener.accept().await?;
+        tokio::spawn(echo_frames(Socket::new(stream.into_std()?)?));
+    }
+}
+
+async fn echo_frames(mut socket: Socket) -> io::Result<()> {
+    while let Some(message) = socket.recv().await? {
+        socket.send(message).await?;
+    }
+    Ok(())
 }
 
 async fn echo_few(mut stream: UnixStream) -> io::Result<()> {

@@ -1,6 +1,7 @@
 //! Actors in worker processes and in this one: calls, deaths, restarts, and peers that break the protocol.
 
 mod circles;
+mod descriptors;
 mod ends;
 mod once;
 mod seats;

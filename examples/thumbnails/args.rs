@@ -12,8 +12,10 @@ Usage: thumbnails [OPTIONS] [DIR]
   --out DIR      where the thumbnails go, a new or empty directory;
                  without it, DIR-thumbnails beside DIR; those of samples
                  are only made, measured and deleted again
-  --workers N    how many worker processes, 1 to 256; without it, one per core
-  --chaos        kill a random worker every 200 ms, then check every thumbnail
+  --workers N    how many worker processes make them, 1 to 256;
+                 without it, one per core
+  --chaos        kill a random one of them every 200 ms, then check every
+                 thumbnail
   --compare      run again with one worker, and compare
   --help         print this
 ";

@@ -30,7 +30,7 @@ use rustix::process::Signal;
 use crate::args::Args;
 use crate::chaos::chaos;
 use crate::interrupt::Interrupt;
-use crate::picture::{Failure, Thumbnail};
+use crate::picture::Failure;
 use crate::report::{Kills, Run};
 use crate::scan::Picture;
 use crate::totals::{Summary, Totals, TotalsHandle};
@@ -47,16 +47,21 @@ const ROUNDS: u32 = 50;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Makes one thumbnail at a time, in a process of its own: a decoder that crashes takes nothing else with it.
-struct Resizer;
+struct Resizer {
+    /// Another worker, which it speaks to itself: what becomes of a picture does not go through the root.
+    totals: TotalsHandle,
+}
 
 #[hatchery::actor]
 impl Resizer {
-    fn start() -> Self {
-        Resizer
+    fn start(totals: TotalsHandle) -> Self {
+        Resizer { totals }
     }
 
-    fn resize(&mut self, source: PathBuf, target: PathBuf) -> Result<Thumbnail, Failure> {
-        picture::make_thumbnail(&source, &target)
+    /// Makes a thumbnail, or finds that it cannot, and has that counted; then it answers.
+    async fn resize(&mut self, name: String, source: PathBuf, target: PathBuf) -> hatchery::Result<()> {
+        let outcome = picture::make_thumbnail(&source, &target);
+        Ok(self.totals.done(name, outcome).await?)
     }
 
     /// How many it had before it in its seat.
@@ -124,6 +129,13 @@ async fn job(args: &Args, scratch: &Path, interrupt: &Interrupt) -> hatchery::Re
         scan::claim_output(&alone).map_err(hatchery::Error::msg)?;
         let pictures = scan::pictures(&dir, &alone).map_err(hatchery::Error::msg)?;
         runs.push(run(&pictures, &alone, 1, false, interrupt).await?);
+    }
+    if let [one, other] = &runs[..] {
+        let sums = |run: &Run| (run.thumbnails, run.bytes_in, run.bytes_out);
+        // However many workers there were, and however often a picture was made.
+        if one.failures == other.failures && sums(one) != sums(other) {
+            complaints.push("the sums of the two runs differ".into());
+        }
     }
     // The samples are sound: none of them may fail.
     let sound = args.dir.is_none();
@@ -221,10 +233,13 @@ async fn all_done(
     with_chaos: bool,
     bar: &ProgressBar,
 ) -> hatchery::Result<Done> {
-    let totals = tree.start_child(local::<Totals>("totals", ())).await?;
+    let totals = tree.start_child(worker::<Totals>("totals", ())).await?;
+    // What it has counted dies with it. A pinned handle never reaches a successor that would begin at nothing.
+    let totals = totals.pinned().ok_or_else(|| hatchery::Error::msg("the totals ended at once"))?;
     let mut resizers = Vec::new();
     for n in 1..=workers {
-        resizers.push(tree.start_child(worker::<Resizer>(format!("resizer-{n}"), ())).await?);
+        let resizer = worker::<Resizer>(format!("resizer-{n}"), totals.clone());
+        resizers.push(tree.start_child(resizer).await?);
     }
     let kills = if with_chaos {
         let mut killed = BTreeSet::new();
@@ -241,7 +256,9 @@ async fn all_done(
     for resizer in &resizers {
         restarts += predecessors(resizer).await?;
     }
-    Ok(Done { summary: totals.summary().await?, restarts, kills })
+    let summary = totals.summary().await?;
+    assert_eq!(summary.thumbnails + summary.failures.len(), pictures.len(), "each counts once");
+    Ok(Done { summary, restarts, kills })
 }
 
 /// How many incarnations a seat has had before the present one, or before the next if it is vacant.
@@ -299,7 +316,8 @@ async fn round(
 
 type Queue = Arc<Mutex<VecDeque<Errand>>>;
 
-/// Sends one picture after the other to one resizer. A picture whose worker died goes back into the queue.
+/// Sends one picture after the other to one resizer, which has it counted. A picture whose worker died goes back into the
+/// queue, and is counted here if it does so too often.
 ///
 /// How often that was a kill. Each was of another incarnation: there is one request at a time, and one that waits for
 /// the next incarnation is not the old one's.
@@ -314,11 +332,12 @@ async fn feed(
     let mut hits = 0;
     while let Some(mut errand) = next() {
         let Picture { name, source, target } = errand.picture.clone();
-        let begun = Instant::now();
-        let outcome = match resizer.resize(source, target).timeout(PATIENCE).await {
-            Ok(thumbnail) => Ok(thumbnail),
+        let undone = match resizer.resize(name.clone(), source, target).timeout(PATIENCE).await {
+            Ok(()) => None,
             // The tree has given up: no picture will be done any more.
             Err(error) if error.is_closed() => return Err(error.into()),
+            // It could not be counted: no sum would be right.
+            Err(error) if error.handler_error().is_some() => return Err(error.into()),
             Err(error) if error.is_crash() || error.is_stopping() => {
                 hits += u64::from(killed_amid_it(&error));
                 if errand.attempt < ATTEMPTS {
@@ -326,19 +345,19 @@ async fn feed(
                     queue().push_back(errand);
                     continue;
                 }
-                Err(Failure::Undone(format!("sent {ATTEMPTS} times: {error}")))
+                Some(format!("sent {ATTEMPTS} times: {error}"))
             }
-            Err(error) => {
-                Err(error.into_handler_error().unwrap_or_else(|error| Failure::Undone(error.to_string())))
-            }
+            Err(error) => Some(error.to_string()),
         };
-        totals.done(name, outcome, begun.elapsed()).tell().await?;
+        if let Some(reason) = undone {
+            totals.done(name, Err(Failure::Undone(reason))).await?;
+        }
         bar.inc(1);
     }
     Ok(hits)
 }
 
 /// Whether the worker was killed when it had this picture: not while it waited for one, or started.
-fn killed_amid_it(error: &CallError<Failure>) -> bool {
+fn killed_amid_it(error: &CallError<hatchery::Error>) -> bool {
     error.maybe_executed() && error.exit().and_then(Exit::signal) == Some(Signal::KILL.as_raw())
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hatchery_wire::{Body, DecodeError, EncodeError, decode};
+use hatchery_wire::{Body, DecodeError, EncodeError, decode_owned};
 use serde::de::DeserializeOwned;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
@@ -138,7 +138,7 @@ impl<T, E: DeserializeOwned> Future for Ask<T, E> {
                 Ok(value) => return Poll::Ready(Ok(value)),
                 Err(error) => Fault::BadAnswer(error.to_string()),
             },
-            Answer::Error(body) => match decode(&body) {
+            Answer::Error(body) => match decode_owned(body) {
                 Ok(error) => return Poll::Ready(Err(CallError::handler(whom, order.method, error))),
                 Err(error) => Fault::BadAnswer(error.to_string()),
             },

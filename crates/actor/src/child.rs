@@ -189,7 +189,7 @@ pub enum Rung {
 }
 
 /// How a child is stopped: how long each rung of the ladder may take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shutdown {
     graceful: Option<Duration>,
     term: Duration,

@@ -319,16 +319,14 @@ impl Context {
     ///     fn lines(&self) -> Vec<String> { self.lines.clone() }
     /// }
     ///
-    /// /// Whoever holds an engine's handle; those do not travel, so it is made by a closure.
-    /// struct Captain { engine: EngineHandle, logbook: LogbookHandle }
+    /// struct Captain { logbook: LogbookHandle }
     ///
     /// #[hatchery::actor]
     /// impl Captain {
-    ///     fn start(never: hatchery::Never) -> Self { match never {} }
-    ///
-    ///     fn on_duty(&self, cx: &Context) {
+    ///     fn start(engine: EngineHandle, logbook: LogbookHandle, cx: &Context) -> Self {
     ///         let me = cx.me::<CaptainHandle>();
-    ///         cx.monitor(&self.engine, move |down| me.hears(down.to_string()));
+    ///         cx.monitor(&engine, move |down| me.hears(down.to_string()));
+    ///         Captain { logbook }
     ///     }
     ///
     ///     async fn hears(&mut self, of: String) {
@@ -341,10 +339,7 @@ impl Context {
     ///     let tree = Supervisor::new(Strategy::OneForOne).start().await?;
     ///     let engine = tree.start_child(worker::<Engine>("engine", ())).await?;
     ///     let logbook = tree.start_child(local::<Logbook>("logbook", ())).await?;
-    ///     let (e, l) = (engine.clone(), logbook.clone());
-    ///     let make = move || Captain { engine: e.clone(), logbook: l.clone() };
-    ///     let captain = tree.start_child(local_with("captain", make)).await?;
-    ///     captain.on_duty().await?;
+    ///     tree.start_child(local::<Captain>("captain", (engine.clone(), logbook.clone()))).await?;
     ///     assert!(engine.stalls().await.unwrap_err().is_crash());
     ///     while logbook.lines().await?.is_empty() {}
     ///     assert!(logbook.lines().await?[0].contains("out of fuel"));

@@ -8,16 +8,20 @@ use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
+use tokio::runtime::Handle;
 use tokio::time::{Instant, Sleep};
 
 use crate::seat::Seat;
 
-/// Has the deadlines of this seat watched over, by a task of the current runtime.
+/// Has the deadlines of this seat watched over, by a task of the current runtime, or of the one on which a seat
+/// elsewhere is followed.
 ///
 /// # Panics
 /// Outside of a runtime with timers.
 pub(crate) fn watch(seat: &Arc<Seat>) {
     let mut watcher = Watcher { seat: Arc::downgrade(seat), timer: None, over: false };
+    let elsewhere = seat.exchange().and_then(|exchange| exchange.runtime());
+    let _entered = elsewhere.as_ref().map(Handle::enter);
     // Where there are no timers this panics, here rather than in the task.
     watcher.timer = Some(Box::pin(tokio::time::sleep_until(Instant::now())));
     tokio::spawn(watcher);

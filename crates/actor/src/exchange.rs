@@ -4,9 +4,10 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
 
 use crate::address::{Address, ProcessId, Tenure};
-use crate::child::{BoxFuture, Rung};
+use crate::child::{BoxFuture, Rung, Shutdown};
 use crate::exit::Exit;
 use crate::fault::Fault;
 use crate::outlet::Line;
@@ -17,6 +18,9 @@ use crate::seat::Seat;
 /// What its methods ask is asked when they are called, whether or not the future is polled. Dropping the future ends
 /// the waiting.
 pub trait Exchange: Send + Sync + 'static {
+    /// The runtime on which others are followed and reached, whoever asks for them.
+    fn runtime(&self) -> Option<Handle>;
+
     /// Who sits there now, or next if nobody does, or if who sits there is no later than `after`. Resolves when
     /// somebody does.
     fn resolve(&self, address: &Address, after: Option<Tenure>) -> BoxFuture<Result<Found, Lost>>;
@@ -28,8 +32,8 @@ pub trait Exchange: Send + Sync + 'static {
     /// How this incarnation ended. Resolves when it has.
     fn verdict(&self, path: &str, tenure: Tenure) -> BoxFuture<Result<Exit, Lost>>;
 
-    /// Has its parent do this to it.
-    fn command(&self, path: &str, tenure: Tenure, command: Command) -> BoxFuture<Result<(), Fault>>;
+    /// Has its parent do this to it, or to whoever sits there.
+    fn command(&self, path: &str, tenure: Option<Tenure>, command: Command) -> BoxFuture<Result<(), Fault>>;
 }
 
 /// Who was found in a seat.
@@ -43,6 +47,8 @@ pub struct Found {
     pub pid: Option<u32>,
     /// How many requests of a process may be under way to it.
     pub window: u32,
+    /// How it is stopped.
+    pub shutdown: Shutdown,
 }
 
 /// Why nobody was found, reached, or told of.
@@ -71,7 +77,9 @@ pub struct Opened {
 pub enum Over {
     /// Nothing was under way, and the room was needed: the next request opens another one.
     Idle,
-    /// The other side has ended.
+    /// The actor has ended, and all that it had to say has arrived.
+    Said,
+    /// The other side has ended, perhaps in the middle of what it had to say.
     Ended,
 }
 

@@ -27,8 +27,11 @@ use crate::child::{BoxFuture, Child, Ended, Rung, ended};
 use crate::exchange::{Command, Exchange, Found, Lost, Opened, Over};
 use crate::exit::{Exit, Status};
 use crate::fault::Fault;
+use crate::outlet::WINDOW;
 use crate::seat::Seat;
 
+/// What another process says is no reason to run out of numbers.
+const FARTHEST: u64 = 1 << 60;
 /// Between the end of a channel and the verdict, and the other way round: each follows the other at once, unless one of
 /// both is not about an end at all.
 const BOTH: Duration = Duration::from_secs(2);
@@ -67,9 +70,16 @@ impl Far {
         self.exchange.upgrade()
     }
 
+    /// Has this done to whoever sits there.
+    pub(crate) fn command(&self, command: Command) {
+        if let Some(exchange) = self.exchange.upgrade() {
+            drop(exchange.command(&self.address.path, self.address.only, command));
+        }
+    }
+
     /// The next incarnation, as it is counted here: as its parent counts, unless that one has begun anew.
     pub(crate) fn next(&self, incarnation: u64) -> u64 {
-        let next = incarnation.max(self.number.load(Ordering::Relaxed) + 1);
+        let next = incarnation.min(FARTHEST).max(self.number.load(Ordering::Relaxed) + 1);
         self.number.store(next, Ordering::Relaxed);
         next
     }
@@ -82,14 +92,18 @@ impl Far {
         self.follows.store(false, Ordering::Relaxed);
     }
 
-    /// Begins to follow, on the current runtime, if nobody does. Outside of a runtime the next one who uses it does.
+    /// Begins to follow, if nobody does: on the runtime of the run, whoever asks for it.
     pub(crate) fn follow(&self) {
         if self.follows.load(Ordering::Relaxed) {
             return;
         }
-        let Ok(runtime) = Handle::try_current() else { return };
+        let Some(exchange) = self.exchange.upgrade() else { return };
+        let Some(runtime) = exchange.runtime().or_else(|| Handle::try_current().ok()) else { return };
         if self.follows.swap(true, Ordering::Relaxed) {
             return;
+        }
+        if let Some(seat) = self.seat.upgrade() {
+            seat.reopen();
         }
         let follower = Follower { seat: self.seat.clone(), number: self.number(), over: false };
         let (address, exchange) = (self.address.clone(), self.exchange.clone());
@@ -125,9 +139,16 @@ impl Follower {
                     pause = FIRST_PAUSE;
                     after = self.sits(&*exchange, &address, found).await;
                 }
-                Err(Lost::Closed(why)) => return self.close(Fault::Closed { why: why.clone() }, &why),
+                Err(Lost::Closed(why)) => {
+                    self.close(&Fault::Closed { why: why.clone() }, &why);
+                    // Whoever uses it next may find somebody who came meanwhile.
+                    if let Some(seat) = self.seat.upgrade() {
+                        seat.forsaken();
+                    }
+                    return;
+                }
                 Err(Lost::Over(exit)) => {
-                    return self.close(Fault::Ended { exit, maybe_executed: false }, ENDED);
+                    return self.close(&Fault::Ended { exit, maybe_executed: false }, ENDED);
                 }
                 Err(Lost::Broken | Lost::Busy) => {
                     sleep(pause).await;
@@ -140,10 +161,10 @@ impl Follower {
         }
     }
 
-    fn close(mut self, fault: Fault, why: &str) {
+    fn close(&mut self, fault: &Fault, why: &str) {
         self.over = true;
         if let Some(seat) = self.seat.upgrade() {
-            seat.close_with(fault, why);
+            seat.close_with(fault.clone(), why);
         }
     }
 
@@ -160,7 +181,8 @@ impl Follower {
                 seat: self.seat.clone(),
                 exited,
             };
-            seat.set_window(found.window);
+            seat.set_window(found.window.clamp(1, WINDOW));
+            seat.set_shutdown(found.shutdown);
             if !seat.sit(self.number, found.tenure, Arc::new(child)) {
                 self.over = true;
                 return None;
@@ -168,6 +190,7 @@ impl Follower {
         }
         let mut verdict = pin!(verdict(exchange, &address.path, found.tenure));
         let mut over: Option<BoxFuture<Over>> = None;
+        let mut said_all = false;
         let mut pause = FIRST_PAUSE;
         let known = loop {
             let connected = over.is_some();
@@ -176,7 +199,8 @@ impl Follower {
                 known = &mut verdict => break known,
                 why = finished(&mut over), if connected => {
                     over = None;
-                    if why == Over::Ended {
+                    if why != Over::Idle {
+                        said_all = why == Over::Said;
                         self.seat.upgrade()?.shut(self.number);
                         match timeout(BOTH, &mut verdict).await {
                             Ok(known) => break known,
@@ -208,7 +232,7 @@ impl Follower {
         };
         if let Some(over) = &mut over {
             // What it said before its end comes first.
-            let _ = timeout(BOTH, over).await;
+            said_all = timeout(BOTH, over).await == Ok(Over::Said);
         }
         let exit = match known {
             Ok(exit) => exit,
@@ -217,7 +241,9 @@ impl Follower {
             Err(Lost::Broken | Lost::Busy) => unknown(OWNER_ENDED),
         };
         let seat = self.seat.upgrade()?;
-        seat.ended(self.number, &exit);
+        // In order or not: of those who have no answer nobody knows unless it could say all that it had to say.
+        let orderly = exit.is_orderly() && said_all;
+        seat.ended(self.number, &exit.clone().with_orderly(orderly));
         if only {
             let fault = Fault::Ended { exit: Box::new(exit.clone()), maybe_executed: false };
             seat.close_with(fault, ENDED);
@@ -308,7 +334,7 @@ struct FarChild {
 impl FarChild {
     fn command(&self, command: Command) -> Option<BoxFuture<Result<(), Fault>>> {
         let exchange = self.seat.upgrade()?.exchange()?;
-        Some(exchange.command(&self.path, self.found.tenure, command))
+        Some(exchange.command(&self.path, Some(self.found.tenure), command))
     }
 }
 
@@ -452,6 +478,10 @@ mod tests {
     struct Fake(Arc<World>);
 
     impl Exchange for Fake {
+        fn runtime(&self) -> Option<Handle> {
+            Handle::try_current().ok()
+        }
+
         fn resolve(&self, _: &Address, after: Option<Tenure>) -> BoxFuture<Result<Found, Lost>> {
             Box::pin(self.0.clone().until(move |state| {
                 if state.broken > 0 {
@@ -463,7 +493,7 @@ mod tests {
                 }
                 let tenure = state.tenure();
                 let process = ProcessId { path: "/there".to_owned(), birth: 7 };
-                let found = Found { tenure, process, pid: Some(7), window: 4 };
+                let found = Found { tenure, process, pid: Some(7), window: 4, shutdown: Default::default() };
                 (state.sits && after != Some(tenure)).then_some(Ok(found))
             }))
         }
@@ -505,7 +535,7 @@ mod tests {
             }))
         }
 
-        fn command(&self, _: &str, _: Tenure, _: Command) -> BoxFuture<Result<(), Fault>> {
+        fn command(&self, _: &str, _: Option<Tenure>, _: Command) -> BoxFuture<Result<(), Fault>> {
             Box::pin(std::future::ready(Ok(())))
         }
     }

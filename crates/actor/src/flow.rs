@@ -25,7 +25,7 @@ use crate::exit::Exit;
 use crate::fault::Fault;
 use crate::mailbox::{Mailbox, Name, ReturnPath, name};
 use crate::outlet::{Answer, measure};
-use crate::streams::{Ahead, TooMuchCredit};
+use crate::streams::{self, Ahead, TooMuchCredit};
 
 /// How many streams of one actor may be open. Each is a task; its caller holds on to it by a living value.
 pub const OPEN: usize = 1024;
@@ -149,7 +149,7 @@ impl Flow {
     }
 
     fn send(&self, item: Body) {
-        self.lock().ahead.add(item.len());
+        self.lock().ahead.add(streams::size(&item));
         self.from.item(self.id, item);
     }
 }

@@ -2,8 +2,9 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
-use hatchery_wire::{Body, DecodeError, Travels, decode, encode};
+use hatchery_wire::{Body, DecodeError, Travels, decode_owned, encode};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -12,6 +13,7 @@ use crate::address::Address;
 use crate::ask::Ask;
 use crate::child::{self, Rung};
 use crate::error::Error;
+use crate::exchange::Command;
 use crate::fault::Fault;
 use crate::incarnation::Incarnation;
 use crate::items::Items;
@@ -36,7 +38,7 @@ impl ActorRef {
     /// A request to it. The message is encoded here and now.
     #[doc(hidden)]
     pub fn ask<M: Serialize, T: Travels, E: Travels>(&self, method: &'static str, message: &M) -> Ask<T, E> {
-        self.ask_with(method, message, |body| decode(&body))
+        self.ask_with(method, message, decode_owned)
     }
 
     /// A request whose answer is decoded in a way of its own.
@@ -56,7 +58,7 @@ impl ActorRef {
         &self,
         method: &'static str,
         message: &M,
-        decode: fn(&Body) -> Result<T, DecodeError>,
+        decode: fn(Body) -> Result<T, DecodeError>,
     ) -> Items<T, E> {
         Items::new(self.clone(), method, encode(message), decode)
     }
@@ -136,9 +138,39 @@ impl Serialize for ActorRef {
 
 /// A handle of the actor at this path, e.g. `/shop/web`, wherever in the tree it lives.
 ///
-/// Nothing is looked for yet: that begins with the first use. If nobody is called so then, or a worker above it is gone
-/// for good, its requests fail at once (`is_closed`); if somebody is but does not sit there right now, they wait within
-/// their deadlines.
+/// Nothing is looked for yet: that begins with the first use, so a handle may be given away before there is anybody of
+/// that name. If nobody is called so when it is used, or a worker above it is gone for good, its requests fail at once
+/// (`is_closed`); if somebody is but does not sit there right now, they wait within their deadlines.
+///
+/// ```
+/// # use hatchery::prelude::*;
+/// # struct Cache;
+/// # #[hatchery::actor]
+/// # impl Cache {
+/// #     fn start() -> Self { Cache }
+/// #     fn get(&self, key: String) -> usize { key.len() }
+/// # }
+/// struct Web { cache: CacheHandle }
+///
+/// #[hatchery::actor]
+/// impl Web {
+///     fn start() -> hatchery::Result<Self> { Ok(Web { cache: hatchery::lookup::<Cache>("/shop/cache")? }) }
+///
+///     async fn page(&self, key: String) -> hatchery::Result<String> {
+///         Ok(format!("{} found", self.cache.get(key).await?))      // from one worker to the other
+///     }
+/// }
+///
+/// #[hatchery::main]
+/// async fn main() -> hatchery::Result<()> {
+///     let tree = Supervisor::new(Strategy::OneForOne).name("shop")
+///         .child(worker::<Web>("web", ()))
+///         .child(worker::<Cache>("cache", ()))
+///         .start().await?;
+///     assert_eq!(tree.get::<Web>("web")?.page("pears".to_owned()).await?, "5 found");
+///     tree.stop().await
+/// }
+/// ```
 ///
 /// # Errors
 /// The path does not begin with a slash, or this thread belongs to no program.
@@ -155,6 +187,11 @@ pub fn lookup<A: AnyActor>(path: &str) -> Result<A::Handle, Error> {
 }
 
 /// What every handle can do, whatever its actor. A method of the same name on the actor wins.
+///
+/// They go by what this process knows. Of an actor that another process has started it knows nothing until the handle is
+/// used, or any other of that actor: the first use, one of these methods or a request, has it looked for, and until it is
+/// found it is as if nobody sat there. So `pid` is `None` then, and `kill` and `stop` do nothing. A request waits: after
+/// its answer they all say what they should.
 pub trait AnyHandle {
     /// The untyped reference inside.
     fn actor_ref(&self) -> &ActorRef;
@@ -241,9 +278,15 @@ pub trait AnyHandle {
     /// # Cancel safety
     /// Dropped early, the request to stop stands, but the harder ways are not tried.
     fn stop(&self) -> impl Future<Output = Result<(), Error>> + Send {
-        let actor = self.actor_ref();
-        let (occupant, shutdown) = (actor.occupant(), actor.seat.shutdown());
+        let actor = self.actor_ref().clone();
+        let unheard_of = actor.seat.is_unheard_of();
+        let mut occupant = actor.occupant();
         async move {
+            if unheard_of {
+                actor.seat.heard_of(LOOKED_FOR).await;
+                occupant = actor.occupant();
+            }
+            let shutdown = actor.seat.shutdown();
             match occupant {
                 Some(occupant) => child::stop(&*occupant.child, shutdown).await.map(drop),
                 None => Ok(()),
@@ -264,8 +307,15 @@ pub trait AnyHandle {
     /// Dropped before it resolves, it may be suspended all the same.
     #[doc(alias = "sys:suspend")]
     fn suspend(&self) -> impl Future<Output = Result<(), Error>> + Send {
-        let occupant = occupant(self);
-        async move { Ok(occupant?.child.suspend().await?) }
+        let suspended = occupant(self).map(|occupant| occupant.child.suspend());
+        let actor = self.actor_ref().clone();
+        async move {
+            if actor.seat.is_unheard_of() {
+                actor.seat.heard_of(LOOKED_FOR).await;
+                return Ok(occupant_of(&actor)?.child.suspend().await?);
+            }
+            Ok(suspended?.await?)
+        }
     }
 
     /// Has the worker process of the present incarnation stand still wherever it is, with SIGSTOP to its process group,
@@ -307,13 +357,22 @@ pub trait AnyHandle {
     fn kill(&self) {
         if let Some(occupant) = self.actor_ref().occupant() {
             occupant.child.stop(Rung::Kill);
+        } else {
+            self.actor_ref().seat.command_unheard_of(Command::Stop(Rung::Kill));
         }
     }
 }
 
+/// How long an actor elsewhere is looked for that is to be stopped and was never heard of.
+const LOOKED_FOR: Duration = Duration::from_secs(30);
+
 /// Who sits there now.
 fn occupant<H: AnyHandle + ?Sized>(handle: &H) -> Result<Occupant, Fault> {
-    let seat = &handle.actor_ref().seat;
+    occupant_of(handle.actor_ref())
+}
+
+fn occupant_of(actor: &ActorRef) -> Result<Occupant, Fault> {
+    let seat = &actor.seat;
     match seat.occupancy() {
         Occupancy::Occupied(occupant) => Ok(occupant),
         Occupancy::Vacant => Err(Fault::Refused(format!(

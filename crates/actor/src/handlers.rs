@@ -48,8 +48,14 @@ impl Handlers {
         if let Some(here) = &mut self.here {
             here.begin(before);
         }
+        self.goes_on();
+    }
+
+    /// It is not looked at any more.
+    fn goes_on(&mut self) {
         if self.looking.take().is_some() {
             self.set_for = None;
+            self.mailbox.handler_goes_on();
         }
     }
 
@@ -65,22 +71,22 @@ impl Handlers {
         mut handler: Pin<&mut F>,
         cx: &mut Context<'_>,
     ) -> Poll<F::Output> {
-        let due = match self.looking {
-            Some(_) => self.rings(),
-            None => {
-                let polled = {
-                    let _inside = Inside::enter(&mut self.here);
-                    handler.as_mut().poll(cx)
-                };
-                if polled.is_ready() || !self.has_waited_long(cx) {
-                    return polled;
-                }
-                self.looking = Some(FIRST);
-                true
+        if self.looking.is_some() && !self.rings() {
+            // Something has happened to it.
+            self.goes_on();
+        }
+        if self.looking.is_none() {
+            let polled = {
+                let _inside = Inside::enter(&mut self.here);
+                handler.as_mut().poll(cx)
+            };
+            if polled.is_ready() || !self.has_waited_long(cx) {
+                return polled;
             }
-        };
+            self.looking = Some(FIRST);
+        }
         let polled = self.look(handler, cx);
-        if let (true, Poll::Pending, Some(pause)) = (due, &polled, self.looking) {
+        if let (Poll::Pending, Some(pause)) = (&polled, self.looking) {
             if let Some((awaited, probe)) = self.mailbox.sends_probe() {
                 probe::follow(probe::Verdict::Goes(awaited, probe));
             }

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_core::Stream;
-use hatchery_wire::{Body, DecodeError, EncodeError, decode};
+use hatchery_wire::{Body, DecodeError, EncodeError, decode_owned};
 use serde::de::DeserializeOwned;
 use tokio::time::Sleep;
 
@@ -85,7 +85,7 @@ pub struct Items<T, E = Never> {
     method: &'static str,
     timeout: Duration,
     state: State,
-    decode: fn(&Body) -> Result<T, DecodeError>,
+    decode: fn(Body) -> Result<T, DecodeError>,
     error: PhantomData<fn() -> E>,
 }
 
@@ -105,7 +105,7 @@ impl<T, E> Items<T, E> {
         actor: ActorRef,
         method: &'static str,
         body: Result<Body, EncodeError>,
-        decode: fn(&Body) -> Result<T, DecodeError>,
+        decode: fn(Body) -> Result<T, DecodeError>,
     ) -> Self {
         Items { actor, method, timeout: DEFAULT_TIMEOUT, state: State::New(body), decode, error: PhantomData }
     }
@@ -140,7 +140,7 @@ impl<T, E> Items<T, E> {
             Poll::Pending => return Poll::Pending,
         };
         let fault = match taken {
-            Taken::Item(body) => match (self.decode)(&body) {
+            Taken::Item(body) => match (self.decode)(body) {
                 Ok(item) => return Poll::Ready(Some(Ok(item))),
                 Err(error) => Fault::BadAnswer(error.to_string()),
             },
@@ -148,7 +148,7 @@ impl<T, E> Items<T, E> {
                 self.state = State::Over;
                 return Poll::Ready(None);
             }
-            Taken::Over(Answer::Error(body)) => match decode(&body) {
+            Taken::Over(Answer::Error(body)) => match decode_owned(body) {
                 Ok(error) => {
                     self.state = State::Over;
                     let error = CallError::handler(self.actor.seat().path(), self.method, error);

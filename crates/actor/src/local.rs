@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hatchery_wire::{Body, EncodeError, decode, encode};
+use hatchery_wire::{Body, EncodeError, decode_owned, encode};
 use tokio::sync::{oneshot, watch};
 use tokio::task::AbortHandle;
 
@@ -67,7 +67,7 @@ impl<A: Actor> Origin<A> {
             }
         };
         let undecodable = |error| Error::from(error).context("the arguments could not be decoded");
-        A::start(decode::<A::Args>(&args).map_err(undecodable)?, cx).await
+        A::start(decode_owned::<A::Args>(args).map_err(undecodable)?, cx).await
     }
 }
 

@@ -206,6 +206,13 @@ impl Mailbox {
         }
     }
 
+    /// The handler is not looked at any more.
+    pub(crate) fn handler_goes_on(&self) {
+        if let Some(station) = &mut self.lock().station {
+            station.over();
+        }
+    }
+
     /// A probe to be sent along what the handler waits for.
     pub(crate) fn sends_probe(&self) -> Option<(Awaited, Probe)> {
         self.lock().station.as_mut()?.begins()
@@ -257,8 +264,9 @@ impl Mailbox {
         // Not found: it has been answered, and the answer and the withdrawal have crossed.
     }
 
-    /// The process of this sender has ended, and all callers in it have left. Its tells were sent, and count.
-    pub fn callers_left(&self, from: &Arc<dyn ReturnPath>) {
+    /// All callers of this sender have left, its process has ended perhaps. Its tells were sent, and count. Gives how
+    /// many of its requests will never begin; their places are free.
+    pub fn callers_left(&self, from: &Arc<dyn ReturnPath>) -> u32 {
         let mut state = self.lock();
         let is_theirs = |other: &Arc<dyn ReturnPath>| Arc::ptr_eq(other, from);
         let flows = state.flows.of(from);
@@ -283,9 +291,11 @@ impl Mailbox {
             }
         }
         drop(state);
+        let unheard = u32::try_from(gone.len()).unwrap_or(u32::MAX);
         drop(gone);
         left.into_iter().for_each(|left| left.cancel());
         flows.iter().for_each(|flow| flow.give(Order::Withdrawn));
+        unheard
     }
 
     /// The actor shall stop after the message it is at.

@@ -29,7 +29,7 @@ use crate::fault::Fault;
 use crate::incarnation::{self, Incarnation};
 use crate::probe::{Circle, Probe};
 use crate::slots::Slots;
-use crate::streams::{BadItem, Intake};
+use crate::streams::{self, BadItem, Intake};
 use crate::trace::TraceContext;
 
 /// How many requests one channel may have waiting at one actor, unless its spec says fewer.
@@ -613,7 +613,7 @@ impl Outlet {
                 waker.take()
             }
             (None, Some(intake)) => {
-                intake.arrives_for_nobody(item.len())?;
+                intake.arrives_for_nobody(streams::size(&item))?;
                 None
             }
             _ if matches!(way, Way::Open { incarnation: now, .. } if *now == incarnation) => {
@@ -642,6 +642,14 @@ impl Outlet {
         let mut state = self.lock();
         state.last_ended = state.last_ended.max(incarnation);
         self.cut_off(state, incarnation, exit);
+    }
+
+    /// Somebody may come after all.
+    pub(crate) fn reopen(&self) {
+        let mut state = self.lock();
+        if matches!(state.way, Way::Closed(_)) {
+            state.way = Way::Vacant;
+        }
     }
 
     /// Nothing more goes the way to this incarnation, and nothing comes: why will be said by
@@ -714,14 +722,6 @@ impl Outlet {
         drop(state);
         drop(old);
         wake(wakers);
-    }
-
-    /// Somebody will come after all: requests wait again.
-    pub(crate) fn reopen(&self) {
-        let mut state = self.lock();
-        if matches!(state.way, Way::Closed(_)) {
-            state.way = Way::Vacant;
-        }
     }
 
     /// Whether this incarnation has answered a request of this process.

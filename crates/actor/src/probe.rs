@@ -115,7 +115,7 @@ impl<A: Clone + PartialEq> Station<A> {
         self.still = false;
     }
 
-    /// The handler has returned.
+    /// The handler has returned, or is not looked at any more.
     pub(crate) fn over(&mut self) {
         (self.wait, self.still, self.found) = (None, false, None);
     }

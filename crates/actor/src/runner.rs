@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use hatchery_wire::decode;
+use hatchery_wire::decode_owned;
 use tokio::time::Instant;
 use tracing::Instrument;
 
@@ -224,9 +224,8 @@ async fn one<A: AnyActor>(actor: &mut A, work: Work, now: Instant, cx: &mut Cont
     if deadline.is_some_and(|deadline| deadline <= now) {
         return Answer::Fault(Fault::Timeout { maybe_executed: false });
     }
-    let message = decode::<A::Message>(&body);
-    // Given up: large byte strings in it then become the message's own, without a copy.
-    drop(body);
+    // Given up: large byte strings and descriptors in it become the message's own, without a copy.
+    let message = decode_owned::<A::Message>(body);
     match message {
         Ok(message) => match cx.trace() {
             None => actor.handle(message, ask, cx).await,

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use hatchery_wire::Body;
 use tokio::sync::watch;
@@ -12,7 +13,7 @@ use tokio::time::Instant;
 use crate::address::{Address, ProcessId, Tenure, random};
 use crate::busy::{self, is_busy};
 use crate::child::{Child, Shutdown};
-use crate::exchange::Exchange;
+use crate::exchange::{Command, Exchange};
 use crate::exit::{Exit, Status};
 use crate::far::Far;
 use crate::fault::Fault;
@@ -31,7 +32,7 @@ pub struct Seat {
     id: u64,
     path: String,
     actor: &'static str,
-    shutdown: Shutdown,
+    shutdown: Mutex<Shutdown>,
     outlet: Outlet,
     occupancy: watch::Sender<Occupancy>,
     ends: Mutex<Ends>,
@@ -73,6 +74,8 @@ pub struct View<'a> {
     pub actor: &'static str,
     /// How many requests of a process may be under way.
     pub window: u32,
+    /// How who sits there is stopped.
+    pub shutdown: Shutdown,
     /// Who sits there, in which process, if that is another one than this, and that process's id.
     pub sits: Option<(Tenure, Option<&'a ProcessId>, Option<u32>)>,
     /// Why nobody will sit there any more.
@@ -164,7 +167,7 @@ impl Seat {
             id: random(),
             path,
             actor,
-            shutdown,
+            shutdown: Mutex::new(shutdown),
             outlet: Outlet::new(window),
             occupancy: watch::Sender::new(Occupancy::Vacant),
             ends: Mutex::default(),
@@ -198,6 +201,26 @@ impl Seat {
         self.far.as_ref().map_or(incarnation, |far| far.next(incarnation))
     }
 
+    /// Whether it stands for the seat of another process, and nobody has been found there yet.
+    pub(crate) fn is_unheard_of(&self) -> bool {
+        self.far.as_ref().is_some_and(|far| far.number() == 0) && !self.is_closed()
+    }
+
+    /// Resolves when somebody has been found, or nobody will be, or after this time.
+    pub(crate) async fn heard_of(&self, within: Duration) {
+        self.follow();
+        let mut occupancy = self.occupancy.subscribe();
+        let known = occupancy.wait_for(|now| !matches!(now, Occupancy::Vacant));
+        let _ = tokio::time::timeout(within, known).await;
+    }
+
+    /// Has this done to whoever sits there, if nobody has been found yet.
+    pub(crate) fn command_unheard_of(&self, command: Command) {
+        if let (Some(far), true) = (&self.far, self.is_unheard_of()) {
+            far.command(command);
+        }
+    }
+
     /// Nobody follows who sits here any more; the next one who uses it begins again.
     pub(crate) fn forsaken(&self) {
         if let Some(far) = &self.far {
@@ -229,7 +252,12 @@ impl Seat {
 
     /// How an incarnation that sits here is stopped.
     pub fn shutdown(&self) -> Shutdown {
-        self.shutdown
+        *self.shutdown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How whoever sits elsewhere is stopped.
+    pub(crate) fn set_shutdown(&self, shutdown: Shutdown) {
+        *self.shutdown.lock().unwrap_or_else(PoisonError::into_inner) = shutdown;
     }
 
     /// The registered name of the actor that sits here.
@@ -339,6 +367,7 @@ impl Seat {
         View {
             actor: self.actor,
             window: self.outlet.window(),
+            shutdown: self.shutdown(),
             sits: sits.map(|(sitting, (process, pid))| (sitting.tenure, process, pid)),
             closed: ends.closed.as_deref(),
             seat: self.id,

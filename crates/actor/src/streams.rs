@@ -7,7 +7,8 @@
 //!       └───────── Credit: so many have been taken ◀── gathered, a quarter ◀─────┘
 //! ```
 //!
-//! Room is what has been sent and not been given back: fewer than [`ITEMS`] items and fewer than [`BYTES`] bytes. The
+//! Room is what has been sent and not been given back: fewer than [`ITEMS`] items and fewer than [`BYTES`] bytes, where a
+//! descriptor counts for many. The
 //! consumer gives back before it says so, so an honest producer never appears to be too far ahead. It gives back a
 //! quarter at a time, of either measure, so what it holds back never stops the producer.
 
@@ -19,6 +20,13 @@ use hatchery_wire::Body;
 pub const ITEMS: usize = 64;
 /// How many bytes of items it may be ahead, plus one item of any size.
 pub const BYTES: usize = 1024 * 1024;
+/// How many bytes a descriptor counts for: 64 of them are as much as the room for bytes.
+const DESCRIPTOR: usize = BYTES / 64;
+
+/// What an item counts for, the same on both sides.
+pub(crate) fn size(item: &Body) -> usize {
+    item.len() + item.descriptors() * DESCRIPTOR
+}
 
 /// What has been sent on a stream and not been given back.
 #[derive(Debug, Default)]
@@ -75,7 +83,7 @@ pub(crate) struct Intake {
 
 impl Intake {
     pub(crate) fn arrives(&mut self, item: Body) -> Result<(), BadItem> {
-        self.arrives_for_nobody(item.len())?;
+        self.arrives_for_nobody(size(&item))?;
         self.arrived.push_back(item);
         Ok(())
     }
@@ -94,7 +102,7 @@ impl Intake {
     pub(crate) fn take(&mut self) -> Option<(Body, usize)> {
         let item = self.arrived.pop_front()?;
         self.owed += 1;
-        self.owed_bytes += item.len();
+        self.owed_bytes += size(&item);
         if self.owed < ITEMS / 4 && self.owed_bytes < BYTES / 4 {
             return Some((item, 0));
         }
@@ -149,6 +157,21 @@ mod tests {
         assert_eq!(intake.arrives(item(0)), Err(BadItem::BeyondCredit));
         assert_eq!(intake.take().unwrap().1, 1);
         intake.arrives(item(0)).unwrap();
+    }
+
+    #[test]
+    fn items_with_descriptors_stop_it_at_64_of_them() {
+        let body = hatchery_wire::encode(
+            &["/dev/null"; 16].map(|path| hatchery_wire::Fd::new(std::fs::File::open(path).unwrap())),
+        );
+        let item = body.unwrap();
+        let mut intake = Intake::default();
+        for _ in 0..4 {
+            intake.arrives(item.clone()).unwrap();
+        }
+        assert_eq!(intake.arrives(item.clone()), Err(BadItem::BeyondCredit));
+        assert_eq!(intake.take().unwrap().1, 1, "a quarter");
+        intake.arrives(item).unwrap();
     }
 
     #[test]

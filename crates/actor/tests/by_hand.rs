@@ -212,7 +212,7 @@ impl ProbeHandle {
     }
 
     fn count(&self, to: u64, millis: u64, stalls: bool) -> Items<u64> {
-        self.actor.items("count", &Message::Count(to, millis, stalls), hatchery_wire::decode)
+        self.actor.items("count", &Message::Count(to, millis, stalls), hatchery_wire::decode_owned)
     }
 
     /// A message that the actor does not know.
@@ -1714,16 +1714,16 @@ async fn items_that_can_not_be_encoded_or_decoded_end_the_stream_with_an_error()
     assert!(items.next().await.is_none());
 
     let mut items: Items<String> =
-        stage.probe.actor.items("count", &Message::Count(5, 0, true), hatchery_wire::decode);
+        stage.probe.actor.items("count", &Message::Count(5, 0, true), hatchery_wire::decode_owned);
     let error = items.next().await.unwrap().unwrap_err();
     assert!(matches!(error.fault(), Some(Fault::BadAnswer(_))), "{error}");
     assert!(items.next().await.is_none());
     settle().await;
     assert_eq!(stage.log.take(), ["dropped at 14", "dropped at 5"]);
-    let mut items: Items<u64> = stage.probe.actor.items("count", &Unspeakable, hatchery_wire::decode);
+    let mut items: Items<u64> = stage.probe.actor.items("count", &Unspeakable, hatchery_wire::decode_owned);
     assert!(!items.next().await.unwrap().unwrap_err().maybe_executed());
     assert!(items.next().await.is_none());
-    let mut items: Items<u64> = stage.probe.actor.items("add", &Message::Add(1), hatchery_wire::decode);
+    let mut items: Items<u64> = stage.probe.actor.items("add", &Message::Add(1), hatchery_wire::decode_owned);
     let error = items.next().await.unwrap().unwrap_err();
     assert!(error.to_string().contains("no stream"), "{error}");
     assert_eq!(stage.probe.incarnation(), Some(1));

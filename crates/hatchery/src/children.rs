@@ -8,7 +8,8 @@ use hatchery_supervisor::spec::ChildSpec;
 /// An actor in a process of its own.
 ///
 /// The arguments are those of its `start`: nothing is `()`, one is itself, several are a tuple. They are encoded here
-/// and kept so, for restarts; arguments that cannot be encoded are an error of the start. The name is unique among the
+/// and kept so, for restarts; arguments that cannot be encoded are an error of the start. Descriptors in them
+/// ([`Fd`](crate::Fd)) stay open here as long as the spec is kept: until its supervisor has ended. The name is unique among the
 /// children of its supervisor: 100 bytes at most, no `/`, no control characters, not beginning with `~`.
 ///
 /// It may take 30 s to start, and is stopped by [`Shutdown::graceful`](crate::Shutdown::graceful) with 5 s; the

@@ -8,6 +8,7 @@
 //! | the door every program comes through | [`main`], [`program()`], [`test`] |
 //! | a function in a process of its own | [`task`], [`Process`] |
 //! | an actor, in a worker process or here | [`actor`], [`worker()`], [`local()`], [`local_with()`], [`Ask`], [`Items`], [`AnyHandle`], [`Context`], [`Reply`] |
+//! | open files and sockets in messages | [`Fd`] |
 //! | an actor elsewhere in the tree | any handle, and [`lookup()`] |
 //! | who has ended, and how | [`Monitor`], [`Down`] |
 //! | keeping them alive | [`Supervisor`], [`Strategy`], [`Restart`], [`Tree`] |
@@ -50,6 +51,39 @@ pub use hatchery_supervisor::tree::{
 /// What an actor's method returns to answer with many items, one after the other: `-> impl Stream<Item = T>`. It is the
 /// trait of the crate `futures-core`, the same one everywhere.
 pub use futures_core::Stream;
+
+/// ```
+/// use std::io::{Read, Write};
+/// use std::os::unix::net::UnixStream;
+///
+/// use hatchery::Fd;
+/// use hatchery::prelude::*;
+///
+/// struct Greeter;
+///
+/// #[hatchery::actor]
+/// impl Greeter {
+///     fn start() -> Self { Greeter }
+///     fn greet(&self, mut whom: Fd<UnixStream>) -> std::result::Result<(), String> {
+///         whom.write_all(b"hello").map_err(|error| error.to_string())
+///     }
+/// }
+///
+/// #[hatchery::main]
+/// async fn main() -> hatchery::Result<()> {
+///     let tree = Supervisor::new(Strategy::OneForOne).start().await?;
+///     let greeter = tree.start_child(worker::<Greeter>("greeter", ())).await?;
+///
+///     let (mut here, there) = UnixStream::pair()?;
+///     greeter.greet(Fd::new(there)).await?;
+///
+///     let mut heard = String::new();
+///     here.read_to_string(&mut heard)?; // to its end: nobody has the other end any more
+///     assert_eq!(heard, "hello");
+///     tree.stop().await
+/// }
+/// ```
+pub use hatchery_wire::Fd;
 
 mod children;
 
@@ -113,11 +147,11 @@ pub mod __private {
     pub use hatchery_actor::flow::begin as begin_stream;
     pub use hatchery_actor::handle::{ActorRef, AnyHandle};
     pub use hatchery_actor::outlet::Answer;
-    pub use hatchery_process::byte_strings::{ByteSlice, ByteVec, decode_bytes, take_bytes};
+    pub use hatchery_process::byte_strings::{ByteSlice, ByteVec, take_bytes};
     pub use hatchery_process::registry::{HostedActor, HostedTask};
     pub use hatchery_process::task::{TaskEntry, TaskOutcome, TaskRun};
     pub use hatchery_process::test::{TestOptions, test};
-    pub use hatchery_wire::{Body, ByteString, DecodeError, EncodeError, decode, encode};
+    pub use hatchery_wire::{Body, ByteString, DecodeError, EncodeError, decode_owned, encode};
     pub use hatchery_wire::{CannotDecode, CannotEncode, Decodes, Decoding, Encodes, Encoding, must_travel};
     pub use {inventory, serde, serde_bytes};
 }

@@ -498,7 +498,7 @@ impl Actor {
             let sent = quote!(#text, &#message #turbofish::#variant #fields);
             let sending = match &one.stream {
                 Some(stream) if is_bytes(&stream.item) => {
-                    quote!(self.0.items(#sent, ::hatchery::__private::decode_bytes))
+                    quote!(self.0.items(#sent, ::hatchery::__private::take_bytes))
                 }
                 Some(stream) => {
                     let item = &stream.item;
@@ -1074,7 +1074,7 @@ mod tests {
                 Vec<u8>, <Result<(), Full> as ::hatchery::__private::ResultParts>::Err
             > {",
         );
-        assert_contains(&text, "::hatchery::__private::decode_bytes)");
+        assert_contains(&text, "::hatchery::__private::take_bytes)");
         assert_contains(&text, "Err(__error) => ::hatchery::__private::Answer::result::<(), _>");
     }
 

@@ -183,13 +183,12 @@ impl Task {
         } else {
             (quote!(#name), TokenStream::new())
         };
-        // The encoded arguments may be large: they are gone before the task runs.
+        // The encoded arguments, which may be large, are gone before the task runs.
         let body = quote! {
             let __args = {
                 use ::hatchery::__private::{CannotDecode as _, Decodes as _};
-                (&::hatchery::__private::Decoding::<#encoded>::new()).decoded(&__body)
+                (&::hatchery::__private::Decoding::<#encoded>::new()).decoded(__body)
             };
-            ::core::mem::drop(__body);
             match __args {
                 ::core::result::Result::Ok(#pattern) => {
                     let __result = #callable(#(#passed),*) #wait;
@@ -272,7 +271,7 @@ impl Task {
     fn decode(&self) -> TokenStream {
         let result = &self.result;
         let decoded = if is_bytes(result) {
-            quote!(::hatchery::__private::decode_bytes(__body))
+            quote!(::hatchery::__private::take_bytes(__body))
         } else {
             quote! {
                 use ::hatchery::__private::{CannotDecode as _, Decodes as _};
@@ -281,7 +280,7 @@ impl Task {
         };
         quote! {
             fn __decode(
-                __body: &::hatchery::__private::Body,
+                __body: ::hatchery::__private::Body,
             ) -> ::core::result::Result<#result, ::hatchery::__private::DecodeError> {
                 #decoded
             }
@@ -393,7 +392,7 @@ mod tests {
         assert_contains(&text, "Encoding(&(&__args.0, ::hatchery::__private::ByteSlice(&__args.1)))");
         assert_contains(&text, "shrink(__arg0, __arg1.0)");
         assert_contains(&text, "Encoding(&::hatchery::__private::ByteSlice(&__result))");
-        assert_contains(&text, "decode_bytes(__body)");
+        assert_contains(&text, "take_bytes(__body)");
         assert_contains(&expanded("fn len(image: Vec<u8>) -> usize { 0 }"), "ByteSlice(__args)");
         assert!(!expanded("fn f(x: u8) -> Result<Vec<u8>, String> { g(x) }").contains("Byte"));
     }

@@ -90,7 +90,13 @@ pub(crate) fn answer(program: &Arc<Program>, question: Question, reply: Reply) -
                 let found = view.after(after).filter(|(tenure, ..)| only.is_none_or(|only| only == *tenure));
                 if let Some((tenure, process, pid)) = found {
                     let process = process.unwrap_or(&own).clone();
-                    owed.give(Said::Sits(Found { tenure, process, pid, window: view.window }));
+                    owed.give(Said::Sits(Found {
+                        tenure,
+                        process,
+                        pid,
+                        window: view.window,
+                        shutdown: view.shutdown,
+                    }));
                     return true;
                 }
                 if let Some(why) = view.closed {
@@ -112,9 +118,12 @@ pub(crate) fn answer(program: &Arc<Program>, question: Question, reply: Reply) -
         }
         Question::Command { tenure, command, .. } => {
             match seat.occupancy() {
-                Occupancy::Occupied(occupant) if seat.tenure(occupant.incarnation) == tenure => {
+                Occupancy::Occupied(occupant)
+                    if tenure.is_none_or(|tenure| seat.tenure(occupant.incarnation) == tenure) =>
+                {
                     obey(program, &occupant.child, command, owed);
                 }
+                _ if tenure.is_none() => owed.give(Said::Done),
                 _ => owed.give(Said::Refused(Fault::Refused(
                     "that incarnation has ended: the next one has a handle of its own".to_owned(),
                 ))),

@@ -1,6 +1,6 @@
 //! `Vec<u8>` as MessagePack byte strings, which serde by itself would encode number by number.
 
-use hatchery_wire::{Body, ByteString, DecodeError, decode};
+use hatchery_wire::{Body, ByteString, DecodeError, decode_owned};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Borrowed bytes to be encoded.
@@ -26,16 +26,5 @@ impl<'de> Deserialize<'de> for ByteVec {
 /// # Errors
 /// It is something else.
 pub fn take_bytes(body: Body) -> Result<Vec<u8>, DecodeError> {
-    let bytes = decode::<ByteString>(&body);
-    // Only now are the bytes nobody else's.
-    drop(body);
-    bytes.map(ByteString::into_vec)
-}
-
-/// Decodes a body that is one byte string.
-///
-/// # Errors
-/// It is something else.
-pub fn decode_bytes(body: &Body) -> Result<Vec<u8>, DecodeError> {
-    decode::<ByteVec>(body).map(|bytes| bytes.0)
+    decode_owned::<ByteString>(body).map(ByteString::into_vec)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use hatchery_actor::address::Tenure;
 use hatchery_actor::chain::Chain;
@@ -43,6 +43,7 @@ impl Caller {
             target,
             taken: AtomicU32::new(0),
             answered: AtomicBool::new(false),
+            next: Mutex::default(),
         });
         Caller { mailbox, back: places.clone(), places }
     }
@@ -104,9 +105,30 @@ struct ChannelReturn {
     taken: AtomicU32,
     /// Since the last message came.
     answered: AtomicBool,
+    /// The binding that is confirmed once all places of this one have come back.
+    next: Mutex<Option<u32>>,
 }
 
 impl ChannelReturn {
+    /// So many places have come back.
+    fn give_back(&self, places: u32) {
+        if self.taken.fetch_sub(places, Ordering::AcqRel) == places {
+            let next = self.next.lock().unwrap_or_else(PoisonError::into_inner).take();
+            next.into_iter().for_each(|target| confirm(&self.outgoing, target));
+        }
+    }
+
+    fn are_taken(&self) -> bool {
+        self.taken.load(Ordering::Acquire) > 0
+    }
+
+    /// Has this binding confirmed when all places have come back, in place of any other.
+    fn then_confirm(&self, next: u32) {
+        *self.next.lock().unwrap_or_else(PoisonError::into_inner) = Some(next);
+        // They may have come back just before.
+        self.give_back(0);
+    }
+
     fn send(&self, id: u64, answer: Answer, release: bool) {
         let (kind, body) = match answer {
             Answer::Value(body) => (Kind::Reply, body),
@@ -126,7 +148,7 @@ impl ChannelReturn {
 
 impl ReturnPath for ChannelReturn {
     fn answer(&self, id: u64, answer: Answer) {
-        self.taken.fetch_sub(1, Ordering::Relaxed);
+        self.give_back(1);
         self.answered.store(true, Ordering::Relaxed);
         self.send(id, answer, true);
     }
@@ -140,9 +162,14 @@ impl ReturnPath for ChannelReturn {
     }
 
     fn release(&self, places: u32) {
-        self.taken.fetch_sub(places, Ordering::Relaxed);
+        self.give_back(places);
         self.outgoing.send(Envelope::new(Kind::Release, self.target, u64::from(places), Body::default()));
     }
+}
+
+/// Tells the other side that the actor is there, and may be asked.
+fn confirm(outgoing: &Outgoing, target: u32) {
+    outgoing.send(Envelope::new(Kind::Bind, target, 0, Body::default()));
 }
 
 impl Guest for ChannelReturn {
@@ -158,12 +185,15 @@ pub(crate) struct CallsIn {
     outgoing: Arc<Outgoing>,
     /// `None` for those of whom the peer has been told that they are not there.
     bound: HashMap<u32, Option<Caller>>,
+    /// Of each mailbox the bindings that have been given up while places of theirs were taken. Who binds the same actor
+    /// again waits for those: handles come and go with messages, and the window is for all of them.
+    leaving: HashMap<usize, Vec<Weak<ChannelReturn>>>,
     now: Option<Instant>,
 }
 
 impl CallsIn {
     pub(crate) fn new(directory: Arc<Directory>, outgoing: Arc<Outgoing>) -> CallsIn {
-        CallsIn { directory, outgoing, bound: HashMap::new(), now: None }
+        CallsIn { directory, outgoing, bound: HashMap::new(), leaving: HashMap::new(), now: None }
     }
 
     fn bind(&mut self, target: u32, body: &Body) -> Result<(), String> {
@@ -178,10 +208,37 @@ impl CallsIn {
             let guest: Arc<dyn Guest> = caller.places.clone();
             host.welcome(Arc::downgrade(&guest)).then_some(caller)
         });
-        if caller.is_none() {
-            self.outgoing.send(Envelope::new(Kind::Unbind, target, 0, Body::default()));
+        match &caller {
+            None => self.outgoing.send(Envelope::new(Kind::Unbind, target, 0, Body::default())),
+            Some(caller) => {
+                let known = self.leaving.entry(Arc::as_ptr(&caller.mailbox).addr()).or_default();
+                known.retain(|places| places.upgrade().is_some_and(|places| places.are_taken()));
+                match known.first().and_then(Weak::upgrade) {
+                    Some(before) => before.then_confirm(target),
+                    None => confirm(&self.outgoing, target),
+                }
+            }
         }
         self.bound.insert(target, caller);
+        Ok(())
+    }
+
+    fn unbind(&mut self, target: u32) -> Result<(), String> {
+        let Some(caller) = self.bound.remove(&target) else {
+            return Err(format!("it unbound target {target}, which it had not bound"));
+        };
+        if let Some(caller) = caller {
+            let unheard = caller.mailbox.callers_left(&caller.back);
+            caller.places.give_back(unheard);
+            if caller.places.are_taken() {
+                let mailbox = Arc::as_ptr(&caller.mailbox).addr();
+                self.leaving.entry(mailbox).or_default().push(Arc::downgrade(&caller.places));
+            }
+            self.leaving.retain(|_, leaving| {
+                leaving.retain(|places| places.upgrade().is_some_and(|places| places.are_taken()));
+                !leaving.is_empty()
+            });
+        }
         Ok(())
     }
 }
@@ -195,15 +252,7 @@ impl Desk for CallsIn {
         let target = envelope.target;
         match envelope.kind {
             Kind::Bind => return self.bind(target, &envelope.body),
-            Kind::Unbind => {
-                return match self.bound.remove(&target) {
-                    Some(caller) => {
-                        caller.into_iter().for_each(|caller| caller.mailbox.callers_left(&caller.back));
-                        Ok(())
-                    }
-                    None => Err(format!("it unbound target {target}, which it had not bound")),
-                };
-            }
+            Kind::Unbind => return self.unbind(target),
             _ => {}
         }
         match self.bound.get(&target) {
@@ -223,7 +272,7 @@ impl Drop for CallsIn {
     fn drop(&mut self) {
         // The channel is over, so nobody of that process waits any longer.
         for caller in self.bound.values().flatten() {
-            caller.mailbox.callers_left(&caller.back);
+            let _ = caller.mailbox.callers_left(&caller.back);
         }
     }
 }
@@ -231,12 +280,12 @@ impl Drop for CallsIn {
 /// The channels that others have opened to this process, and that are open.
 #[derive(Default)]
 pub(crate) struct Accepted {
-    channels: std::sync::Mutex<Vec<Weak<Outgoing>>>,
+    channels: Mutex<Vec<Weak<Outgoing>>>,
 }
 
 impl Accepted {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Weak<Outgoing>>> {
-        self.channels.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Vec<Weak<Outgoing>>> {
+        self.channels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn add(&self, outgoing: &Arc<Outgoing>) {

@@ -129,6 +129,17 @@ struct Reached {
     /// Its incarnation, as it is counted here.
     number: u64,
     over: oneshot::Sender<Over>,
+    /// Until the other side has said that the actor is there.
+    confirm: Option<oneshot::Sender<()>>,
+}
+
+/// A way to an actor that has been asked for.
+pub(crate) struct Bound {
+    pub(crate) line: Arc<dyn Line>,
+    /// Why nothing more comes from there; dropped if nobody goes that way any more.
+    pub(crate) over: oneshot::Receiver<Over>,
+    /// The other side has said that the actor is there; dropped if it is not.
+    pub(crate) confirmed: oneshot::Receiver<()>,
 }
 
 impl Called {
@@ -143,20 +154,24 @@ impl Called {
         seat: &Arc<Seat>,
         number: u64,
         binding: &Binding,
-    ) -> Option<(Arc<dyn Line>, oneshot::Receiver<Over>)> {
+    ) -> Option<Bound> {
         let body = encode(binding).ok()?;
         let (over, is_over) = oneshot::channel();
+        let (confirm, confirmed) = oneshot::channel();
         let mut seats = self.seats();
         if seats.over {
             return None;
         }
         seats.last = seats.last.checked_add(1)?;
         let target = seats.last;
-        seats.reached.insert(target, Reached { seat: Arc::downgrade(seat), number, over });
+        seats
+            .reached
+            .insert(target, Reached { seat: Arc::downgrade(seat), number, over, confirm: Some(confirm) });
         // Under the lock, so that nothing can be said about it before.
         self.outgoing.send(Envelope::new(Kind::Bind, target, 0, body));
         drop(seats);
-        Some((Arc::new(CallLine { channel: self.clone(), target }), is_over))
+        let line = Arc::new(CallLine { channel: self.clone(), target });
+        Some(Bound { line, over: is_over, confirmed })
     }
 
     /// Nobody here speaks to this actor any more.
@@ -225,11 +240,19 @@ impl Called {
         }
     }
 
+    /// The other side says that the actor is there.
+    fn confirmed(&self, target: u32) {
+        let confirm = self.seats().reached.get_mut(&target).and_then(|at| at.confirm.take());
+        if let Some(confirm) = confirm {
+            let _ = confirm.send(());
+        }
+    }
+
     /// The actor has ended, and everything it said has arrived.
     fn left(&self, target: u32) {
         let known = self.seats().reached.remove(&target);
         if let Some(at) = known {
-            let _ = at.over.send(Over::Ended);
+            let _ = at.over.send(Over::Said);
         }
     }
 }
@@ -311,9 +334,16 @@ impl Desk for AnswersIn {
                 }
             }
         };
-        if envelope.kind == Kind::Unbind {
-            self.0.left(envelope.target);
-            return Ok(());
+        match envelope.kind {
+            Kind::Unbind => {
+                self.0.left(envelope.target);
+                return Ok(());
+            }
+            Kind::Bind => {
+                self.0.confirmed(envelope.target);
+                return Ok(());
+            }
+            _ => {}
         }
         match seat {
             Some(seat) => answered(&seat, number, envelope),

@@ -1,6 +1,7 @@
 //! A channel between two processes: one task that reads, writes and delivers.
 
 use std::future::Future;
+use std::io::ErrorKind;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -180,7 +181,11 @@ impl<D: Desk> Channel<D> {
             if !self.deaf && self.connection.has_queued() {
                 match self.connection.poll_flush(cx) {
                     Poll::Ready(Ok(())) | Poll::Pending => {}
-                    Poll::Ready(Err(_)) => self.deaf = true,
+                    Poll::Ready(Err(error)) if is_gone(&error) => self.deaf = true,
+                    // It reads on, but what this side has to say does not get out.
+                    Poll::Ready(Err(error)) => {
+                        return Poll::Ready(Err(format!("its channel failed: {error}")));
+                    }
                 }
             }
             let written = self.deaf || !self.connection.has_queued();
@@ -292,6 +297,11 @@ fn queue(connection: &mut Connection, envelope: Envelope) {
         instead.release = release;
         let _ = connection.queue(instead);
     }
+}
+
+/// Whether a write failed because nobody reads any more.
+fn is_gone(error: &WireError) -> bool {
+    matches!(error, WireError::Io { kind: ErrorKind::BrokenPipe | ErrorKind::ConnectionReset, .. })
 }
 
 fn said(error: &WireError) -> String {

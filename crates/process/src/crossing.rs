@@ -28,6 +28,13 @@ pub(crate) struct Crossing {
     own: HashMap<u64, Reply>,
     /// Those it answers itself, when it can.
     waiting: HashMap<(Party, u64), Waiting>,
+    /// The children of each run, known by where it is in memory, by their paths.
+    children: HashMap<(usize, String), u64>,
+}
+
+/// What a run is known by for as long as any of its children is here.
+fn run(program: &Arc<Program>) -> usize {
+    Arc::as_ptr(program).addr()
 }
 
 impl Rounds {
@@ -74,8 +81,21 @@ impl Rounds {
         }
     }
 
+    /// There is a new child.
+    pub(crate) fn joined(&mut self, id: u64) {
+        if let Some(child) = self.children.get(&id) {
+            self.crossing.children.insert((run(&child.program), child.process.path.clone()), id);
+        }
+    }
+
     /// A child has ended: what it was asked has no answer, and what it asked needs none.
     pub(crate) fn parted(&mut self, id: u64) {
+        if let Some(child) = self.children.get(&id) {
+            let key = (run(&child.program), child.process.path.clone());
+            if self.crossing.children.get(&key) == Some(&id) {
+                self.crossing.children.remove(&key);
+            }
+        }
         let Left { unanswered, unasked } = self.crossing.routes.ended(Party::Child(id));
         for (to, number) in unanswered {
             self.answer(to, number, Answer::Said(Said::Broken));
@@ -126,10 +146,10 @@ impl Rounds {
     }
 
     fn way(&self, program: &Arc<Program>, path: &str, of_process: bool) -> Party {
-        let alive = self.children.iter().filter(|(_, child)| child.link.is_some());
-        let same = alive.filter(|(_, child)| Arc::ptr_eq(&child.program, program));
-        let own = &program.root.process().path;
-        way(own, path, of_process, same.map(|(id, child)| (*id, child.process.path.as_str())))
+        way(&program.root.process().path, path, of_process, |path| {
+            let id = *self.crossing.children.get(&(run(program), path.to_owned()))?;
+            self.children.get(&id)?.link.as_ref().map(|_| id)
+        })
     }
 
     /// Makes a channel and gives the one end to the process it leads to.

@@ -111,7 +111,7 @@ impl Door {
     }
 
     /// A value that every worker can read by `hatchery::config()`; 32 KiB at most, encoded. The root can, too. With
-    /// one that is larger, or cannot be encoded, `run` says so and exits with 1.
+    /// one that is larger, has descriptors, or cannot be encoded, `run` says so and exits with 1.
     pub fn worker_config<T: Serialize>(mut self, value: &T) -> Self {
         self.config = Some(encode(value));
         self
@@ -153,6 +153,9 @@ impl Door {
         let config = self.config.take().transpose();
         let config = config.map_err(|error| format!("the worker_config cannot be encoded: {error}"))?;
         let config = config.unwrap_or_default();
+        if config.descriptors() > 0 {
+            return Err("the worker_config has descriptors: give them to workers as arguments".to_owned());
+        }
         if config.len() > LARGEST_CONFIG {
             let bytes = config.len();
             return Err(format!("the worker_config has {bytes} bytes, over the limit of {LARGEST_CONFIG}"));

@@ -12,10 +12,11 @@ use hatchery_actor::fault::Fault;
 use hatchery_actor::near;
 use hatchery_actor::seat::Seat;
 use hatchery_actor::spin::Spin;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use crate::calls_in::{Binding, CallsIn};
-use crate::calls_out::AnswersIn;
+use crate::calls_out::{AnswersIn, Bound};
 use crate::channel::{Channel, Outgoing};
 use crate::program::Program;
 use crate::questions::{Answer, Question, Said};
@@ -65,6 +66,10 @@ impl Drop for Waits {
 }
 
 impl Exchange for Links {
+    fn runtime(&self) -> Option<Handle> {
+        self.program.upgrade()?.runtime().cloned()
+    }
+
     fn resolve(&self, address: &Address, after: Option<Tenure>) -> BoxFuture<Result<Found, Lost>> {
         let Address { path, actor, only, .. } = address.clone();
         let asked = self.ask(Question::Resolve { seat: path, actor, only, after });
@@ -110,7 +115,9 @@ impl Exchange for Links {
                 tenure: found.tenure,
             };
             // Over since: its process has ended, or it was idle until now.
-            let (line, over) = channel.bind(&seat, number, &binding).ok_or(Lost::Busy)?;
+            let Bound { line, over, confirmed } = channel.bind(&seat, number, &binding).ok_or(Lost::Busy)?;
+            // Until the other side has said so, nothing is sent: what was not sent survives.
+            confirmed.await.map_err(|_| Lost::Busy)?;
             Ok(Opened { line, over: Box::pin(async move { over.await.unwrap_or(Over::Idle) }) })
         })
     }
@@ -126,7 +133,7 @@ impl Exchange for Links {
         })
     }
 
-    fn command(&self, path: &str, tenure: Tenure, command: Command) -> BoxFuture<Result<(), Fault>> {
+    fn command(&self, path: &str, tenure: Option<Tenure>, command: Command) -> BoxFuture<Result<(), Fault>> {
         let asked = self.ask(Question::Command { seat: path.to_owned(), tenure, command });
         // Nobody need wait for it: it is done all the same.
         let (told, answered) = oneshot::channel();
@@ -169,7 +176,7 @@ fn near(program: &Program, seat: Arc<Seat>, number: u64, tenure: Tenure) -> Resu
     let over = Box::pin(async move {
         let over = is_over.await;
         drop(guest);
-        over.unwrap_or(Over::Ended)
+        over.unwrap_or(Over::Said)
     });
     Ok(Opened { line, over })
 }
@@ -182,7 +189,7 @@ struct Neighbour {
 impl Guest for Neighbour {
     fn host_left(&self) {
         if let Some(over) = self.over.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            let _ = over.send(Over::Ended);
+            let _ = over.send(Over::Said);
         }
     }
 }

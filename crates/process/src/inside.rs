@@ -13,7 +13,7 @@ use hatchery_actor::mailbox::Mailbox;
 use hatchery_actor::spin::Spin;
 use hatchery_actor::trace::TraceContext;
 use hatchery_actor::{panics, runner};
-use hatchery_wire::{Body, Envelope, Kind, decode, encode};
+use hatchery_wire::{Body, Envelope, Kind, decode_owned, encode};
 use rustix::process::Signal;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
@@ -147,7 +147,7 @@ async fn act<A: AnyActor>(
 ) -> Ended {
     let Ok(args) = args.await else { return std::future::pending().await };
     let cx = Context::new::<A>(&invitation.path, invitation.incarnation, mailbox.clone());
-    let args = match decode::<A::Args>(&args) {
+    let args = match decode_owned::<A::Args>(args) {
         Ok(args) => args,
         Err(error) => {
             let error = Error::from(error).context("the arguments could not be decoded");

@@ -35,7 +35,7 @@ use crate::worker::TENANT;
 #[doc(alias = "multiprocessing")]
 pub struct Process<R> {
     shared: Arc<Shared>,
-    decode: fn(&Body) -> Result<R, DecodeError>,
+    decode: fn(Body) -> Result<R, DecodeError>,
     kill_on_drop: bool,
 }
 
@@ -54,7 +54,7 @@ struct Shared {
 pub struct Builder<R> {
     entry: &'static TaskEntry,
     args: Result<Body, EncodeError>,
-    decode: fn(&Body) -> Result<R, DecodeError>,
+    decode: fn(Body) -> Result<R, DecodeError>,
     name: Option<String>,
     daemon: bool,
     kill_on_drop: bool,
@@ -232,7 +232,8 @@ impl Drop for NameGuard {
 }
 
 impl<R> Process<R> {
-    /// Waits for the process to end and gives what its function returned. May be asked again.
+    /// Waits for the process to end and gives what its function returned. May be asked again: each time descriptors in
+    /// it are duplicated, and those that came stay open until this handle is dropped.
     ///
     /// # Errors
     /// It ended without a result: killed, panicked, exited. The error has its exit. Or arguments or result could not
@@ -244,7 +245,7 @@ impl<R> Process<R> {
         let exit = self.wait().await;
         let result = self.shared.result.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let outcome = match result {
-            Some(Ok(body)) => (self.decode)(&body).map_err(|error| Fault::BadAnswer(error.to_string())),
+            Some(Ok(body)) => (self.decode)(body).map_err(|error| Fault::BadAnswer(error.to_string())),
             Some(Err(fault)) => Err(fault),
             None => Err(Fault::Ended { exit: Box::new((*exit).clone()), maybe_executed: true }),
         };

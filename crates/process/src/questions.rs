@@ -15,8 +15,8 @@ pub(crate) enum Question {
     Resolve { seat: String, actor: String, only: Option<Tenure>, after: Option<Tenure> },
     /// How did this one end? Answered when he has.
     Verdict { seat: String, tenure: Tenure },
-    /// Do this to him.
-    Command { seat: String, tenure: Tenure, command: Command },
+    /// Do this to him, or to whoever sits there.
+    Command { seat: String, tenure: Option<Tenure>, command: Command },
     /// Make a channel between these processes.
     Open { to: ProcessId, from: ProcessId },
 }

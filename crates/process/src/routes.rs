@@ -115,20 +115,28 @@ impl Routes {
 }
 
 /// Where something goes that is about this path: to a child, up, or no further (`Own`). The path is a process's own, or
-/// that of a seat, which the process above it owns. `children` are those of the same run.
-pub(crate) fn way<'a>(
-    own: &str,
-    path: &str,
-    of_process: bool,
-    children: impl IntoIterator<Item = (u64, &'a str)>,
-) -> Party {
+/// that of a seat, which the process above it owns. `child_at` tells the child of the same run that has a path.
+pub(crate) fn way(own: &str, path: &str, of_process: bool, child_at: impl Fn(&str) -> Option<u64>) -> Party {
     let is_own = of_process && path == own;
     if !is_own && !is_below(path, own) {
         return Party::Up;
     }
-    let leads = |child: &str| is_below(path, child) || (of_process && path == child);
-    let child = children.into_iter().find(|(_, child)| leads(child));
-    child.map_or(Party::Own, |(id, _)| Party::Child(id))
+    let mut at = path;
+    if !of_process {
+        at = above(at);
+    }
+    while at.len() > own.len() {
+        if let Some(id) = child_at(at) {
+            return Party::Child(id);
+        }
+        at = above(at);
+    }
+    Party::Own
+}
+
+/// The path without its last segment.
+fn above(path: &str) -> &str {
+    &path[..path.rfind('/').unwrap_or(0)]
 }
 
 #[cfg(test)]
@@ -142,7 +150,8 @@ mod tests {
     #[test]
     fn a_question_goes_up_until_it_is_above_its_path_and_then_down() {
         let children = [(1, "/a/b"), (2, "/a/bc")];
-        let to = |path, of_process| way("/a", path, of_process, children);
+        let child_at = |path: &str| children.iter().find(|(_, child)| *child == path).map(|(id, _)| *id);
+        let to = |path, of_process| way("/a", path, of_process, child_at);
         assert_eq!(to("/a/b", false), Party::Own, "its parent owns the seat");
         assert_eq!(to("/a/b", true), Party::Child(1));
         assert_eq!(to("/a/b/x", false), Party::Child(1));
@@ -152,8 +161,9 @@ mod tests {
         assert_eq!(to("/a", false), Party::Up);
         assert_eq!(to("/ab/x", false), Party::Up);
         assert_eq!(to("", true), Party::Up);
-        assert_eq!(way("", "", true, children), Party::Own);
-        assert_eq!(way("", "/x/y", false, children), Party::Own);
+        assert_eq!(way("", "", true, child_at), Party::Own);
+        assert_eq!(way("", "/x/y", false, child_at), Party::Own);
+        assert_eq!(way("", "no path", false, child_at), Party::Up);
     }
 
     /// What goes over the links of a tree of processes, in order on each.
@@ -213,11 +223,12 @@ mod tests {
         }
 
         fn question(&mut self, at: usize, from: Party, number: u64, path: &'static str) {
-            let children: Vec<_> = (1..PATHS.len())
-                .filter(|child| parent(*child) == Some(at) && self.processes.contains_key(child))
-                .map(|child| (child as u64, PATHS[child]))
-                .collect();
-            match way(PATHS[at], path, false, children) {
+            let child_at = |path: &str| {
+                let child = PATHS.iter().position(|other| *other == path)?;
+                let is_there = parent(child) == Some(at) && self.processes.contains_key(&child);
+                is_there.then_some(child as u64)
+            };
+            match way(PATHS[at], path, false, child_at) {
                 Party::Own => self.processes.get_mut(&at).unwrap().owes.push((from, number)),
                 Party::Up if at == 0 => self.answer(at, from, number, false),
                 to => {

@@ -63,7 +63,7 @@ pub struct Task<A, R, F> {
     entry: &'static TaskEntry,
     call: F,
     encode: fn(&A) -> Result<Body, EncodeError>,
-    decode: fn(&Body) -> Result<R, DecodeError>,
+    decode: fn(Body) -> Result<R, DecodeError>,
     types: PhantomData<fn(A) -> R>,
 }
 
@@ -74,7 +74,7 @@ impl<A, R, F> Task<A, R, F> {
         entry: &'static TaskEntry,
         call: F,
         encode: fn(&A) -> Result<Body, EncodeError>,
-        decode: fn(&Body) -> Result<R, DecodeError>,
+        decode: fn(Body) -> Result<R, DecodeError>,
     ) -> Task<A, R, F> {
         Task { entry, call, encode, decode, types: PhantomData }
     }
@@ -124,7 +124,7 @@ pub trait Runs {
     #[doc(hidden)]
     fn encode_args(&self, args: &Self::Args) -> Result<Body, EncodeError>;
     #[doc(hidden)]
-    fn decoder(&self) -> fn(&Body) -> Result<Self::Output, DecodeError>;
+    fn decoder(&self) -> fn(Body) -> Result<Self::Output, DecodeError>;
 }
 
 impl<A, R, F> Runs for Task<A, R, F> {
@@ -137,7 +137,7 @@ impl<A, R, F> Runs for Task<A, R, F> {
     fn encode_args(&self, args: &A) -> Result<Body, EncodeError> {
         (self.encode)(args)
     }
-    fn decoder(&self) -> fn(&Body) -> Result<R, DecodeError> {
+    fn decoder(&self) -> fn(Body) -> Result<R, DecodeError> {
         self.decode
     }
 }

@@ -394,6 +394,7 @@ impl Rounds {
             return;
         }
         self.children.insert(id, child);
+        self.joined(id);
         // It may have changed since the invitation was written.
         self.send_filter(id);
     }

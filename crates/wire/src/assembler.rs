@@ -5,8 +5,9 @@ use std::collections::hash_map::Entry;
 
 use bytes::Bytes;
 
+use crate::descriptors::{Arrivals, Descriptors};
 use crate::envelope::Head;
-use crate::limits::MIN_PART;
+use crate::limits::{MIN_PART, UNFINISHED_FDS};
 use crate::{Body, Envelope, Limits, Origin, WireError};
 
 /// Most bytes by which a body grows ahead of what has arrived, within the frame that is arriving.
@@ -23,8 +24,12 @@ pub struct Assembler {
     unfinished: HashMap<u32, Unfinished>,
     /// Bytes held by all of them.
     held: usize,
+    /// Descriptors held by them, but for those of a message whose only frame is arriving in pieces.
+    held_fds: usize,
     /// The frame that is arriving in pieces, if one is.
     arriving: Option<Arriving>,
+    /// Descriptors for frames that are still to come.
+    pub(crate) arrivals: Arrivals,
     /// How large the last message of several frames was.
     expected: usize,
 }
@@ -35,6 +40,7 @@ struct Unfinished {
     /// Of these, `filled` have arrived; the rest is room.
     body: Vec<u8>,
     filled: usize,
+    descriptors: Descriptors,
     /// It is one of several frames.
     several: bool,
 }
@@ -51,8 +57,15 @@ struct Arriving {
 impl Assembler {
     /// Nothing has arrived yet.
     pub fn new(limits: Limits) -> Self {
-        let unfinished = HashMap::new();
-        Assembler { limits: limits.settled(), unfinished, held: 0, arriving: None, expected: 0 }
+        Assembler {
+            limits: limits.settled(),
+            unfinished: HashMap::new(),
+            held: 0,
+            held_fds: 0,
+            arriving: None,
+            arrivals: Arrivals::default(),
+            expected: 0,
+        }
     }
 
     /// Takes one frame without its length prefix; gives back the message that it completes.
@@ -66,7 +79,11 @@ impl Assembler {
         let (head, start) = Head::read(frame, frame.len())?;
         let body = &frame[start..];
         if self.is_whole(&head)? {
-            return Ok(Some(header(&head, Body::from_bytes(copied(body)))));
+            let mut envelope = header(&head, Body::from_bytes(copied(body)));
+            if head.fds > 0 {
+                envelope.body.attach(self.arrivals.take(head.fds)?);
+            }
+            return Ok(Some(envelope));
         }
         let unfinished = self.begin_part(&head)?;
         unfinished.fill(body);
@@ -148,11 +165,20 @@ impl Assembler {
             Entry::Vacant(entry) => {
                 let size = head.chain.len() + head.trace.len() + head.body;
                 self.held = charge(self.held, size, self.limits.budget)?;
+                let descriptors =
+                    if head.fds > 0 { self.arrivals.take(head.fds)? } else { Descriptors::default() };
+                if head.more {
+                    self.held_fds += descriptors.len();
+                    if self.held_fds > UNFINISHED_FDS {
+                        return Err(WireError::Descriptors("unfinished messages have more than 64"));
+                    }
+                }
                 let envelope = header(head, Body::default());
                 let mut body = Vec::new();
                 // Where there is not that much, it grows as it has to.
                 let _ = body.try_reserve_exact(expected.max(head.body.min(AHEAD)));
-                Ok(entry.insert(Unfinished { envelope, body, filled: 0, several: head.more }))
+                let several = head.more;
+                Ok(entry.insert(Unfinished { envelope, body, filled: 0, descriptors, several }))
             }
             Entry::Occupied(entry) => {
                 let unfinished = entry.into_mut();
@@ -162,7 +188,7 @@ impl Assembler {
                     ));
                 }
                 let plain = head.chain.is_empty() && head.trace.is_empty() && head.deadline.is_none();
-                if !plain || head.release {
+                if !plain || head.release || head.fds > 0 {
                     return Err(WireError::Malformed(
                         "a continuation repeats what only a first frame carries",
                     ));
@@ -178,15 +204,20 @@ impl Assembler {
     }
 
     fn finish(&mut self, target: u32) -> Option<Envelope> {
-        let Unfinished { mut envelope, mut body, filled, several } = self.unfinished.remove(&target)?;
+        let Unfinished { mut envelope, mut body, filled, descriptors, several } =
+            self.unfinished.remove(&target)?;
         if several {
             self.expected = filled;
+            self.held_fds -= descriptors.len();
         }
         self.held -= envelope.size() + filled;
         body.truncate(filled);
         // Doubling left up to as much again unused; giving it back is cheap, large blocks shrink in place.
         body.shrink_to_fit();
         envelope.body = Body::from_bytes(body.into());
+        if !descriptors.are_none() {
+            envelope.body.attach(descriptors);
+        }
         Some(envelope)
     }
 }

@@ -1,4 +1,4 @@
-//! Encoded values: opaque bytes from the caller's encoder to the owner's decoder.
+//! Encoded values: opaque bytes, and descriptors, from the caller's encoder to the owner's decoder.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -9,12 +9,14 @@ use rmp_serde::decode::Error as PackError;
 use serde::de::{Deserialize, DeserializeOwned};
 use serde::ser::Serialize;
 
+use crate::descriptors::{self, Descriptors};
 use crate::limits::DEPTH;
 use crate::{byte_string, depth, sink};
 
 /// An encoded value. Cloning it is cheap, it never looks inside.
 ///
-/// It may lie in several pieces, since byte strings that are large stay where they were.
+/// It may lie in several pieces, since byte strings that are large stay where they were. The descriptors of each
+/// [`Fd`](crate::Fd) in the value are part of it: they are closed with its last clone, unless they were sent or decoded.
 ///
 /// ```
 /// let body = hatchery_wire::encode(&(1u8, "two"))?;
@@ -25,8 +27,16 @@ use crate::{byte_string, depth, sink};
 #[derive(Clone, Default)]
 pub struct Body {
     first: Bytes,
-    /// None of them empty. Behind one thin pointer, since most have none, and a body is moved often.
-    more: Option<Arc<Vec<Bytes>>>,
+    /// Behind one thin pointer, since most have none of it, and a body is moved often.
+    more: Option<Arc<More>>,
+}
+
+/// What most bodies do without.
+#[derive(Clone, Default)]
+struct More {
+    /// None of them empty.
+    pieces: Vec<Bytes>,
+    descriptors: Descriptors,
 }
 
 impl Body {
@@ -42,30 +52,35 @@ impl Body {
             return Body::from_bytes(pieces.pop().unwrap_or_default());
         }
         let first = pieces.remove(0);
-        Body { first, more: Some(Arc::new(pieces)) }
+        Body { first, more: Some(Arc::new(More { pieces, ..More::default() })) }
     }
 
-    /// The encoded bytes in one piece; copies them if they lie in several.
+    /// Puts these descriptors in the place of its own.
+    pub(crate) fn attach(&mut self, descriptors: Descriptors) {
+        Arc::make_mut(self.more.get_or_insert_default()).descriptors = descriptors;
+    }
+
+    /// The encoded bytes in one piece, without descriptors; copies them if they lie in several.
     pub fn to_bytes(&self) -> Bytes {
         match &self.more {
-            None => self.first.clone(),
-            Some(_) => {
+            Some(more) if !more.pieces.is_empty() => {
                 let mut flat = Vec::with_capacity(self.len());
                 self.pieces().for_each(|piece| flat.extend_from_slice(piece));
                 flat.into()
             }
+            _ => self.first.clone(),
         }
     }
 
     /// The pieces it lies in, in order.
     pub(crate) fn pieces(&self) -> impl Iterator<Item = &Bytes> {
-        std::iter::once(&self.first).chain(self.more.iter().flat_map(|more| more.iter()))
+        std::iter::once(&self.first).chain(self.more.iter().flat_map(|more| more.pieces.iter()))
     }
 
     /// The number of encoded bytes.
     #[inline]
     pub fn len(&self) -> usize {
-        let more = self.more.iter().flat_map(|more| more.iter());
+        let more = self.more.iter().flat_map(|more| more.pieces.iter());
         self.first.len() + more.map(Bytes::len).sum::<usize>()
     }
 
@@ -73,11 +88,27 @@ impl Body {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// The number of descriptors, at most [`MAX_FDS`](crate::MAX_FDS).
+    pub fn descriptors(&self) -> usize {
+        self.descriptors_of().map_or(0, Descriptors::len)
+    }
+
+    /// The descriptors themselves, if there are or were any.
+    pub(crate) fn descriptors_of(&self) -> Option<&Descriptors> {
+        self.more.as_ref().map(|more| &more.descriptors).filter(|descriptors| !descriptors.are_none())
+    }
 }
 
 impl PartialEq for Body {
+    /// The same bytes, and the very same descriptors.
     fn eq(&self, other: &Body) -> bool {
-        self.len() == other.len() && self.to_bytes() == other.to_bytes()
+        let same = match (self.descriptors_of(), other.descriptors_of()) {
+            (None, None) => true,
+            (Some(one), Some(other)) => one.are(other),
+            _ => false,
+        };
+        same && self.len() == other.len() && self.to_bytes() == other.to_bytes()
     }
 }
 
@@ -85,18 +116,25 @@ impl Eq for Body {}
 
 impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Body").field(&self.to_bytes()).finish()
+        let mut shown = f.debug_tuple("Body");
+        shown.field(&self.to_bytes());
+        if self.descriptors() > 0 {
+            shown.field(&format_args!("{} descriptors", self.descriptors()));
+        }
+        shown.finish()
     }
 }
 
 /// Encodes a value as MessagePack, structs with their field names.
 ///
 /// Names, because compact arrays shift silently under `skip_serializing_if`. The size is not looked at here; it is
-/// checked where the message is queued.
+/// checked where the message is queued. The descriptor of each [`Fd`](crate::Fd) is duplicated, since a value is only
+/// borrowed here.
 ///
 /// # Errors
 ///
-/// When the value's own `Serialize` refuses.
+/// When the value's own `Serialize` refuses; when it has more than [`MAX_FDS`](crate::MAX_FDS) descriptors, or this
+/// process has none left for a duplicate.
 pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Body, EncodeError> {
     sink::encode(|sink| {
         let mut serializer = rmp_serde::Serializer::new(sink).with_struct_map();
@@ -110,15 +148,39 @@ pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Body, EncodeError> {
 /// cannot exhaust the stack of a thread with 1 MiB. Types that serde buffers first (`untagged`, `flatten`) are
 /// buffered under the same limit.
 ///
+/// The body stays as it is, so its descriptors are duplicated; [`decode_owned`] moves them.
+///
 /// # Errors
 ///
-/// When the bytes are no `T`, end early, nest too deeply, or go on after the value.
+/// When the bytes are no `T`, end early, nest too deeply, or go on after the value; when the value does not name each
+/// descriptor of the body once, names another one, or one cannot be duplicated.
 pub fn decode<T: DeserializeOwned>(body: &Body) -> Result<T, DecodeError> {
     match &body.more {
         // Not even cloned: a first clone costs an allocation.
-        None => decode_bytes(&body.first),
-        Some(_) => decode_bytes(&body.to_bytes()),
+        None => descriptors::without(|| decode_bytes(&body.first)),
+        Some(_) => decode_with_more(body.clone()),
     }
+}
+
+/// Decodes a value as [`decode`] does, out of a body that nobody needs any more: unless there are clones of it, its
+/// descriptors and large byte strings are moved. Those that do not get into a value are closed.
+///
+/// # Errors
+///
+/// As [`decode`].
+pub fn decode_owned<T: DeserializeOwned>(body: Body) -> Result<T, DecodeError> {
+    match &body.more {
+        None => descriptors::without(|| decode_bytes(&body.first)),
+        Some(_) => decode_with_more(body),
+    }
+}
+
+#[cold]
+fn decode_with_more<T: DeserializeOwned>(body: Body) -> Result<T, DecodeError> {
+    let bytes = body.to_bytes();
+    // Nobody else's if this body is.
+    let more = body.more.map(Arc::unwrap_or_clone).unwrap_or_default();
+    descriptors::give_out(more.descriptors, || decode_bytes(&bytes), |why| DecodeError { text: why.into() })
 }
 
 fn decode_bytes<T: DeserializeOwned>(source: &Bytes) -> Result<T, DecodeError> {

@@ -1,9 +1,12 @@
-//! Bytes on their way out: small ones copied together, large ones left where they are.
+//! Bytes on their way out: small ones copied together, large ones left where they are; and the descriptors that go with
+//! some of them.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
 use bytes::{Buf, Bytes, BytesMut};
+
+use crate::descriptors::Descriptors;
 
 /// Bodies from here on are written from where they lie; copying smaller ones costs less than another slice.
 pub(crate) const SHARED_FROM: usize = 4 * 1024;
@@ -21,6 +24,10 @@ pub struct Chunks {
     pub(crate) tail: BytesMut,
     /// Bytes in `ready`.
     held: usize,
+    /// Descriptors, and after how many bytes of all there ever were the one comes that they go with.
+    attached: VecDeque<(u64, Descriptors)>,
+    /// How many bytes have been written.
+    written: u64,
 }
 
 impl Chunks {
@@ -55,6 +62,22 @@ impl Chunks {
         }
     }
 
+    /// These descriptors go with the next byte that is appended.
+    pub(crate) fn attach(&mut self, descriptors: &Descriptors) {
+        self.attached.push_back((self.written + self.len() as u64, descriptors.clone()));
+    }
+
+    /// What goes with the first byte.
+    pub(crate) fn descriptors(&self) -> Option<&Descriptors> {
+        self.attached.front().filter(|(at, _)| *at == self.written).map(|(_, descriptors)| descriptors)
+    }
+
+    /// How many bytes one write may take: those before others that go with descriptors, which begin a write of their own.
+    fn until_next(&self) -> usize {
+        let next = self.attached.iter().map(|(at, _)| (*at - self.written) as usize);
+        next.take(2).find(|distance| *distance > 0).unwrap_or(usize::MAX)
+    }
+
     fn close_tail(&mut self) {
         if !self.tail.is_empty() {
             self.held += self.tail.len();
@@ -66,10 +89,14 @@ impl Chunks {
     pub(crate) fn slices<'a>(&'a self, room: &mut [IoSlice<'a>; SLICES]) -> usize {
         let tail = (!self.tail.is_empty()).then_some(&self.tail[..]);
         let all = self.ready.iter().map(|bytes| &bytes[..]).chain(tail);
-        let mut used = 0;
+        let (mut used, mut left) = (0, self.until_next());
         for (slot, bytes) in room.iter_mut().zip(all) {
-            *slot = IoSlice::new(bytes);
+            *slot = IoSlice::new(&bytes[..bytes.len().min(left)]);
             used += 1;
+            left = left.saturating_sub(bytes.len());
+            if left == 0 {
+                break;
+            }
         }
         used
     }
@@ -79,8 +106,13 @@ impl Chunks {
         [IoSlice::new(&[]); SLICES]
     }
 
-    /// These many bytes are written.
+    /// These many bytes are written, and with the first of them its descriptors: the system has taken its own, so they
+    /// must not go again with what a partial write has left over.
     pub(crate) fn advance(&mut self, mut n: usize) {
+        if n > 0 && self.descriptors().is_some() {
+            self.attached.pop_front();
+        }
+        self.written += n as u64;
         while let Some(first) = self.ready.front_mut() {
             if n < first.len() {
                 first.advance(n);
@@ -114,6 +146,8 @@ impl Chunks {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
 
     #[test]
@@ -137,6 +171,42 @@ mod tests {
                 got.extend(taken);
             }
             assert!(got == expected, "in steps of {step}");
+        }
+    }
+
+    #[test]
+    fn descriptors_go_once_with_the_first_byte_of_a_write_that_ends_before_the_next() {
+        let one = || std::os::fd::OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let some = |n: usize| {
+            let puts = || (0..n).try_for_each(|_| crate::descriptors::put(one().as_fd()).map(drop));
+            let (put, descriptors) = crate::descriptors::collect(puts);
+            put.unwrap();
+            descriptors
+        };
+        for step in [1, 3, 4096, usize::MAX] {
+            let mut chunks = Chunks::default();
+            // Before all else, between two, at the end of a large one, and two with a byte between them.
+            for (n, len) in [(1, 10), (2, SHARED_FROM), (3, 1), (4, 20)] {
+                chunks.attach(&some(n));
+                chunks.put(&vec![n as u8; len].into());
+                chunks.put(&vec![0; 5].into());
+            }
+            let mut seen = Vec::new();
+            while !chunks.is_empty() {
+                let mut room = Chunks::room();
+                let used = chunks.slices(&mut room);
+                let mut taken: Vec<u8> =
+                    room[..used].iter().flat_map(|slice| slice.iter().copied()).collect();
+                taken.truncate(step);
+                let inside = &taken[1..];
+                if let Some(descriptors) = chunks.descriptors() {
+                    assert_eq!(usize::from(taken[0]), descriptors.len());
+                    seen.push(descriptors.len());
+                }
+                assert!(!inside.windows(2).any(|pair| pair[0] == 0 && pair[1] != 0), "in steps of {step}");
+                chunks.advance(taken.len());
+            }
+            assert_eq!(seen, [1, 2, 3, 4], "in steps of {step}");
         }
     }
 

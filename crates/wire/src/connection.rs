@@ -1,20 +1,26 @@
 //! Envelopes over one Unix socket, driven by a tokio runtime.
 
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
+};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::assembler::Assembler;
 use crate::chunks::Chunks;
+use crate::descriptors::{Descriptors, MORE_CAME};
 use crate::envelope::{Head, LONGEST_HEAD};
+use crate::limits::MAX_FDS;
 use crate::{Envelope, Limits, Outbox, WireError};
 
 /// Bytes of the read buffer, which are also the most that one read takes of small messages.
@@ -33,6 +39,9 @@ const WRITE: usize = 64 * 1024;
 /// One task owns it and drives both directions with [`poll_recv`](Connection::poll_recv) and
 /// [`poll_flush`](Connection::poll_flush). All state lives in here, so every future of its methods may be dropped at
 /// any point: nothing is lost, cut short or sent twice.
+///
+/// The descriptors of a message are sent with the first byte of its first frame. What arrives of descriptors and belongs
+/// to no frame is closed, and is an error of the peer's.
 ///
 /// The directions fail apart. After a failed write what the peer had sent can still be received; after a malformed
 /// frame every receive gives the same error again.
@@ -315,12 +324,14 @@ impl Socket {
             let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
             let stream = self.watched()?;
             // One slice is the rule, and takes the shorter way through the kernel.
-            let sent = match &room[..used] {
-                [only] => rustix::net::send(stream, only, flags),
-                all => rustix::net::sendmsg(stream, all, &mut SendAncillaryBuffer::default(), flags),
+            let sent = match (&room[..used], out.descriptors()) {
+                (all, Some(descriptors)) => send_with(stream.as_fd(), all, descriptors, flags),
+                ([only], None) => rustix::net::send(stream, only, flags),
+                (all, None) => rustix::net::sendmsg(stream, all, &mut SendAncillaryBuffer::default(), flags),
             };
             match sent {
                 Err(Errno::INTR) => {}
+                Err(Errno::TOOMANYREFS) => return Poll::Ready(Err(io::Error::other(TOO_MANY_UNDER_WAY))),
                 Err(Errno::AGAIN) => {
                     self.watch(true, cx)?;
                     // Readiness may be older than the write that found no room.
@@ -341,10 +352,30 @@ fn watch(stream: UnixStream, interest: Interest) -> io::Result<AsyncFd<UnixStrea
     AsyncFd::with_interest(stream, interest)
 }
 
+const TOO_MANY_UNDER_WAY: &str = "more descriptors of this user are on their way, to processes that do not read, than \
+                                  its limit of open files allows: raise that, or send fewer at a time";
+
+/// Sends descriptors along with the first of these bytes.
+fn send_with(
+    stream: BorrowedFd<'_>,
+    bytes: &[IoSlice<'_>],
+    descriptors: &Descriptors,
+    flags: SendFlags,
+) -> rustix::io::Result<usize> {
+    let fds: Vec<BorrowedFd<'_>> = descriptors.borrowed().collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    // No value is encoded with more than MAX_FDS, so they fit.
+    if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
+        return Err(Errno::INVAL);
+    }
+    rustix::net::sendmsg(stream, bytes, &mut control, flags)
+}
+
 /// What one read brought.
 struct Read {
     bytes: usize,
-    /// Less than there was room for.
+    /// Less than there was room for, and so all there was.
     short: bool,
 }
 
@@ -377,7 +408,7 @@ impl FrameReader {
             let read = &self.buf[self.start..self.end];
             if self.assembler.arriving() > 0 {
                 if read.is_empty() {
-                    return Ok(None);
+                    return self.needs_more(0);
                 }
                 let room = self.assembler.room();
                 let n = room.len().min(read.len());
@@ -386,26 +417,34 @@ impl FrameReader {
                 self.completed = self.assembler.arrived(n);
                 continue;
             }
-            let Some((prefix, rest)) = read.split_first_chunk::<4>() else { return Ok(None) };
+            let Some((prefix, rest)) = read.split_first_chunk::<4>() else {
+                return self.needs_more(usize::from(!read.is_empty()));
+            };
             let length = u32::from_be_bytes(*prefix) as usize;
             if length > self.limits.frame {
                 return Err(WireError::Oversized { claimed: length, limit: self.limits.frame });
             }
             if length <= DIRECT_FROM {
-                let Some(frame) = rest.get(..length) else { return Ok(None) };
+                let Some(frame) = rest.get(..length) else { return self.needs_more(1) };
                 self.start += 4 + length;
                 if let Some(envelope) = self.assembler.push(frame)? {
                     return Ok(Some(envelope));
                 }
             } else {
                 if rest.len() < length.min(LONGEST_HEAD) {
-                    return Ok(None);
+                    return self.needs_more(1);
                 }
                 let (head, bytes) = Head::read(&rest[..rest.len().min(length)], length)?;
                 self.assembler.begin(&head)?;
                 self.start += 4 + bytes;
             }
         }
+    }
+
+    /// Nothing whole is left. Whatever descriptors are, they are those of the frame whose beginning is here, if one is:
+    /// so there are never more than came with two sends.
+    fn needs_more(&self, begun: usize) -> Result<Option<Envelope>, WireError> {
+        if self.assembler.arrivals.len() > begun { Err(MORE_CAME) } else { Ok(None) }
     }
 
     fn is_between_messages(&self) -> bool {
@@ -445,11 +484,26 @@ impl FrameReader {
 
     /// One read that never waits.
     fn read(&mut self, fd: BorrowedFd<'_>) -> io::Result<Read> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
         let room = self.room();
         let asked = room.len();
-        let (bytes, _) = rustix::net::recv(fd, room, RecvFlags::DONTWAIT)?;
-        self.arrived(bytes);
-        Ok(Read { bytes, short: bytes < asked })
+        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+        let received = rustix::net::recvmsg(fd, &mut [IoSliceMut::new(room)], &mut control, flags)?;
+        let mut fds = Vec::new();
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(some) = message {
+                fds.extend(some);
+            }
+        }
+        let cut = received.flags.contains(ReturnFlags::CTRUNC);
+        // A read also ends behind bytes that came with descriptors, whatever comes after them.
+        let ended_by_descriptors = cut || !fds.is_empty();
+        if ended_by_descriptors {
+            self.assembler.arrivals.came(fds, cut);
+        }
+        self.arrived(received.bytes);
+        Ok(Read { bytes: received.bytes, short: received.bytes < asked && !ended_by_descriptors })
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! u32 length | [ kind, flags, fds, id, target, deadline|nil, chain|nil, trace|nil, body ]
+//! ▲ `fds` descriptors travel with the first byte of a first frame
 //! ```
 
 use std::cmp::Ordering;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::chunks::{Chunks, SHARED_FROM};
-use crate::limits::{CHAIN, HEAD, TRACE};
+use crate::limits::{CHAIN, HEAD, MAX_FDS, TRACE};
 use crate::pack::{self, Put, Reader, Short};
 use crate::{Body, WireError};
 
@@ -57,6 +58,11 @@ impl Kind {
     /// Control overtakes other messages and always fits one frame.
     pub(crate) fn is_control(self) -> bool {
         matches!(self, Kind::Withdraw | Kind::Release | Kind::Credit | Kind::Probe)
+    }
+
+    /// Whether its body is a value of the user's, which may have descriptors.
+    fn has_a_value(self) -> bool {
+        matches!(self, Kind::Start | Kind::Ask | Kind::Tell | Kind::Reply | Kind::Error | Kind::Item)
     }
 
     /// What a caller sends and may take back.
@@ -168,11 +174,11 @@ impl Envelope {
         self.size() + HEAD > limit
     }
 
-    /// Whether it fits one frame that is copied rather than shared: then [`encode_into`](Envelope::encode_into) is the
-    /// short way out.
+    /// Whether it fits one frame that is copied rather than shared, without descriptors: then
+    /// [`encode_into`](Envelope::encode_into) is the short way out.
     #[inline]
     pub fn is_small(&self) -> bool {
-        self.size() < SHARED_FROM
+        self.size() < SHARED_FROM && self.body.descriptors() == 0
     }
 
     /// Appends the one frame of a message that [is small](Envelope::is_small).
@@ -180,6 +186,7 @@ impl Envelope {
     /// # Errors
     /// [`WireError::Malformed`] for a chain or trace over its limit. Nothing is written then.
     pub fn encode_into(&self, out: &mut BytesMut) -> Result<(), WireError> {
+        debug_assert_eq!(self.body.descriptors(), 0, "there is no way for them here");
         self.check()?;
         let start = self.put_head(out, 0, self.body.len());
         self.body.pieces().for_each(|piece| out.put_slice(piece));
@@ -191,6 +198,9 @@ impl Envelope {
     /// body is written now. The chain must be within [`CHAIN`], the trace within [`TRACE`].
     pub(crate) fn put_frame(&self, out: &mut Chunks, offset: usize, limit: usize) -> usize {
         let extra = if offset == 0 { self.context() } else { 0 };
+        if let Some(descriptors) = self.body.descriptors_of().filter(|_| offset == 0) {
+            out.attach(descriptors);
+        }
         let part = (self.body.len() - offset).min(limit - HEAD - extra);
         let end = offset + part;
         let start = self.put_head(&mut out.tail, offset, part);
@@ -223,8 +233,10 @@ impl Envelope {
         }
         out.reserve(HEAD + part.min(SHARED_FROM) + if first { self.context() } else { 0 });
         let start = out.len();
+        // There are so few that this is an integer of one byte.
+        let fds = if first { self.body.descriptors() as u8 } else { 0 };
         let mut head = Short::<HEAD>::new();
-        head.put(&[0, 0, 0, 0, pack::array::<9>(), self.kind as u8, flags, 0]);
+        head.put(&[0, 0, 0, 0, pack::array::<9>(), self.kind as u8, flags, fds]);
         pack::put_uint(&mut head, self.id);
         pack::put_uint(&mut head, u64::from(self.target));
         match self.deadline.filter(|_| first) {
@@ -263,6 +275,8 @@ pub(crate) struct Head<'a> {
     pub(crate) kind: Kind,
     pub(crate) more: bool,
     pub(crate) release: bool,
+    /// Descriptors that came with it.
+    pub(crate) fds: usize,
     pub(crate) id: u64,
     pub(crate) target: u32,
     pub(crate) deadline: Option<Duration>,
@@ -290,11 +304,14 @@ impl<'a> Head<'a> {
         if flags > u64::from(MORE | RELEASE) {
             return Err(WireError::Malformed("unknown flags are set"));
         }
-        if reader.uint()? != 0 {
-            return Err(WireError::Descriptors(
-                "a channel's frame announces some, which only a link may carry",
-            ));
+        let fds = reader.uint()?;
+        if fds > MAX_FDS as u64 {
+            return Err(WireError::Descriptors("a frame announces more than 16"));
         }
+        if fds > 0 && !kind.has_a_value() {
+            return Err(WireError::Descriptors("a frame announces some whose kind has none"));
+        }
+        let fds = fds as usize;
         let id = reader.uint()?;
         let target =
             u32::try_from(reader.uint()?).map_err(|_| WireError::Malformed("the target is over 32 bits"))?;
@@ -310,7 +327,7 @@ impl<'a> Head<'a> {
             Ordering::Equal => {}
         }
         let (more, release) = (flags & u64::from(MORE) != 0, flags & u64::from(RELEASE) != 0);
-        Ok((Head { kind, more, release, id, target, deadline, chain, trace, body }, head))
+        Ok((Head { kind, more, release, fds, id, target, deadline, chain, trace, body }, head))
     }
 }
 
@@ -385,7 +402,7 @@ mod tests {
         assert_eq!(with(0, 0x98), WireError::Malformed("an array of nine elements is expected"));
         assert_eq!(with(1, 99), WireError::UnknownKind(99));
         assert_eq!(with(2, 4), WireError::Malformed("unknown flags are set"));
-        assert!(matches!(with(3, 1), WireError::Descriptors(_)));
+        assert_eq!(with(3, 17), WireError::Descriptors("a frame announces more than 16"));
         assert_eq!(with(12, 2), WireError::Malformed("the frame ends early"));
         assert_eq!(with(12, 0), WireError::Malformed("bytes follow the frame's array"));
         for cut in 0..good.len() {

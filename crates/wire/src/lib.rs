@@ -1,8 +1,8 @@
 //! Frames, bodies and connections: length-prefixed MessagePack over Unix sockets, and nothing about what it means.
 //!
 //! Two processes exchange [`Envelope`]s over a [`Connection`]; a worker and its parent exchange small
-//! [`LinkFrame`]s, which may carry descriptors, over a [`LinkSocket`]. What an envelope's [`Body`] holds is known
-//! only to the process that owns the type: it is opaque bytes until [`decode`].
+//! [`LinkFrame`]s over a [`LinkSocket`]. Both may carry descriptors. What an envelope's [`Body`] holds is known
+//! only to the process that owns the type: it is opaque bytes, and descriptors, until [`decode`].
 //!
 //! Everything read from a peer is untrusted. A malformed frame is a [`WireError`] with a name, never a panic, and
 //! no allocation follows a claim: buffers grow as bytes arrive. `docs/wire-format.md` draws every frame.
@@ -30,8 +30,14 @@ mod sink;
 // Bytes as one value, which are not copied when they are many.
 mod byte_string;
 
+// Descriptors of encoded values.
+mod descriptors;
+
 // Encoded values.
 mod body;
+
+// A descriptor as a value that travels.
+mod fd;
 
 // What can travel, in words of the compiler's.
 mod travels;
@@ -55,13 +61,16 @@ mod link;
 mod log;
 
 pub use crate::assembler::Assembler;
-pub use crate::body::{Body, DecodeError, EncodeError, decode, encode};
+pub use crate::body::{Body, DecodeError, EncodeError, decode, decode_owned, encode};
 pub use crate::byte_string::ByteString;
 pub use crate::chunks::Chunks;
 pub use crate::connection::Connection;
 pub use crate::envelope::{Envelope, Kind, Origin};
 pub use crate::error::WireError;
-pub use crate::limits::{CHAIN, DEPTH, LINK_FRAME, LOG_RECORD, Limits, MAX_FDS, MIN_FRAME, MIN_PART, TRACE};
+pub use crate::fd::Fd;
+pub use crate::limits::{
+    CHAIN, DEPTH, LINK_FRAME, LOG_RECORD, Limits, MAX_FDS, MIN_FRAME, MIN_PART, TRACE, UNFINISHED_FDS,
+};
 pub use crate::link::{Filled, LinkFrame, LinkSocket};
 pub use crate::log::{
     LogField, LogFields, LogHead, LogValue, put_log_record, read_log_record, whole_log_record,

@@ -6,8 +6,12 @@ pub const DEPTH: usize = 64;
 /// Most bytes of one link frame, without its length prefix.
 pub const LINK_FRAME: usize = 64 * 1024;
 
-/// Most descriptors that one link frame may carry.
+/// Most descriptors that one message, or one link frame, may carry.
 pub const MAX_FDS: usize = 16;
+
+/// Most descriptors of all unfinished incoming messages of one connection. A sender begins no large message that would
+/// exceed it.
+pub const UNFINISHED_FDS: usize = 64;
 
 /// Most bytes of an envelope's caller chain.
 pub const CHAIN: usize = 4 * 1024;

@@ -16,7 +16,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use crate::chunks::Chunks;
-use crate::limits::HEAD;
+use crate::limits::{HEAD, UNFINISHED_FDS};
 use crate::{Envelope, Kind, Limits, WireError};
 
 /// Idle lanes kept for their queues' memory; more than this and a lane is dropped when it empties.
@@ -47,6 +47,33 @@ enum Place {
     Waiting,
 }
 
+/// What unfinished messages take.
+#[derive(Clone, Copy, Debug, Default)]
+struct Load {
+    messages: usize,
+    bytes: usize,
+    fds: usize,
+}
+
+impl Load {
+    fn fits(&self, message: &Envelope, limits: &Limits) -> bool {
+        let (bytes, fds) = (self.bytes.saturating_add(message.size()), self.fds + message.body.descriptors());
+        self.messages == 0 || (bytes <= limits.budget && fds <= UNFINISHED_FDS)
+    }
+
+    fn add(&mut self, message: &Envelope) {
+        self.messages += 1;
+        self.bytes += message.size();
+        self.fds += message.body.descriptors();
+    }
+
+    fn remove(&mut self, message: &Envelope) {
+        self.messages -= 1;
+        self.bytes -= message.size();
+        self.fds -= message.body.descriptors();
+    }
+}
+
 /// The send queue of one connection. It does no IO: [`Outbox::fill`] writes frames into a buffer.
 #[derive(Debug)]
 pub struct Outbox {
@@ -59,8 +86,8 @@ pub struct Outbox {
     recent: Option<(u32, usize)>,
     turn: VecDeque<usize>,
     waiting: VecDeque<usize>,
-    /// Bytes of large messages that are begun but not finished, which the receiver has to hold.
-    begun: usize,
+    /// Large messages that are begun but not finished, which the receiver has to hold.
+    begun: Load,
     messages: usize,
     bytes: usize,
 }
@@ -77,7 +104,7 @@ impl Outbox {
             recent: None,
             turn: VecDeque::new(),
             waiting: VecDeque::new(),
-            begun: 0,
+            begun: Load::default(),
             messages: 0,
             bytes: 0,
         }
@@ -147,14 +174,13 @@ impl Outbox {
                 continue;
             };
             if !lane.admitted && head.is_large(frame) {
-                let size = head.size();
-                if !self.waiting.is_empty() || !fits(self.begun, size, self.limits.budget) {
+                if !self.waiting.is_empty() || !self.begun.fits(head, &self.limits) {
                     lane.place = Place::Waiting;
                     self.waiting.push_back(slot);
                     continue;
                 }
                 lane.admitted = true;
-                self.begun += size;
+                self.begun.add(head);
             }
             let written = head.put_frame(out, lane.offset, frame);
             if written < head.body.len() {
@@ -164,20 +190,21 @@ impl Outbox {
                 self.turn.push_back(slot);
                 continue;
             }
-            let size = head.size();
-            self.bytes -= size - lane.offset;
+            self.bytes -= head.size() - lane.offset;
             self.messages -= 1;
             lane.offset = 0;
             lane.begun = false;
-            lane.queue.pop_front();
             let admitted = std::mem::take(&mut lane.admitted);
+            if admitted {
+                self.begun.remove(head);
+            }
+            lane.queue.pop_front();
             if lane.queue.is_empty() {
                 self.rest(slot);
             } else {
                 self.turn.push_back(slot);
             }
             if admitted {
-                self.begun -= size;
                 self.admit();
             }
         }
@@ -248,19 +275,15 @@ impl Outbox {
     fn admit(&mut self) {
         while let Some(&slot) = self.waiting.front() {
             let lane = &mut self.lanes[slot];
-            let size = lane.queue.front().map_or(0, Envelope::size);
-            if !fits(self.begun, size, self.limits.budget) {
+            let Some(head) = lane.queue.front() else { return };
+            if !self.begun.fits(head, &self.limits) {
                 return;
             }
             self.waiting.pop_front();
-            self.begun += size;
+            self.begun.add(head);
             lane.admitted = true;
             lane.place = Place::Turn;
             self.turn.push_back(slot);
         }
     }
-}
-
-fn fits(begun: usize, size: usize, budget: usize) -> bool {
-    begun == 0 || size <= budget.saturating_sub(begun)
 }

@@ -5,8 +5,8 @@ use std::io;
 
 use bytes::Bytes;
 
-use crate::Body;
 use crate::chunks::SHARED_FROM;
+use crate::{Body, descriptors};
 
 /// An encoded value of at most this size is copied to memory of just its size, and what it was encoded to is used again;
 /// a larger one keeps that memory.
@@ -36,7 +36,7 @@ pub(crate) struct Sink {
 pub(crate) fn encode<E>(value: impl FnOnce(&mut Sink) -> Result<(), E>) -> Result<Body, E> {
     // A value whose own `Serialize` encodes another one finds nothing here, and begins with memory of its own.
     let mut sink = Sink { pieces: Vec::new(), tail: FREE.take() };
-    let encoded = value(&mut sink);
+    let (encoded, descriptors) = descriptors::collect(|| value(&mut sink));
     LARGE.with_borrow_mut(Option::take);
     if encoded.is_err() {
         sink.tail.clear();
@@ -44,13 +44,18 @@ pub(crate) fn encode<E>(value: impl FnOnce(&mut Sink) -> Result<(), E>) -> Resul
     let last = sink.cut();
     FREE.set(sink.tail);
     encoded?;
-    if sink.pieces.is_empty() {
-        return Ok(Body::from_bytes(last));
+    let mut body = if sink.pieces.is_empty() {
+        Body::from_bytes(last)
+    } else {
+        if !last.is_empty() {
+            sink.pieces.push(last);
+        }
+        Body::from_pieces(sink.pieces)
+    };
+    if !descriptors.are_none() {
+        body.attach(descriptors);
     }
-    if !last.is_empty() {
-        sink.pieces.push(last);
-    }
-    Ok(Body::from_pieces(sink.pieces))
+    Ok(body)
 }
 
 impl Sink {

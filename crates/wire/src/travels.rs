@@ -10,7 +10,7 @@ use std::marker::PhantomData;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::body::{Body, DecodeError, EncodeError, decode, encode};
+use crate::body::{Body, DecodeError, EncodeError, decode_owned, encode};
 
 /// A value that can be sent to another process: whatever serde can encode and decode.
 #[diagnostic::on_unimplemented(
@@ -77,16 +77,16 @@ impl<T> Default for Decoding<T> {
 
 /// Decodes what can be decoded.
 pub trait Decodes<T> {
-    /// See [`decode`].
+    /// See [`decode_owned`].
     ///
     /// # Errors
     /// When the bytes are no such value.
-    fn decoded(&self, body: &Body) -> Result<T, DecodeError>;
+    fn decoded(&self, body: Body) -> Result<T, DecodeError>;
 }
 
 impl<T: DeserializeOwned> Decodes<T> for Decoding<T> {
-    fn decoded(&self, body: &Body) -> Result<T, DecodeError> {
-        decode(body)
+    fn decoded(&self, body: Body) -> Result<T, DecodeError> {
+        decode_owned(body)
     }
 }
 
@@ -96,11 +96,11 @@ pub trait CannotDecode<T> {
     ///
     /// # Errors
     /// None.
-    fn decoded(&self, body: &Body) -> Result<T, DecodeError>;
+    fn decoded(&self, body: Body) -> Result<T, DecodeError>;
 }
 
 impl<T> CannotDecode<T> for &Decoding<T> {
-    fn decoded(&self, _: &Body) -> Result<T, DecodeError> {
+    fn decoded(&self, _: Body) -> Result<T, DecodeError> {
         unreachable!("a type that cannot travel is refused when the program is compiled")
     }
 }
@@ -116,7 +116,7 @@ mod tests {
         let (encoding, decoding) = (&Encoding(&(5_u8, "five")), &Decoding::<(u8, String)>::new());
         let body = encoding.encoded().unwrap();
         assert_eq!(body, encode(&(5_u8, "five")).unwrap());
-        assert_eq!(decoding.decoded(&body).unwrap(), (5, "five".to_owned()));
+        assert_eq!(decoding.decoded(body).unwrap(), (5, "five".to_owned()));
     }
 
     #[test]
