@@ -261,7 +261,9 @@ impl Model {
         }
         match (kid.plan, start) {
             // We had it in mind ourselves.
-            (Some(Plan::StartAgain), _) if death == Death::GiveUp => self.rest(place, Action::GiveUp(id)),
+            (Some(Plan::StartAgain | Plan::StayDown), _) if death == Death::GiveUp => {
+                self.rest(place, Action::GiveUp(id))
+            }
             (Some(Plan::StartAgain), _) => {}
             (Some(Plan::StayDown), _) => self.rest(place, Action::Rest(id)),
             (Some(Plan::Vanish), _) | (None, Some(Way::First)) => self.forget(place),

@@ -648,7 +648,7 @@ impl Turn {
     /// One that we stopped is gone.
     fn stopped(&mut self, id: Id, then: Then, death: Death) {
         match then {
-            Then::Again if death == Death::GiveUp => self.rest(id, Action::GiveUp(id)),
+            Then::Again | Then::Stay if death == Death::GiveUp => self.rest(id, Action::GiveUp(id)),
             Then::Stay => self.rest(id, Action::Rest(id)),
             Then::Remove => self.remove(id),
             Then::Again => {

@@ -81,7 +81,9 @@ fn stopping() -> Fault {
 /// What tasks report.
 enum Report {
     Start(Id, u64, Result<Started, Fault>),
-    Exited(Id, u64, Arc<Exit>, Death),
+    Exited(Id, u64, Arc<Exit>),
+    /// What stands for the exit of one that does not end.
+    Unkillable(Id, u64, Arc<Exit>),
     Elapsed(Id, u64),
 }
 
@@ -300,10 +302,9 @@ impl Supervisor {
     }
 
     fn report(&mut self, report: Report) {
-        let known = |entry: &&mut Entry, incarnation| entry.incarnation == incarnation;
         match report {
             Report::Start(id, incarnation, result) => {
-                let entry = self.entries.get_mut(&id).filter(|entry| known(entry, incarnation));
+                let entry = self.entries.get_mut(&id).filter(|entry| entry.incarnation == incarnation);
                 let Some(entry) = entry else { return };
                 entry.starting = false;
                 entry.give_up = None;
@@ -313,30 +314,40 @@ impl Supervisor {
                         tracing::warn!(child = entry.seat.path(), incarnation, %fault, "start failed");
                         let death = death_of_start(&fault);
                         entry.last = Some(fault);
-                        self.gone(id, Event::StartFailed(id, death));
+                        self.gone(id, Event::StartFailed(id, death), Ok(()));
                     }
                 }
             }
-            Report::Exited(id, incarnation, exit, death) => {
-                let entry = self.entries.get_mut(&id).filter(|entry| known(entry, incarnation));
-                // Once it has been called unkillable, its end is no news.
-                let Some(entry) = entry.filter(|entry| entry.child.is_some()) else { return };
-                tracing::info!(child = entry.seat.path(), incarnation, %exit, "child ended");
-                entry.child = None;
-                entry.last = Some(Fault::Ended { exit: Box::new((*exit).clone()), maybe_executed: false });
-                let answered = entry.seat.has_answered(incarnation);
-                self.gone(id, Event::Exited { id, death, answered });
+            Report::Exited(id, incarnation, exit) => {
+                let death = death(&exit);
+                self.ended(id, incarnation, &exit, death, Ok(()));
+            }
+            Report::Unkillable(id, incarnation, exit) => {
+                let why = Fault::Refused(exit.reason().unwrap_or_default().to_owned());
+                // Nobody is started beside it.
+                self.ended(id, incarnation, &exit, Death::GiveUp, Err(why));
             }
             Report::Elapsed(id, wait) => self.step(Event::Elapsed(id, wait)),
         }
     }
 
-    /// An incarnation, or its start, has ended.
-    fn gone(&mut self, id: Id, event: Event) {
+    fn ended(&mut self, id: Id, incarnation: u64, exit: &Exit, death: Death, outcome: Result<(), Fault>) {
+        let entry = self.entries.get_mut(&id).filter(|entry| entry.incarnation == incarnation);
+        // Once it has been called unkillable, its end is no news.
+        let Some(entry) = entry.filter(|entry| entry.child.is_some()) else { return };
+        tracing::info!(child = entry.seat.path(), incarnation, %exit, "child ended");
+        entry.child = None;
+        entry.last = Some(Fault::Ended { exit: Box::new(exit.clone()), maybe_executed: false });
+        let answered = entry.seat.has_answered(incarnation);
+        self.gone(id, Event::Exited { id, death, answered }, outcome);
+    }
+
+    /// An incarnation, or its start, has ended; those who wanted that are told.
+    fn gone(&mut self, id: Id, event: Event, outcome: Result<(), Fault>) {
         let waiting = self.entries.get_mut(&id).map(|entry| std::mem::take(&mut entry.terminating));
         self.step(event);
         for reply in waiting.into_iter().flatten() {
-            let _ = reply.send(Ok(()));
+            let _ = reply.send(outcome.clone().map_err(Refused::from));
         }
     }
 
@@ -352,8 +363,7 @@ impl Supervisor {
         let reports = self.reports.clone();
         tokio::spawn(async move {
             let exit = child.exited().await;
-            let death = death(&exit);
-            let _ = reports.send(Report::Exited(id, incarnation, exit, death)).await;
+            let _ = reports.send(Report::Exited(id, incarnation, exit)).await;
         });
         let too_late = entry.stopping;
         self.step(Event::Ready(id));
@@ -475,9 +485,7 @@ impl Supervisor {
                     let exit = Exit::new(Status::Unknown).with_reason(Some(error.to_string()));
                     // It will not say so itself: those who wait for its answers wait no longer.
                     seat.ended(incarnation, &exit);
-                    // Nobody is started beside it.
-                    let report = Report::Exited(id, incarnation, Arc::new(exit), Death::GiveUp);
-                    let _ = reports.send(report).await;
+                    let _ = reports.send(Report::Unkillable(id, incarnation, Arc::new(exit))).await;
                 }
             });
         }

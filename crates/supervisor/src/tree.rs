@@ -281,7 +281,8 @@ impl Tree {
     /// again.
     ///
     /// # Errors
-    /// There is none of that name. The supervisor is stopping.
+    /// There is none of that name. The supervisor is stopping. It is still there 10 s after it was killed: then it is given
+    /// up.
     ///
     /// # Cancel safety
     /// Dropped early, the stop goes on.

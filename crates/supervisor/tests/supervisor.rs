@@ -986,6 +986,10 @@ async fn a_child_that_can_not_be_killed_is_given_up_and_nobody_is_started_beside
     // Its end, long after, is no news.
     world.kill("b").await;
     assert_eq!(tree.children().await[1].state, ChildState::GivenUp);
+    tree.restart_child("b").await.unwrap();
+    let error = tree.terminate_child("b").await.unwrap_err();
+    assert!(error.to_string().starts_with("stop of /tree/b: it is still there 10 s after"), "{error}");
+    assert_eq!(tree.children().await[1].state, ChildState::GivenUp);
     tree.stop().await.unwrap();
 }
 
