@@ -190,7 +190,7 @@ pub(crate) type Ending = Result<(), Error>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Count {
-    /// All, those between two incarnations included.
+    /// All, those that are stopped or between two incarnations included.
     pub specs: usize,
     /// Those that are up right now.
     pub active: usize,
