@@ -264,7 +264,9 @@ pub trait AnyHandle {
     #[doc(alias = "sentinel")]
     fn monitor(&self) -> Monitor {
         let actor = self.actor_ref();
-        actor.seat.monitor(actor.pin())
+        let monitor = actor.seat.monitor(actor.pin());
+        // Who sits elsewhere is followed for as long as somebody holds the seat that stands for his.
+        if actor.seat.far_address().is_some() { monitor.keeping(actor.seat.clone()) } else { monitor }
     }
 
     /// Stops the present incarnation in order: it finishes its message and answers the rest `is_stopping()`. If that
