@@ -131,7 +131,8 @@ impl Asking {
     async fn from_two_runtimes(&self, asked: AskedHandle) -> Result<(), String> {
         let first = asked.clone();
         let other = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async { first.notes().await.expect("an answer") });
             runtime
         });
