@@ -128,7 +128,7 @@ impl Asking {
     }
 
     /// First from a runtime that nobody drives afterwards, then from this one, then from this one without the other.
-    async fn from_two_runtimes(&self, asked: AskedHandle) -> Result<(), String> {
+    async fn on_two_runtimes(&self, asked: AskedHandle) -> Result<(), String> {
         let first = asked.clone();
         let other = std::thread::spawn(move || {
             let runtime =
@@ -201,7 +201,7 @@ async fn nothing_is_sent_where_nobody_is_known_to_be() {
 #[hatchery::test]
 async fn a_runtime_that_nobody_drives_or_that_ends_is_in_nobodys_way() {
     let (tree, asked, asking) = two("runtimes").await;
-    ends("asking from two runtimes", asking.from_two_runtimes(asked.clone())).await.unwrap();
+    ends("asking from two runtimes", asking.on_two_runtimes(asked.clone())).await.unwrap();
     tree.stop().await.unwrap();
 }
 
