@@ -1,5 +1,7 @@
 //! Handles that travel: any process of a tree reaches any actor of it, and knows how it ended.
 
+mod elsewhere;
+
 use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;

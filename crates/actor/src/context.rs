@@ -4,6 +4,7 @@ use std::any::{TypeId, type_name};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -45,6 +46,8 @@ struct Own {
     handle: (TypeId, &'static str),
     /// Its registered name.
     actor: &'static str,
+    /// The number of the seat it sits in.
+    seat: AtomicU64,
 }
 
 impl Context {
@@ -59,8 +62,17 @@ impl Context {
             me: Me::default(),
             handle: (TypeId::of::<A::Handle>(), type_name::<A::Handle>()),
             actor: A::name(),
+            seat: AtomicU64::new(0),
         };
         Context { own: Arc::new(own), request: 0, deadline: None, trace: None }
+    }
+
+    /// The same, of an actor that sits in the seat of this number.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn in_seat(self, number: u64) -> Context {
+        self.own.seat.store(number, Ordering::Relaxed);
+        self
     }
 
     /// Where the actor sits, e.g. `/shop/web`.
@@ -154,9 +166,10 @@ impl Context {
     #[doc(alias = "myself")]
     #[track_caller]
     pub fn me<H: From<ActorRef> + 'static>(&self) -> H {
-        let Own { path, incarnation, mailbox, tasks, me, handle: (id, name), actor } = &*self.own;
+        let Own { path, incarnation, mailbox, tasks, me, handle: (id, name), actor, seat } = &*self.own;
         assert!(*id == TypeId::of::<H>(), "the handle of {path} is a {name}, not a {}", type_name::<H>());
-        ActorRef::new(me.seat(path, actor, *incarnation, mailbox, tasks)).into()
+        let place = (path.as_str(), seat.load(Ordering::Relaxed));
+        ActorRef::new(me.seat(place, actor, *incarnation, mailbox, tasks)).into()
     }
 
     /// Runs a future beside the actor, on its runtime: in a worker that is the actor's own thread. It is dropped where

@@ -173,7 +173,8 @@ impl Serialize for ActorRef {
 /// ```
 ///
 /// # Errors
-/// The path does not begin with a slash, or this thread belongs to no program.
+/// The path does not begin with a slash, ends with one or has two of them side by side, or this thread belongs to no
+/// program.
 #[doc(alias = "whereis")]
 pub fn lookup<A: AnyActor>(path: &str) -> Result<A::Handle, Error> {
     if !path.starts_with('/') || path.ends_with('/') || path.contains("//") {
@@ -190,8 +191,10 @@ pub fn lookup<A: AnyActor>(path: &str) -> Result<A::Handle, Error> {
 ///
 /// They go by what this process knows. Of an actor that another process has started it knows nothing until the handle is
 /// used, or any other of that actor: the first use, one of these methods or a request, has it looked for, and until it is
-/// found it is as if nobody sat there. So `pid` is `None` then, and `kill` and `stop` do nothing. A request waits: after
-/// its answer they all say what they should.
+/// found it is as if nobody sat there: `pid` is `None` then, and `pause` an error. `stop` and `suspend` wait until it is found,
+/// for 30 s at most, and `kill` is passed on to its parent. A request waits: after its answer they all say what they
+/// should. Of an actor elsewhere it is not known whether it is paused, and what is asked of its parent by `kill`, `pause`
+/// and `resume` is not answered.
 pub trait AnyHandle {
     /// The untyped reference inside.
     fn actor_ref(&self) -> &ActorRef;
@@ -264,7 +267,9 @@ pub trait AnyHandle {
     #[doc(alias = "sentinel")]
     fn monitor(&self) -> Monitor {
         let actor = self.actor_ref();
-        actor.seat.monitor(actor.pin())
+        let monitor = actor.seat.monitor(actor.pin());
+        // Who sits elsewhere is followed for as long as somebody holds the seat that stands for his.
+        if actor.seat.far_address().is_some() { monitor.keeping(actor.seat.clone()) } else { monitor }
     }
 
     /// Stops the present incarnation in order: it finishes its message and answers the rest `is_stopping()`. If that

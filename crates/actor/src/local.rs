@@ -108,7 +108,8 @@ impl<A: Actor> Start for Local<A> {
                 _presence: order.presence,
             };
             panics::note_places();
-            let cx = Context::new::<A>(order.seat.path(), order.incarnation, mailbox.clone());
+            let cx = Context::new::<A>(order.seat.path(), order.incarnation, mailbox.clone())
+                .in_seat(order.seat.id());
             let tasks = cx.tasks().clone();
             let task = tokio::spawn(live::<A>(origin, mailbox.clone(), cx, ready));
             let abort = task.abort_handle();

@@ -36,7 +36,7 @@ impl Me {
 
     pub(crate) fn seat(
         &self,
-        path: &str,
+        (path, number): (&str, u64),
         actor: &'static str,
         incarnation: u64,
         mailbox: &Arc<Mailbox>,
@@ -44,7 +44,7 @@ impl Me {
     ) -> Arc<Seat> {
         let State { seat, exit } = &mut *self.lock();
         let made = seat.get_or_insert_with(|| {
-            let seat = Seat::own(path.to_owned(), actor, mailbox.id());
+            let seat = Seat::own(path.to_owned(), number, actor, mailbox.id());
             if exit.borrow().is_some() {
                 seat.close(ENDED);
                 return seat;

@@ -1,5 +1,6 @@
 //! Who wants to know of the ends in a seat: exactly one [`Down`] for each incarnation that sat there.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -90,6 +91,8 @@ impl fmt::Display for Down {
 #[must_use = "it tells only those who ask"]
 pub struct Monitor {
     inbox: Arc<Inbox>,
+    /// What has to be there for it to be told.
+    _keeps: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 /// One [`Down`] for each incarnation, in order, until the seat is closed. Made by [`Monitor::downs`].
@@ -103,7 +106,13 @@ pub struct Downs {
 
 impl Monitor {
     fn new(path: &str, state: State) -> Monitor {
-        Monitor { inbox: Arc::new(Inbox { path: path.into(), state: Mutex::new(state) }) }
+        Monitor { inbox: Arc::new(Inbox { path: path.into(), state: Mutex::new(state) }), _keeps: None }
+    }
+
+    /// The same, which keeps this.
+    pub(crate) fn keeping(mut self, what: Arc<dyn Any + Send + Sync>) -> Monitor {
+        self._keeps = Some(what);
+        self
     }
 
     /// Of a seat in which nobody will sit any more.

@@ -151,8 +151,10 @@ impl Seat {
     }
 
     /// A vacant seat that only one incarnation itself knows, with a window of its own.
-    pub(crate) fn own(path: String, actor: &'static str, id: busy::Id) -> Arc<Seat> {
-        Arc::new(Seat::of(path, actor, WINDOW, Shutdown::default(), Some(id), None))
+    /// It goes by the number of the seat that all others know.
+    pub(crate) fn own(path: String, number: u64, actor: &'static str, id: busy::Id) -> Arc<Seat> {
+        let seat = Seat::of(path, actor, WINDOW, Shutdown::default(), Some(id), None);
+        Arc::new(Seat { id: number, ..seat })
     }
 
     fn of(

@@ -49,6 +49,8 @@ impl CallsOut {
         open: impl AsyncFnOnce(Arc<Called>) -> Result<(), E>,
     ) -> Result<Arc<Called>, E> {
         let cell = self.lock().entry(birth).or_default().clone();
+        // Whether it fails or is given up: an empty cell that nobody else waits for is taken off.
+        let _tidy = Tidy { calls: self, birth };
         let opened = cell
             .get_or_try_init(async || {
                 self.make_room();
@@ -66,13 +68,7 @@ impl CallsOut {
                 open(channel.clone()).await.map(|()| channel)
             })
             .await;
-        match opened {
-            Ok(channel) => Ok(channel.clone()),
-            Err(error) => {
-                self.forget(birth, |known| Arc::ptr_eq(known, &cell) && cell.get().is_none());
-                Err(error)
-            }
-        }
+        opened.cloned()
     }
 
     fn forget(&self, birth: u64, is_it: impl FnOnce(&Arc<OnceCell<Arc<Called>>>) -> bool) {
@@ -100,6 +96,19 @@ impl CallsOut {
     /// Those that are open.
     pub(crate) fn outgoing(&self) -> Vec<Arc<Outgoing>> {
         self.open().iter().map(|channel| channel.outgoing.clone()).collect()
+    }
+}
+
+/// Takes off what has come to nothing, when it is dropped after the hold of its future on it.
+struct Tidy<'a> {
+    calls: &'a CallsOut,
+    birth: u64,
+}
+
+impl Drop for Tidy<'_> {
+    fn drop(&mut self) {
+        // The table's own hold on it, and that of the future that is about to end.
+        self.calls.forget(self.birth, |cell| cell.get().is_none() && Arc::strong_count(cell) <= 2);
     }
 }
 
@@ -360,7 +369,8 @@ impl Desk for AnswersIn {
         let (first, others) = {
             let seats = self.0.seats();
             let mut seats = seats.reached.values().map(|at| at.seat.clone());
-            (seats.next(), seats.collect::<Vec<_>>())
+            // A few are enough to tell a crowd.
+            (seats.next(), seats.take(8).collect::<Vec<_>>())
         };
         let seats = first.into_iter().chain(others).filter_map(|seat| seat.upgrade());
         seats.map(|seat| seat.owed()).sum()

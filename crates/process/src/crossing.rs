@@ -17,6 +17,9 @@ use crate::routes::{Left, Party, Routes, way};
 use crate::warden::{Command, Rounds};
 use crate::watched::Watched;
 
+/// Bytes that may wait for a child that does not read what it is told: thousands of questions and answers.
+const UNREAD: usize = 1024 * 1024;
+
 /// What gets the answer to a question of this process.
 pub(crate) type Reply = Box<dyn FnOnce(Answer) + Send>;
 
@@ -132,6 +135,9 @@ impl Rounds {
                 self.answer(from, number, answer);
             }
             (Party::Own, question) => {
+                if self.crossing.waiting.contains_key(&(from, number)) {
+                    return self.answer(from, number, Answer::Said(Said::Busy));
+                }
                 let warden = self.warden;
                 let reply = Box::new(move |said| warden.answered(from, number, said));
                 if let Some(waiting) = answers::answer(program, question, reply) {
@@ -206,6 +212,9 @@ impl Rounds {
             Party::Child(id) => {
                 if let Some(child) = self.children.get_mut(&id) {
                     child.send(frame);
+                    if child.link.as_ref().is_some_and(|link| link.queued_bytes() > UNREAD) {
+                        child.ward.condemn("it does not read its link");
+                    }
                 }
                 self.watch_link(id);
             }

@@ -146,7 +146,8 @@ async fn act<A: AnyActor>(
     program: &Program,
 ) -> Ended {
     let Ok(args) = args.await else { return std::future::pending().await };
-    let cx = Context::new::<A>(&invitation.path, invitation.incarnation, mailbox.clone());
+    let cx =
+        Context::new::<A>(&invitation.path, invitation.incarnation, mailbox.clone()).in_seat(invitation.seat);
     let args = match decode_owned::<A::Args>(args) {
         Ok(args) => args,
         Err(error) => {

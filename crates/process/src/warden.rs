@@ -137,7 +137,9 @@ impl Warden {
     /// Leaves a command for the thread; false if there is no room for it.
     fn post(&self, command: Command) -> bool {
         let mut outbox = self.outbox.lock().unwrap_or_else(PoisonError::into_inner);
-        if outbox.len() >= OUTBOX {
+        // An answer that is lost would be waited for for ever; there are no more of them than questions.
+        let is_bounded = matches!(command, Command::Answered(..) | Command::Forget(_));
+        if outbox.len() >= OUTBOX && !is_bounded {
             return false;
         }
         outbox.push_back(command);
@@ -225,13 +227,26 @@ impl Warden {
 
     /// Says this process's last words and waits until they are written, for a second at most; the first ones count.
     pub(crate) fn last_words(&self, words: LastWords) {
-        if self.last.swap(true, Ordering::Relaxed) || self.write_up(Frame::LastWords(words)) {
+        if self.last.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        // What this process has answered, or been answered, by now goes first.
+        let owes = !self.outbox.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        if owes && !OWN.get() {
+            self.flush_up_and_wait();
+        }
+        if self.write_up(Frame::LastWords(words)) {
             return;
         }
         if OWN.get() {
             // It panicked itself, where panics abort: nobody else would write the rest.
             return;
         }
+        self.flush_up_and_wait();
+    }
+
+    /// Waits until all that was left for the thread is done and written, for a second at most.
+    fn flush_up_and_wait(&self) {
         let (done, is_done) = std::sync::mpsc::sync_channel(1);
         if self.post(Command::FlushUp(Some(done))) {
             let _ = is_done.recv_timeout(Duration::from_secs(1));
@@ -520,8 +535,11 @@ impl Rounds {
         child.read_stderr(1024);
         child.read_stdout(1024);
         child.exit(status);
-        // What it asked at last needs no answer, and its answers to others are as good as none.
-        child.questions.clear();
+        // What it asked at last needs no answer; what it answered counts.
+        let said = std::mem::take(&mut child.questions);
+        for frame in said.into_iter().filter(|frame| matches!(frame, Frame::Answer(..))) {
+            self.cross(Party::Child(id), frame);
+        }
         self.parted(id);
     }
 
