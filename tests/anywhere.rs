@@ -155,6 +155,11 @@ async fn a_handle_works_wherever_its_actor_is() {
             assert_eq!(asked.look_up(whom.path().to_owned()).await.unwrap(), name);
         }
     }
+    // Cousins: below two workers that are beside each other.
+    let beside = peer(&tree, "beside").await;
+    let cousin = beside.nest("cousin".to_owned()).await.unwrap();
+    assert_eq!(b.name_of(cousin.clone()).await.unwrap(), "cousin");
+    assert_eq!(cousin.name_of(c.clone()).await.unwrap(), "c");
     // The reference that an actor has to itself is one to its seat when it travels.
     assert_eq!(a.name_of(c.me().await.unwrap()).await.unwrap(), "c");
     assert_eq!(c.path(), "/wherever/a/inner/b/inner/c");
@@ -450,6 +455,10 @@ impl Member {
         (n, std::process::id())
     }
 
+    fn forget_all(&mut self) {
+        self.ring.clear();
+    }
+
     fn number_of_sockets(&self) -> usize {
         hatchery_tests::open_sockets().len()
     }
@@ -545,6 +554,13 @@ async fn fifty_workers_each_ask_all_the_others() {
         // One to each of the others, and one from each of them.
         assert_eq!(with_all - before, 2 * 49);
     }
+    // Without handles the channels are nobody's, and are closed.
+    ends(
+        "all forget all",
+        futures(members.iter().map(|member| async { member.forget_all().await.unwrap() })),
+    )
+    .await;
+    says("all are closed again", before, sockets).await;
     tree.stop().await.unwrap();
 }
 
