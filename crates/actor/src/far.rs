@@ -140,7 +140,7 @@ impl Follower {
                     after = self.sits(&*exchange, &address, found).await;
                 }
                 Err(Lost::Closed(why)) => {
-                    self.close(&Fault::Closed { why: why.clone() }, &why);
+                    self.close(Fault::Closed { why: why.clone() }, &why);
                     // Whoever uses it next may find somebody who came meanwhile.
                     if let Some(seat) = self.seat.upgrade() {
                         seat.forsaken();
@@ -148,7 +148,7 @@ impl Follower {
                     return;
                 }
                 Err(Lost::Over(exit)) => {
-                    return self.close(&Fault::Ended { exit, maybe_executed: false }, ENDED);
+                    return self.close(Fault::Ended { exit, maybe_executed: false }, ENDED);
                 }
                 Err(Lost::Broken | Lost::Busy) => {
                     sleep(pause).await;
@@ -161,10 +161,10 @@ impl Follower {
         }
     }
 
-    fn close(&mut self, fault: &Fault, why: &str) {
+    fn close(&mut self, fault: Fault, why: &str) {
         self.over = true;
         if let Some(seat) = self.seat.upgrade() {
-            seat.close_with(fault.clone(), why);
+            seat.close_with(fault, why);
         }
     }
 
@@ -245,9 +245,7 @@ impl Follower {
         let orderly = exit.is_orderly() && said_all;
         seat.ended(self.number, &exit.clone().with_orderly(orderly));
         if only {
-            let fault = Fault::Ended { exit: Box::new(exit.clone()), maybe_executed: false };
-            seat.close_with(fault, ENDED);
-            self.over = true;
+            self.close(Fault::Ended { exit: Box::new(exit.clone()), maybe_executed: false }, ENDED);
         }
         exits.send_replace(Some(Arc::new(exit)));
         Some(found.tenure)

@@ -48,6 +48,11 @@ impl Caller {
         Caller { mailbox, back: places.clone(), places }
     }
 
+    /// What tells its mailbox apart from others.
+    fn mailbox_address(&self) -> usize {
+        Arc::as_ptr(&self.mailbox).addr()
+    }
+
     /// Lays a message into the mailbox. `now` is when it arrived: one look at the clock for all of one read.
     pub(crate) fn deliver(&self, envelope: Envelope, now: &mut Option<Instant>) -> Result<(), String> {
         let Envelope { kind, id, deadline, origin, body, .. } = envelope;
@@ -211,9 +216,9 @@ impl CallsIn {
         match &caller {
             None => self.outgoing.send(Envelope::new(Kind::Unbind, target, 0, Body::default())),
             Some(caller) => {
-                let known = self.leaving.entry(Arc::as_ptr(&caller.mailbox).addr()).or_default();
-                known.retain(|places| places.upgrade().is_some_and(|places| places.are_taken()));
-                match known.first().and_then(Weak::upgrade) {
+                self.forget_who_left();
+                let before = self.leaving.get(&caller.mailbox_address()).and_then(|places| places.first());
+                match before.and_then(Weak::upgrade) {
                     Some(before) => before.then_confirm(target),
                     None => confirm(&self.outgoing, target),
                 }
@@ -230,16 +235,19 @@ impl CallsIn {
         if let Some(caller) = caller {
             let unheard = caller.mailbox.callers_left(&caller.back);
             caller.places.give_back(unheard);
-            if caller.places.are_taken() {
-                let mailbox = Arc::as_ptr(&caller.mailbox).addr();
-                self.leaving.entry(mailbox).or_default().push(Arc::downgrade(&caller.places));
-            }
-            self.leaving.retain(|_, leaving| {
-                leaving.retain(|places| places.upgrade().is_some_and(|places| places.are_taken()));
-                !leaving.is_empty()
-            });
+            let leaving = self.leaving.entry(caller.mailbox_address()).or_default();
+            leaving.push(Arc::downgrade(&caller.places));
+            self.forget_who_left();
         }
         Ok(())
+    }
+
+    /// Of those who are leaving, keeps those of whom places are still taken.
+    fn forget_who_left(&mut self) {
+        self.leaving.retain(|_, leaving| {
+            leaving.retain(|places| places.upgrade().is_some_and(|places| places.are_taken()));
+            !leaving.is_empty()
+        });
     }
 }
 

@@ -179,7 +179,8 @@ impl Called {
         // Under the lock, so that nothing can be said about it before.
         self.outgoing.send(Envelope::new(Kind::Bind, target, 0, body));
         drop(seats);
-        let line = Arc::new(CallLine { channel: self.clone(), target });
+        let line = TargetLine { outgoing: self.outgoing.clone(), target };
+        let line = Arc::new(CallLine { channel: self.clone(), line });
         Some(Bound { line, over: is_over, confirmed })
     }
 
@@ -266,65 +267,75 @@ impl Called {
     }
 }
 
-/// The way of requests to one actor at the other end.
+/// The way of requests to one actor at the other end of a channel.
+pub(crate) struct TargetLine {
+    pub(crate) outgoing: Arc<Outgoing>,
+    pub(crate) target: u32,
+}
+
+impl Line for TargetLine {
+    fn send(&self, request: Request) -> Result<(), Fault> {
+        let Request { id, ask, left, trace, chain, body, .. } = request;
+        let kind = if ask { Kind::Ask } else { Kind::Tell };
+        let mut envelope = Envelope::new(kind, self.target, id, body);
+        // Time left rather than a point in time: the two processes compare no clocks.
+        envelope.deadline = left;
+        if trace.is_some() || chain.is_some() {
+            let trace = trace.map(|trace| trace.to_wire()).unwrap_or_default();
+            let chain = chain.map(|chain| chain.to_wire()).unwrap_or_default();
+            envelope.origin = Some(Box::new(Origin { trace, chain }));
+        }
+        self.outgoing.send(envelope);
+        Ok(())
+    }
+
+    fn withdraw(&self, id: u64) {
+        self.outgoing.send(Envelope::new(Kind::Withdraw, self.target, id, Body::default()));
+    }
+
+    fn probe(&self, id: u64, probe: Probe) {
+        let mut envelope = Envelope::new(Kind::Probe, self.target, id, Body::default());
+        envelope.origin = Some(Box::new(Origin { chain: probe.to_wire(), ..Origin::default() }));
+        self.outgoing.send(envelope);
+    }
+
+    fn credit(&self, id: u64, items: usize) {
+        // A number can be encoded.
+        let items = encode(&items).unwrap_or_default();
+        self.outgoing.send(Envelope::new(Kind::Credit, self.target, id, items));
+    }
+}
+
+/// The same over a channel that this process has opened, which it leaves in the end.
 struct CallLine {
     channel: Arc<Called>,
-    target: u32,
+    line: TargetLine,
 }
 
 impl Line for CallLine {
     fn send(&self, request: Request) -> Result<(), Fault> {
         let now = self.channel.clock.load(Ordering::Relaxed);
         self.channel.used.store(now, Ordering::Relaxed);
-        send(&self.channel.outgoing, self.target, request);
-        Ok(())
+        self.line.send(request)
     }
 
     fn withdraw(&self, id: u64) {
-        self.channel.outgoing.send(Envelope::new(Kind::Withdraw, self.target, id, Body::default()));
+        self.line.withdraw(id);
     }
 
     fn probe(&self, id: u64, probe: Probe) {
-        self::probe(&self.channel.outgoing, self.target, id, &probe);
+        self.line.probe(id, probe);
     }
 
     fn credit(&self, id: u64, items: usize) {
-        credit(&self.channel.outgoing, self.target, id, items);
+        self.line.credit(id, items);
     }
 }
 
 impl Drop for CallLine {
     fn drop(&mut self) {
-        self.channel.leave(self.target);
+        self.channel.leave(self.line.target);
     }
-}
-
-/// Sends a request to this actor at the other end.
-pub(crate) fn send(outgoing: &Outgoing, target: u32, request: Request) {
-    let Request { id, ask, left, trace, chain, body, .. } = request;
-    let kind = if ask { Kind::Ask } else { Kind::Tell };
-    let mut envelope = Envelope::new(kind, target, id, body);
-    // Time left rather than a point in time: the two processes compare no clocks.
-    envelope.deadline = left;
-    if trace.is_some() || chain.is_some() {
-        let trace = trace.map(|trace| trace.to_wire()).unwrap_or_default();
-        let chain = chain.map(|chain| chain.to_wire()).unwrap_or_default();
-        envelope.origin = Some(Box::new(Origin { trace, chain }));
-    }
-    outgoing.send(envelope);
-}
-
-/// Sends a probe along a request to this actor at the other end.
-pub(crate) fn probe(outgoing: &Outgoing, target: u32, id: u64, probe: &Probe) {
-    let mut envelope = Envelope::new(Kind::Probe, target, id, Body::default());
-    envelope.origin = Some(Box::new(Origin { chain: probe.to_wire(), ..Origin::default() }));
-    outgoing.send(envelope);
-}
-
-/// Gives credit to this actor at the other end.
-pub(crate) fn credit(outgoing: &Outgoing, target: u32, id: u64, items: usize) {
-    // A number can be encoded.
-    outgoing.send(Envelope::new(Kind::Credit, target, id, encode(&items).unwrap_or_default()));
 }
 
 /// Takes what arrives over a channel to the seats that are reached over it.
@@ -358,10 +369,6 @@ impl Desk for AnswersIn {
             Some(seat) => answered(&seat, number, envelope),
             None => Ok(()),
         }
-    }
-
-    fn is_due(&self) -> bool {
-        self.waiting() > 0
     }
 
     fn waiting(&self) -> usize {

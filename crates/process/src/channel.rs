@@ -30,7 +30,7 @@ pub(crate) trait Desk: Send + 'static {
 
     /// Whether a message is likely to come at once.
     fn is_due(&self) -> bool {
-        false
+        self.waiting() > 0
     }
 
     /// How many are about to send once they hear from the other side.

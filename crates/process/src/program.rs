@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
+use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use hatchery_actor::error::{Error, Result};
@@ -40,19 +41,7 @@ static SETTLED: OnceLock<Arc<Program>> = OnceLock::new();
 
 /// One run of the program, seen from this process; beside the [`Root`] of the same run.
 pub(crate) struct Program {
-    pub(crate) root: Arc<Root>,
-    pub(crate) depth: u8,
-    /// The arguments that make the executable come to this door again: none, or a test's own name.
-    pub(crate) again: Vec<OsString>,
-    /// Whether workers' stdout goes through the printer (in a test) or straight to ours.
-    pub(crate) capture_stdout: bool,
-    pub(crate) config: Body,
-    /// Which variables of this process its workers inherit; all if `None`.
-    pub(crate) env_only: Option<BTreeSet<OsString>>,
-    /// Whether the ends of channels to workers spin, unless a worker's spec says otherwise.
-    pub(crate) spin: Spin,
-    pub(crate) printer: Arc<Printer>,
-    pub(crate) logs: Collector,
+    parts: Parts,
     pub(crate) children: Mutex<BTreeMap<u64, (ActiveChild, Arc<Ward>)>>,
     /// The channels to actors of other processes.
     pub(crate) calls_out: Arc<CallsOut>,
@@ -66,39 +55,42 @@ pub(crate) struct Program {
 /// Something to be done later.
 pub(crate) type Then = Box<dyn FnOnce() + Send>;
 
-/// What makes a run.
+/// What a run is made of.
 pub(crate) struct Parts {
     pub(crate) root: Arc<Root>,
     pub(crate) depth: u8,
+    /// The arguments that make the executable come to this door again: none, or a test's own name.
     pub(crate) again: Vec<OsString>,
+    /// Whether workers' stdout goes through the printer (in a test) or straight to ours.
     pub(crate) capture_stdout: bool,
     pub(crate) config: Body,
+    /// Which variables of this process its workers inherit; all if `None`.
     pub(crate) env_only: Option<BTreeSet<OsString>>,
+    /// Whether the ends of channels to workers spin, unless a worker's spec says otherwise.
     pub(crate) spin: Spin,
     pub(crate) printer: Arc<Printer>,
     pub(crate) logs: Collector,
 }
 
+impl Deref for Program {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.parts
+    }
+}
+
 impl Program {
     pub(crate) fn new(parts: Parts) -> Arc<Program> {
-        let Parts { root, depth, again, capture_stdout, config, env_only, spin, printer, logs } = parts;
         Arc::new_cyclic(|program: &Weak<Program>| {
-            root.reach_others_by(Arc::new(Links::new(program.clone())));
+            parts.root.reach_others_by(Arc::new(Links::new(program.clone())));
             Program {
-                root,
-                depth,
-                again,
-                capture_stdout,
-                config,
-                env_only,
-                spin,
-                printer,
-                logs,
                 children: Mutex::default(),
                 calls_out: CallsOut::new(most_channels()),
                 accepted: Accepted::default(),
                 runtime: OnceLock::new(),
-                starting: Mutex::new((depth > 0).then(Vec::new)),
+                starting: Mutex::new((parts.depth > 0).then(Vec::new)),
+                parts,
             }
         })
     }

@@ -10,14 +10,13 @@ use hatchery_actor::child::{BoxFuture, Child, Ended, Order, Rung, Start, Started
 use hatchery_actor::exit::Exit;
 use hatchery_actor::fault::Fault;
 use hatchery_actor::handle::ActorRef;
-use hatchery_actor::outlet::{Line, Request, measure};
-use hatchery_actor::probe::Probe;
+use hatchery_actor::outlet::measure;
 use hatchery_actor::seat::Seat;
 use hatchery_actor::settings::Settings;
 use hatchery_wire::{Body, EncodeError, Envelope, Kind, encode};
 use rustix::process::Signal;
 
-use crate::calls_out;
+use crate::calls_out::{self, TargetLine};
 use crate::channel::{Desk, Outgoing};
 use crate::frames::{Frame, What};
 use crate::launch::{self, KillOnDrop, Launch, launch, live};
@@ -119,7 +118,7 @@ impl<A: AnyActor> Start for Worker<A> {
             }
             unless_ready.forget();
             let child = Arc::new(WorkerChild { ward, process, ended });
-            let line = Arc::new(ChannelLine { outgoing });
+            let line = Arc::new(TargetLine { outgoing, target: TENANT });
             Ok(Started { child, line })
         })
     }
@@ -199,30 +198,6 @@ fn overloaded() -> Fault {
     Fault::Refused("this process's warden is overloaded: try again".to_owned())
 }
 
-/// The way of requests to the worker.
-struct ChannelLine {
-    outgoing: Arc<Outgoing>,
-}
-
-impl Line for ChannelLine {
-    fn send(&self, request: Request) -> Result<(), Fault> {
-        calls_out::send(&self.outgoing, TENANT, request);
-        Ok(())
-    }
-
-    fn withdraw(&self, id: u64) {
-        self.outgoing.send(Envelope::new(Kind::Withdraw, TENANT, id, Body::default()));
-    }
-
-    fn probe(&self, id: u64, probe: Probe) {
-        calls_out::probe(&self.outgoing, TENANT, id, &probe);
-    }
-
-    fn credit(&self, id: u64, items: usize) {
-        calls_out::credit(&self.outgoing, TENANT, id, items);
-    }
-}
-
 /// Takes a worker's answers to the seat.
 struct SeatDesk {
     seat: Arc<Seat>,
@@ -236,10 +211,6 @@ impl Desk for SeatDesk {
             return Err(format!("an answer from target {target}, which does not exist"));
         }
         calls_out::answered(&self.seat, self.incarnation, envelope)
-    }
-
-    fn is_due(&self) -> bool {
-        self.seat.owed() > 0
     }
 
     fn waiting(&self) -> usize {
