@@ -46,10 +46,7 @@ impl Results {
 
 /// Whether what an incarnation returned is its success, or only what it left. One that died after it had returned something
 /// has not succeeded: it is started again.
-fn judged(
-    returned: Option<Result<Body, Fault>>,
-    exit: &Exit,
-) -> (Option<Body>, Option<Result<Body, Fault>>) {
+fn judged(returned: Option<Result<Body, Fault>>, exit: &Exit) -> (Option<Body>, Option<Result<Body, Fault>>) {
     match returned {
         Some(Ok(body)) if exit.success() && exit.reason().is_none() => (Some(body), None),
         Some(returned) => (None, Some(returned)),
