@@ -42,11 +42,14 @@ pub use hatchery_actor::spin::Spin;
 pub use hatchery_actor::timer::Timer;
 pub use hatchery_actor::trace::{NoTraceparent, TraceContext};
 pub use hatchery_actor::watch::Watch;
+pub use hatchery_supervisor::builder::Supervisor;
+pub use hatchery_supervisor::errors::{ChildError, StartError};
+pub use hatchery_supervisor::events::{Events, TreeEvent};
+pub use hatchery_supervisor::nested::Nested;
+pub use hatchery_supervisor::policy::{CountDeaths, Exhausted, Restart, Strategy};
+pub use hatchery_supervisor::snapshot::{ChildSnapshot, Snapshot};
 pub use hatchery_supervisor::spec::ChildSpec;
-pub use hatchery_supervisor::tree::{
-    ChildError, ChildInfo, ChildState, Count, CountDeaths, Exhausted, Restart, StartError, Strategy,
-    Supervisor, Tree,
-};
+pub use hatchery_supervisor::tree::{ChildInfo, ChildState, Count, Kind, Tree};
 
 /// What an actor's method returns to answer with many items, one after the other: `-> impl Stream<Item = T>`. It is the
 /// trait of the crate `futures-core`, the same one everywhere.
@@ -87,7 +90,7 @@ pub use hatchery_wire::Fd;
 
 mod children;
 
-pub use crate::children::{local, local_with, worker};
+pub use crate::children::{local, local_with, worker, worker_with};
 
 /// Hosts actors by hand, as generic ones need: `hatchery::hosts!(Cache<u64>);`, an item beside any function.
 ///
@@ -131,7 +134,7 @@ pub mod prelude {
 
     pub use crate::{
         AnyHandle, Context, Heartbeat, Process, Reply, Restart, Shutdown, Strategy, Supervisor, Tree, local,
-        local_with, worker,
+        local_with, worker, worker_with,
     };
 }
 

@@ -34,6 +34,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// Whether a test has `step` make this mistake, to see that it would be noticed.
 #[cfg(test)]
 macro_rules! slips {
@@ -56,7 +58,7 @@ pub type Id = u64;
 const HEALTHY: Duration = Duration::from_secs(1);
 
 /// Who else is restarted when a child is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Strategy {
     /// Nobody.
@@ -70,7 +72,7 @@ pub enum Strategy {
 }
 
 /// After which deaths a child is started again.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Restart {
     /// After all, also when it has left in order.
@@ -363,6 +365,14 @@ impl State {
             | Phase::Waiting(_) => Standing::Restarting,
             Phase::Stopped => Standing::Stopped,
         })
+    }
+
+    /// How many units there are in the window.
+    pub fn units(&self, now: Duration) -> u32 {
+        let idle = if self.is_at_work() { Duration::ZERO } else { now.saturating_sub(self.last) };
+        let (age, within) = (self.age + idle, self.rules.intensity.within);
+        let counted = self.units.iter().filter(|at| age - **at < within).count();
+        u32::try_from(counted).unwrap_or(u32::MAX)
     }
 
     fn find(&mut self, id: Id) -> Option<&mut Child> {
