@@ -35,12 +35,6 @@ impl ActorRef {
         ActorRef { seat, pin: None }
     }
 
-    /// Where it is in the tree.
-    #[doc(hidden)]
-    pub fn seat_path(&self) -> &str {
-        self.seat.path()
-    }
-
     /// A request to it. The message is encoded here and now.
     #[doc(hidden)]
     pub fn ask<M: Serialize, T: Travels, E: Travels>(&self, method: &'static str, message: &M) -> Ask<T, E> {

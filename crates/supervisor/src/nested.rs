@@ -65,7 +65,7 @@ impl Start for Nested {
     }
 
     fn handle(&self, reference: ActorRef) -> Tree {
-        Tree::new(self.shared(reference.seat_path()))
+        Tree::new(self.shared(reference.seat().path()))
     }
 
     fn start(&self, order: Order) -> BoxFuture<Result<Started, Fault>> {
