@@ -320,8 +320,18 @@ pub fn check_segment(name: &str) -> Result<(), Fault> {
     Err(Fault::Refused(format!("the name {name:?} {wrong}")))
 }
 
+/// What stands at a seat in place of an actor's name if a task sits there. No actor is called so: in their names is the
+/// module that they stand in.
+pub const TASK: &str = "task";
+
 /// What is told to those who take one actor for another.
 pub fn wrong_actor(path: &str, wanted: &str, found: &str) -> String {
+    if found == TASK {
+        return format!(
+            "{path} is a task, and was taken for a {wanted}: a task takes no requests, and its handle comes from \
+             `start_child`"
+        );
+    }
     format!("{path} is a {found}, and was taken for a {wanted}: look it up by its own type")
 }
 

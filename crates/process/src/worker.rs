@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use hatchery_actor::actor::AnyActor;
-use hatchery_actor::address::{ProcessId, random};
+use hatchery_actor::address::ProcessId;
 use hatchery_actor::ask::deadline;
 use hatchery_actor::child::{BoxFuture, Child, Ended, Order, Rung, Start, Started, ended as wait};
 use hatchery_actor::exit::Exit;
@@ -19,7 +19,7 @@ use rustix::process::Signal;
 use crate::calls_out::{self, TargetLine};
 use crate::channel::{Desk, Outgoing};
 use crate::frames::{Frame, What};
-use crate::launch::{self, KillOnDrop, Launch, launch, live};
+use crate::launch::{self, Launch, launch, live};
 use crate::program::Program;
 use crate::registry;
 use crate::ward::Ward;
@@ -85,50 +85,17 @@ impl<A: AnyActor> Start for Worker<A> {
             measure(&args)?;
             let program = Program::current()?;
             let deadline = deadline(order.timeout);
-            let launch_order = Launch {
-                path: order.seat.path().to_owned(),
-                name,
-                incarnation: order.incarnation,
-                seat: order.seat.id(),
-                birth: random(),
-                what: What::Actor { name: A::name().to_owned(), place: A::place().to_string() },
-                settings: order.settings,
-                presence: Some(order.presence),
-                heartbeat: order.heartbeat,
-            };
+            let what = What::Actor { name: A::name().to_owned(), place: A::place().to_string() };
+            let launch_order = Launch::seated(&order, name, what);
             let process = ProcessId { path: launch_order.path.clone(), birth: launch_order.birth };
             let launched = launch(&program, launch_order).await?;
             let ward = launched.ward.clone();
-            let unless_ready = KillOnDrop(Some(ward.clone()));
             let outgoing = Arc::new(Outgoing::default());
             outgoing.send(Envelope::new(Kind::Start, TENANT, 0, args));
-            let (seat, incarnation) = (order.seat.clone(), order.incarnation);
+            let Order { seat, incarnation, timeout, .. } = order;
             let desk = SeatDesk { seat: seat.clone(), incarnation };
             let ended = live(launched, outgoing.clone(), desk, move |exit| seat.ended(incarnation, exit))?;
-
-            match tokio::time::timeout_at(deadline, ward.started()).await {
-                Ok(Some(Ok(()))) => {}
-                Ok(failed) => {
-                    // One live process a seat: it is gone before anybody hears that it failed.
-                    if tokio::time::timeout(launch::START_TIMEOUT, wait(ended.clone())).await.is_err() {
-                        ward.condemn("it lived on after its start failed");
-                    }
-                    let exit = wait(ended).await;
-                    unless_ready.forget();
-                    return Err(match failed {
-                        Some(Err(error)) => Fault::StartFailed(error.to_string()),
-                        _ => launch::ended(&exit),
-                    });
-                }
-                Err(_) => {
-                    let missed = if ward.has_said_hello() { "not ready" } else { "no hello" };
-                    let fault =
-                        launch::late(&ward, ended, format!("{missed} within {:?}", order.timeout)).await;
-                    unless_ready.forget();
-                    return Err(fault);
-                }
-            }
-            unless_ready.forget();
+            launch::ready(&ward, ended.clone(), deadline, timeout).await?;
             let child = Arc::new(WorkerChild { ward, process, ended });
             let line = Arc::new(TargetLine { outgoing, target: TENANT });
             Ok(Started { child, line })
@@ -136,10 +103,11 @@ impl<A: AnyActor> Start for Worker<A> {
     }
 }
 
-struct WorkerChild {
-    ward: Arc<Ward>,
-    process: ProcessId,
-    ended: Ended,
+/// A worker process that a supervisor stops in the end.
+pub(crate) struct WorkerChild {
+    pub(crate) ward: Arc<Ward>,
+    pub(crate) process: ProcessId,
+    pub(crate) ended: Ended,
 }
 
 impl Child for WorkerChild {
