@@ -77,7 +77,7 @@ impl<A: AnyActor> Start for Worker<A> {
     }
 
     fn start(&self, order: Order) -> BoxFuture<Result<Started, Fault>> {
-        let args = order.args.map_or_else(|| self.args.clone(), |args| Ok(Some(args)));
+        let args = order.args.clone().map_or_else(|| self.args.clone(), |args| Ok(Some(args)));
         let name = self.name.clone();
         Box::pin(async move {
             let args = args.map_err(|error| Fault::NotSent(error.to_string()))?;
