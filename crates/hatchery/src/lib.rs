@@ -44,8 +44,8 @@ pub use hatchery_actor::trace::{NoTraceparent, TraceContext};
 pub use hatchery_actor::watch::Watch;
 pub use hatchery_supervisor::spec::ChildSpec;
 pub use hatchery_supervisor::tree::{
-    ChildError, ChildInfo, ChildState, Count, CountDeaths, Exhausted, Restart, StartError, Strategy,
-    Supervisor, Tree,
+    AutoShutdown, ChildError, ChildInfo, ChildState, Count, CountDeaths, Exhausted, Restart, StartError,
+    Strategy, Supervisor, Tree,
 };
 
 /// What an actor's method returns to answer with many items, one after the other: `-> impl Stream<Item = T>`. It is the

@@ -34,6 +34,8 @@ pub(crate) enum Command {
     TerminateChild(String, Answer<()>),
     DeleteChild(String, Answer<()>),
     Children(oneshot::Sender<Vec<ChildInfo>>),
+    /// All children that it begins with have started.
+    AllStarted,
     Stop,
 }
 
@@ -68,6 +70,12 @@ impl Refused {
                 "it is being restarted: wait for it, or stop that with `terminate_child`".to_owned()
             }
             Refusal::NotFound => format!("there is no child {name:?}: `children` lists those there are"),
+            Refusal::MaxChildren => {
+                "its supervisor has as many children as `max_children` allows: allow more, or free a \
+                                     place with `terminate_child` and `delete_child`"
+                    .to_owned()
+            }
+            Refusal::Contradiction(contradiction) => contradiction.to_string(),
             Refusal::Ending => return Refused::from(stopping()),
         };
         Refused { refusal: Some(refusal), fault: Fault::Refused(why) }
@@ -202,6 +210,7 @@ impl Supervisor {
                 let _ = reply.send(outcome);
             }
             Command::Children(reply) => drop(reply.send(self.children())),
+            Command::AllStarted => self.step(Event::AllStarted),
             Command::Stop => self.step(Event::Stop),
         }
     }
@@ -216,12 +225,9 @@ impl Supervisor {
     /// What is asked of a child, unless the policy refuses it.
     fn call(&mut self, call: Event, name: &str) -> Result<(), Refused> {
         let actions = self.decide(call);
-        let refusal = actions.iter().find_map(|action| match action {
-            Action::Refuse(_, refusal) => Some(*refusal),
-            _ => None,
-        });
+        let refused = refused(&actions, name);
         self.carry_out(actions);
-        refusal.map_or(Ok(()), |refusal| Err(Refused::by_rule(refusal, name)))
+        refused
     }
 
     fn add(&mut self, spec: ErasedSpec, reply: Answer<Arc<Seat>>) {
@@ -230,11 +236,18 @@ impl Supervisor {
             let _ = reply.send(Err(fault.into()));
             return;
         }
-        let restart = spec.restart;
+        let kind = spec.kind;
         if let Ok(id) = self.known(&name) {
             // The policy says what is in the way of it.
-            let refused = self.call(Event::Add(id, restart), &name).err();
+            let refused = self.call(Event::Add(id, kind), &name).err();
             let _ = reply.send(Err(refused.unwrap_or_else(|| stopping().into())));
+            return;
+        }
+        let id = self.next;
+        self.next += 1;
+        let actions = self.decide(Event::Add(id, kind));
+        if let Err(refused) = refused(&actions, &name) {
+            let _ = reply.send(Err(refused));
             return;
         }
         let path = format!("{}/{name}", self.path);
@@ -243,8 +256,6 @@ impl Supervisor {
         if let Ok(root) = Root::current() {
             root.directory().enter(&seat);
         }
-        let id = self.next;
-        self.next += 1;
         let entry = Entry {
             spec,
             seat,
@@ -260,7 +271,7 @@ impl Supervisor {
             last: None,
         };
         self.entries.insert(id, entry);
-        self.step(Event::Add(id, restart));
+        self.carry_out(actions);
     }
 
     fn restart(&mut self, name: &str, reply: Answer<Arc<Seat>>) {
@@ -286,7 +297,7 @@ impl Supervisor {
         let info = |(id, entry): (&Id, &Entry)| ChildInfo {
             name: entry.spec.start.name().to_owned(),
             path: entry.seat.path().to_owned(),
-            restart: entry.spec.restart,
+            restart: entry.spec.kind.restart,
             state: match standing(id) {
                 Some(Standing::Running) if entry.starting => ChildState::Starting,
                 Some(Standing::Running) => ChildState::Running,
@@ -420,9 +431,11 @@ impl Supervisor {
         let path = entry.seat.path();
         let last = entry.last();
         let last = last.as_deref().unwrap_or("it never ran");
+        let is_kept = self.state.as_ref().is_some_and(|state| state.standing(id).is_some());
         let why = if given_up {
             tracing::error!(child = path, last, "given up");
-            format!("its supervisor gave it up, and `restart_child` starts it again; at last: {last}")
+            let again = if is_kept { ", and `restart_child` starts it again" } else { "" };
+            format!("its supervisor gave it up{again}; at last: {last}")
         } else {
             tracing::info!(child = path, last, "stopped");
             format!("it is stopped, and `restart_child` starts it again; at last: {last}")
@@ -502,10 +515,20 @@ impl Supervisor {
                 Some(format!("{path} needed more than {max} restarts in {within:?}; at last: {last}"));
         }
         let open = self.state.as_ref().is_some_and(State::is_open);
+        let ending = self.state.as_ref().and_then(State::ending);
+        if ending == Some(Ending::AutoShutdown(id)) {
+            tracing::info!(
+                child = entry.seat.path(),
+                "a significant child has ended: so does its supervisor"
+            );
+        }
         let why = match &self.gave_up {
             Some(why) => format!("its supervisor gave up: {why}"),
             None if open && entry.reply.is_some() => format!("it did not start: {last}"),
             None if open => format!("it was removed; at last: {last}"),
+            None if matches!(ending, Some(Ending::AutoShutdown(_))) => {
+                "its supervisor ended by itself, since significant children had".to_owned()
+            }
             None => "it was stopped".to_owned(),
         };
         self.seats.with(|seats| seats.retain(|_, seat| !Arc::ptr_eq(seat, &entry.seat)));
@@ -517,6 +540,15 @@ impl Supervisor {
             let _ = reply.send(Ok(()));
         }
     }
+}
+
+/// Why a call is refused, if it is.
+fn refused(actions: &[Action], name: &str) -> Result<(), Refused> {
+    let refusal = actions.iter().find_map(|action| match action {
+        Action::Refuse(_, refusal) => Some(*refusal),
+        _ => None,
+    });
+    refusal.map_or(Ok(()), |refusal| Err(Refused::by_rule(refusal, name)))
 }
 
 /// What a death means to the policy.

@@ -1,7 +1,9 @@
 //! A supervisor as its users see it: the builder, and the handle of the running one.
 
 use std::collections::BTreeMap;
+use std::future::{Future, poll_fn};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use hatchery_actor::actor::AnyActor;
@@ -13,8 +15,8 @@ use hatchery_actor::root::{Resident, Root};
 use hatchery_actor::seat::{Occupancy, Seat};
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub use crate::policy::{AutoShutdown, CountDeaths, Exhausted, Restart, Strategy};
 use crate::policy::{Backoff, Intensity, Refusal, Rules};
-pub use crate::policy::{CountDeaths, Exhausted, Restart, Strategy};
 use crate::signals::Listener;
 use crate::spec::{ChildSpec, ErasedSpec};
 use crate::supervisor::{self, Command, Refused};
@@ -37,6 +39,17 @@ impl Supervisor {
     /// A supervisor without children.
     pub fn new(strategy: Strategy) -> Supervisor {
         let rules = Rules { strategy, ..Rules::default() };
+        Supervisor { rules, name: None, children: Vec::new() }
+    }
+
+    /// A supervisor for children that come and go: it begins with none, restarts each alone, and keeps none that does not
+    /// run.
+    ///
+    /// A child that is terminated, that has left cleanly as a [`Restart::Transient`] one, or that is given up, is removed,
+    /// and its name is free; so `restart_child` and `delete_child` find those only that they refuse. In the end all are
+    /// stopped at the same time, and not one after the other.
+    pub fn dynamic() -> Supervisor {
+        let rules = Rules { dynamic: true, ..Rules::default() };
         Supervisor { rules, name: None, children: Vec::new() }
     }
 
@@ -80,6 +93,31 @@ impl Supervisor {
         self
     }
 
+    /// Whether it ends by itself when [significant](ChildSpec::significant) children have ended, and are not started
+    /// again; it never does unless told otherwise.
+    ///
+    /// That is an end in order: all others are stopped, newest first, [`stop`](Tree::stop) and
+    /// [`run_until_signal`](Tree::run_until_signal) return `Ok`. It does not come before all children have started that it
+    /// begins with.
+    pub fn auto_shutdown(mut self, auto_shutdown: AutoShutdown) -> Self {
+        self.rules.auto_shutdown = auto_shutdown;
+        self
+    }
+
+    /// How many children it may have at most, those included that are stopped or being restarted; one more is refused
+    /// ([`is_max_children`](StartError::is_max_children)). As many as there is memory for unless told otherwise.
+    pub fn max_children(mut self, max: usize) -> Self {
+        self.rules.max_children = Some(max);
+        self
+    }
+
+    /// Whether the children it begins with start all at once, and not one after the other; then they are ready in any
+    /// order, and still stop in reverse of the order given. The first that does not start has all others stopped.
+    pub fn start_concurrently(mut self, concurrently: bool) -> Self {
+        self.rules.start_concurrently = concurrently;
+        self
+    }
+
     /// A child that it starts with. They start in the order given and stop in reverse.
     pub fn child<S: Start>(mut self, spec: ChildSpec<S>) -> Self {
         self.children.push(spec.erase());
@@ -96,11 +134,16 @@ impl Supervisor {
     pub async fn start(self) -> Result<Tree, StartError> {
         let shown = self.name.clone().unwrap_or_else(|| "a supervisor".to_owned());
         let refused = |fault| StartError::new(shown.clone(), Refused::from(fault));
-        self.check().map_err(&refused)?;
+        let contradicts = |what, contradiction| {
+            StartError::new(what, Refused::by_rule(Refusal::Contradiction(contradiction), ""))
+        };
+        let rules = self.rules;
+        rules.check(self.children.len()).map_err(|why| contradicts(shown.clone(), why))?;
         for (index, spec) in self.children.iter().enumerate() {
             let name = spec.start.name();
             let of_child = |refused| StartError::new(format!("{shown}/{name}"), refused);
             spec.check().map_err(|fault| of_child(fault.into()))?;
+            rules.check_child(spec.kind).map_err(|why| contradicts(format!("{shown}/{name}"), why))?;
             if self.children.iter().take(index).any(|other| other.start.name() == name) {
                 return Err(of_child(Refused::by_rule(Refusal::AlreadyStarted, name)));
             }
@@ -127,32 +170,11 @@ impl Supervisor {
             drop(residence);
         });
         let tree = Tree { shared: Arc::new(Shared { path, seats, commands, over: is_over }) };
-        for spec in self.children {
-            if let Err(error) = tree.start_erased(spec).await {
-                let _ = tree.stop().await;
-                return Err(error);
-            }
+        if let Err(error) = tree.begin(self.children, rules.start_concurrently).await {
+            let _ = tree.stop().await;
+            return Err(error);
         }
         Ok(tree)
-    }
-
-    /// Finds contradictions before anything starts.
-    fn check(&self) -> Result<(), Fault> {
-        let Rules { intensity, backoff, .. } = self.rules;
-        if intensity.within.is_zero() {
-            return Err(Fault::Refused(
-                "an intensity of so many restarts within no time never counts any: give it some time, or `u32::MAX` \
-                 restarts if there are never too many"
-                    .to_owned(),
-            ));
-        }
-        if backoff.first > backoff.cap {
-            let Backoff { first, cap } = backoff;
-            return Err(Fault::Refused(format!(
-                "a backoff that begins with {first:?} and never gets longer than {cap:?}: raise the cap"
-            )));
-        }
-        Ok(())
     }
 }
 
@@ -254,6 +276,39 @@ impl Tree {
     pub async fn start_child<S: Start>(&self, spec: ChildSpec<S>) -> Result<S::Handle, StartError> {
         let seat = self.start_erased(spec.erase()).await?;
         Ok(spec.handle(ActorRef::new(seat)))
+    }
+
+    /// Starts the children that it begins with; ends with the first that does not start.
+    async fn begin(&self, specs: Vec<ErasedSpec>, concurrently: bool) -> Result<(), StartError> {
+        if concurrently {
+            let mut starts: Vec<_> =
+                specs.into_iter().map(|spec| Box::pin(self.start_erased(spec))).collect();
+            poll_fn(|task| {
+                // Polled in this order for the first time, they are added in it.
+                let mut failed = None;
+                starts.retain_mut(|start| match start.as_mut().poll(task) {
+                    Poll::Ready(Err(error)) => {
+                        failed.get_or_insert(error);
+                        false
+                    }
+                    Poll::Ready(Ok(_)) => false,
+                    Poll::Pending => true,
+                });
+                match failed {
+                    Some(error) => Poll::Ready(Err(error)),
+                    None if starts.is_empty() => Poll::Ready(Ok(())),
+                    None => Poll::Pending,
+                }
+            })
+            .await?;
+        } else {
+            for spec in specs {
+                self.start_erased(spec).await?;
+            }
+        }
+        // Fails only if it is ending already.
+        let _ = self.shared.commands.send(Command::AllStarted).await;
+        Ok(())
     }
 
     async fn start_erased(&self, spec: ErasedSpec) -> Result<Arc<Seat>, StartError> {
@@ -483,6 +538,17 @@ impl StartError {
     /// Whether the supervisor has a child of that name, which runs or is being started.
     pub fn is_already_started(&self) -> bool {
         self.refusal == Some(Refusal::AlreadyStarted)
+    }
+
+    /// Whether the supervisor has as many children as [`max_children`](Supervisor::max_children) allows.
+    pub fn is_max_children(&self) -> bool {
+        self.refusal == Some(Refusal::MaxChildren)
+    }
+
+    /// Whether things were asked for that cannot be had together: rules of a supervisor, or those and a child's. Nothing
+    /// was started.
+    pub fn is_contradiction(&self) -> bool {
+        matches!(self.refusal, Some(Refusal::Contradiction(_)))
     }
 
     /// Whether the supervisor has a child of that name, which is stopped or being restarted.
