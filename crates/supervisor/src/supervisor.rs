@@ -525,6 +525,7 @@ impl Supervisor {
         let why = match &self.gave_up {
             Some(why) => format!("its supervisor gave up: {why}"),
             None if open && entry.reply.is_some() => format!("it did not start: {last}"),
+            None if open && entry.given_up => format!("its supervisor gave it up; at last: {last}"),
             None if open => format!("it was removed; at last: {last}"),
             None if matches!(ending, Some(Ending::AutoShutdown(_))) => {
                 "its supervisor ended by itself, since significant children had".to_owned()

@@ -27,6 +27,11 @@ use hatchery_supervisor::tree::{
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 
+#[path = "supervisor/dynamic.rs"]
+mod dynamic;
+#[path = "supervisor/otp.rs"]
+mod otp;
+
 // ---------------------------------------------------------------- children that do as they are told
 
 /// How a start goes.
