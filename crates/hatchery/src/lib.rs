@@ -49,10 +49,10 @@ pub use hatchery_supervisor::builder::Supervisor;
 pub use hatchery_supervisor::errors::{ChildError, StartError};
 pub use hatchery_supervisor::events::{Events, TreeEvent};
 pub use hatchery_supervisor::nested::Nested;
-pub use hatchery_supervisor::policy::{CountDeaths, Exhausted, Restart, Strategy};
+pub use hatchery_supervisor::policy::{AutoShutdown, CountDeaths, Exhausted, Restart, Strategy};
 pub use hatchery_supervisor::snapshot::{ChildSnapshot, Snapshot};
 pub use hatchery_supervisor::spec::ChildSpec;
-pub use hatchery_supervisor::tree::{ChildInfo, ChildState, Count, Kind, Tree};
+pub use hatchery_supervisor::tree::{ChildInfo, ChildState, Count, Supervised, Tree};
 
 /// What an actor's method returns to answer with many items, one after the other: `-> impl Stream<Item = T>`. It is the
 /// trait of the crate `futures-core`, the same one everywhere.

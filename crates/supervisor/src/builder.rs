@@ -1,6 +1,8 @@
 //! A supervisor to be: what it is told before it starts, and how it starts.
 
+use std::future::{Future, poll_fn};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use hatchery_actor::child::Start;
@@ -12,9 +14,9 @@ use tokio::runtime::Handle;
 use crate::errors::{Refused, StartError};
 use crate::nested::Nested;
 use crate::office::{Ending, Office, Run, Shared};
-use crate::policy::{Backoff, CountDeaths, Exhausted, Intensity, Refusal, Rules, Strategy};
+use crate::policy::{AutoShutdown, Backoff, CountDeaths, Exhausted, Intensity, Refusal, Rules, Strategy};
 use crate::spec::{ChildSpec, ErasedSpec};
-use crate::supervisor;
+use crate::supervisor::{self, Command};
 use crate::tree::{Tree, TreeResident};
 
 /// A supervisor to be: it starts its children, and restarts those that end.
@@ -35,6 +37,17 @@ impl Supervisor {
     /// A supervisor without children.
     pub fn new(strategy: Strategy) -> Supervisor {
         let rules = Rules { strategy, ..Rules::default() };
+        Supervisor { rules, name: None, children: Vec::new() }
+    }
+
+    /// A supervisor for children that come and go: it begins with none, restarts each alone, and keeps none that does not
+    /// run.
+    ///
+    /// A child that is terminated, that has left cleanly as a [`Restart::Transient`] one, or that is given up, is removed,
+    /// and its name is free; so `restart_child` and `delete_child` find those only that they refuse. In the end all are
+    /// stopped at the same time, and not one after the other.
+    pub fn dynamic() -> Supervisor {
+        let rules = Rules { dynamic: true, ..Rules::default() };
         Supervisor { rules, name: None, children: Vec::new() }
     }
 
@@ -75,6 +88,31 @@ impl Supervisor {
     /// What follows when a restart is one too many; [`Exhausted::Escalate`] unless told otherwise.
     pub fn exhausted(mut self, exhausted: Exhausted) -> Self {
         self.rules.exhausted = exhausted;
+        self
+    }
+
+    /// Whether it ends by itself when [significant](ChildSpec::significant) children have ended, and are not started
+    /// again; it never does unless told otherwise.
+    ///
+    /// That is an end in order: all others are stopped, newest first, [`stop`](Tree::stop) and
+    /// [`run_until_signal`](Tree::run_until_signal) return `Ok`. It does not come before all children have started that it
+    /// begins with.
+    pub fn auto_shutdown(mut self, auto_shutdown: AutoShutdown) -> Self {
+        self.rules.auto_shutdown = auto_shutdown;
+        self
+    }
+
+    /// How many children it may have at most, those included that are stopped or being restarted; one more is refused
+    /// ([`is_max_children`](StartError::is_max_children)). As many as there is memory for unless told otherwise.
+    pub fn max_children(mut self, max: usize) -> Self {
+        self.rules.max_children = Some(max);
+        self
+    }
+
+    /// Whether the children it begins with start all at once, and not one after the other; then they are ready in any
+    /// order, and still stop in reverse of the order given. The first that does not start has all others stopped.
+    pub fn start_concurrently(mut self, concurrently: bool) -> Self {
+        self.rules.start_concurrently = concurrently;
         self
     }
 
@@ -193,9 +231,10 @@ impl Supervisor {
         keeps: K,
     ) -> Result<Tree, StartError> {
         let refused = |fault| StartError::new(self.shown(), Refused::from(fault));
-        self.check().map_err(refused)?;
-        self.check_children()
-            .map_err(|(name, why)| StartError::new(format!("{}/{name}", self.shown()), why))?;
+        self.check().map_err(|(name, why)| match name {
+            Some(name) => StartError::new(format!("{}/{name}", self.shown()), why),
+            None => StartError::new(self.shown(), why),
+        })?;
         let path = place(&root).map_err(refused)?;
         let (run, runner) = Run::new();
         let resident = Arc::new(TreeResident::new(&run));
@@ -215,14 +254,44 @@ impl Supervisor {
     /// Starts the children that it begins with, or stops all of them again.
     pub(crate) async fn begin(&self, tree: &Tree) -> Result<(), StartError> {
         let mut unless_all = StopOnDrop(Some(tree.run()));
-        for spec in &self.children {
-            if let Err(error) = tree.start_erased(spec.clone(), true).await {
-                let _ = tree.stop().await;
-                return Err(error);
-            }
+        if let Err(error) = self.begin_children(tree).await {
+            let _ = tree.stop().await;
+            return Err(error);
         }
         unless_all.0 = None;
+        // Fails only if it is ending already.
+        let _ = tree.run().commands.send(Command::AllStarted).await;
         Ok(())
+    }
+
+    /// Ends with the first that does not start.
+    async fn begin_children(&self, tree: &Tree) -> Result<(), StartError> {
+        let starts = self.children.iter().map(|spec| tree.start_erased(spec.clone(), true));
+        if !self.rules.start_concurrently {
+            for start in starts {
+                start.await?;
+            }
+            return Ok(());
+        }
+        let mut starts: Vec<_> = starts.map(Box::pin).collect();
+        poll_fn(|task| {
+            // Polled in this order for the first time, they are added in it.
+            let mut failed = None;
+            starts.retain_mut(|start| match start.as_mut().poll(task) {
+                Poll::Ready(Err(error)) => {
+                    failed.get_or_insert(error);
+                    false
+                }
+                Poll::Ready(Ok(_)) => false,
+                Poll::Pending => true,
+            });
+            match failed {
+                Some(error) => Poll::Ready(Err(error)),
+                None if starts.is_empty() => Poll::Ready(Ok(())),
+                None => Poll::Pending,
+            }
+        })
+        .await
     }
 
     fn shown(&self) -> String {
@@ -233,33 +302,17 @@ impl Supervisor {
         self.rules
     }
 
-    /// Finds contradictions among the children before anything starts: which one, and what.
-    pub(crate) fn check_children(&self) -> Result<(), (String, Refused)> {
+    /// Finds contradictions before anything starts: in which child, if it is one, and what.
+    pub(crate) fn check(&self) -> Result<(), (Option<&str>, Refused)> {
+        let contradicts = |why| Refused::by_rule(Refusal::Contradiction(why), "");
+        self.rules.check(self.children.len()).map_err(|why| (None, contradicts(why)))?;
         for (index, spec) in self.children.iter().enumerate() {
             let name = spec.start.name();
-            spec.check().map_err(|fault| (name.to_owned(), fault.into()))?;
+            spec.check().map_err(|fault| (Some(name), fault.into()))?;
+            self.rules.check_child(spec.kind).map_err(|why| (Some(name), contradicts(why)))?;
             if self.children.iter().take(index).any(|other| other.start.name() == name) {
-                return Err((name.to_owned(), Refused::by_rule(Refusal::AlreadyStarted, name)));
+                return Err((Some(name), Refused::by_rule(Refusal::AlreadyStarted, name)));
             }
-        }
-        Ok(())
-    }
-
-    /// Finds contradictions before anything starts.
-    pub(crate) fn check(&self) -> Result<(), Fault> {
-        let Rules { intensity, backoff, .. } = self.rules;
-        if intensity.within.is_zero() {
-            return Err(Fault::Refused(
-                "an intensity of so many restarts within no time never counts any: give it some time, or `u32::MAX` \
-                 restarts if there are never too many"
-                    .to_owned(),
-            ));
-        }
-        if backoff.first > backoff.cap {
-            let Backoff { first, cap } = backoff;
-            return Err(Fault::Refused(format!(
-                "a backoff that begins with {first:?} and never gets longer than {cap:?}: raise the cap"
-            )));
         }
         Ok(())
     }

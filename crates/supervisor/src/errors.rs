@@ -33,6 +33,12 @@ impl Refused {
                 "it is being restarted: wait for it, or stop that with `terminate_child`".to_owned()
             }
             Refusal::NotFound => format!("there is no child {name:?}: `children` lists those there are"),
+            Refusal::MaxChildren => {
+                "its supervisor has as many children as `max_children` allows: allow more, or free a place with \
+                 `terminate_child` and `delete_child`"
+                    .to_owned()
+            }
+            Refusal::Contradiction(contradiction) => contradiction.to_string(),
             Refusal::Ending => return Refused::from(stopping()),
         };
         Refused { refusal: Some(refusal), fault: Fault::Refused(why) }
@@ -97,6 +103,17 @@ impl StartError {
     /// Whether the supervisor has a child of that name, which runs or is being started.
     pub fn is_already_started(&self) -> bool {
         self.refusal == Some(Refusal::AlreadyStarted)
+    }
+
+    /// Whether the supervisor has as many children as [`max_children`](crate::builder::Supervisor::max_children) allows.
+    pub fn is_max_children(&self) -> bool {
+        self.refusal == Some(Refusal::MaxChildren)
+    }
+
+    /// Whether things were asked for that cannot be had together: rules of a supervisor, or those and a child's. Nothing
+    /// was started.
+    pub fn is_contradiction(&self) -> bool {
+        matches!(self.refusal, Some(Refusal::Contradiction(_)))
     }
 
     /// Whether the supervisor has a child of that name, which is stopped or being restarted.

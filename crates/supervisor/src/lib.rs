@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod rules;
 pub mod policy;
 #[cfg(test)]
 mod model;

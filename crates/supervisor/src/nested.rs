@@ -57,11 +57,10 @@ impl Start for Nested {
     }
 
     fn check(&self) -> Result<(), Fault> {
-        self.blueprint.check()?;
-        let named = |(name, why): (String, crate::errors::Refused)| {
-            Fault::Refused(format!("its child {name:?}: {}", why.fault))
-        };
-        self.blueprint.check_children().map_err(named)
+        self.blueprint.check().map_err(|(name, why)| match name {
+            Some(name) => Fault::Refused(format!("its child {name:?}: {}", why.fault)),
+            None => why.fault,
+        })
     }
 
     fn handle(&self, reference: ActorRef) -> Tree {

@@ -17,7 +17,7 @@ use hatchery_actor::spin::Spin;
 
 use hatchery_wire::Body;
 
-use crate::policy::Restart;
+use crate::policy::{Kind, Restart};
 use crate::tree::Tree;
 
 /// Makes the arguments of a child anew at each start.
@@ -27,7 +27,7 @@ pub(crate) type ArgsFrom = Arc<dyn Fn(&Tree) -> Result<Body, Error> + Send + Syn
 #[must_use = "a spec starts nothing: give it to a supervisor"]
 pub struct ChildSpec<S> {
     start: Arc<S>,
-    restart: Restart,
+    kind: Kind,
     shutdown: Shutdown,
     start_timeout: Duration,
     window: u32,
@@ -41,7 +41,7 @@ impl<S: Start> ChildSpec<S> {
     pub fn new(start: S) -> ChildSpec<S> {
         ChildSpec {
             start: Arc::new(start),
-            restart: Restart::default(),
+            kind: Kind::default(),
             shutdown: Shutdown::default(),
             start_timeout: Duration::from_secs(30),
             window: WINDOW,
@@ -62,7 +62,20 @@ impl<S: Start> ChildSpec<S> {
     /// One that is stopped, or given up, keeps its spec and its seat; requests to it fail at once (`is_closed`) until
     /// [`restart_child`](crate::tree::Tree::restart_child), or a restart of its group, starts it again.
     pub fn restart(mut self, restart: Restart) -> Self {
-        self.restart = restart;
+        self.kind.restart = restart;
+        self
+    }
+
+    /// Whether its end may be that of its supervisor: once it has ended by itself and is not started again,
+    /// [`auto_shutdown`](crate::tree::Supervisor::auto_shutdown) says what follows. That is where it is
+    /// [`Restart::Transient`] and has left cleanly, where it is [`Restart::Temporary`], and where it is given up. It is not
+    /// where `terminate_child` stopped it, where a sibling took it along, or where it did not start.
+    ///
+    /// A child that is [`Restart::Permanent`] cannot be significant, nor can one of a supervisor that never ends by itself:
+    /// then the start fails before anything was started
+    /// ([`is_contradiction`](crate::tree::StartError::is_contradiction)).
+    pub fn significant(mut self, significant: bool) -> Self {
+        self.kind.significant = significant;
         self
     }
 
@@ -118,7 +131,7 @@ impl<S: Start> ChildSpec<S> {
     pub(crate) fn erase(&self) -> ErasedSpec {
         ErasedSpec {
             start: self.start.clone(),
-            restart: self.restart,
+            kind: self.kind,
             shutdown: self.shutdown,
             start_timeout: self.start_timeout,
             window: self.window,
@@ -133,7 +146,7 @@ impl<S: Start> ChildSpec<S> {
 #[derive(Clone)]
 pub(crate) struct ErasedSpec {
     pub(crate) start: Arc<dyn Startable>,
-    pub(crate) restart: Restart,
+    pub(crate) kind: Kind,
     pub(crate) shutdown: Shutdown,
     pub(crate) start_timeout: Duration,
     pub(crate) window: u32,

@@ -40,6 +40,8 @@ pub(crate) enum Command {
     DeleteChild(String, Answer<()>),
     Children(oneshot::Sender<Vec<ChildInfo>>),
     Look(oneshot::Sender<Look>),
+    /// All children that it begins with have started.
+    AllStarted,
     Stop,
     /// The same, and no child is given any time for it.
     Kill,
@@ -239,6 +241,7 @@ impl Supervisor {
             }
             Command::Children(reply) => drop(reply.send(self.children())),
             Command::Look(reply) => drop(reply.send(self.look())),
+            Command::AllStarted => self.step(Event::AllStarted),
             Command::Stop => self.step(Event::Stop),
             Command::Kill => {
                 self.kill = true;
@@ -260,12 +263,9 @@ impl Supervisor {
     /// What is asked of a child, unless the policy refuses it.
     fn call(&mut self, call: Event, name: &str) -> Result<(), Refused> {
         let actions = self.decide(call);
-        let refusal = actions.iter().find_map(|action| match action {
-            Action::Refuse(_, refusal) => Some(*refusal),
-            _ => None,
-        });
+        let refused = refused(&actions, name);
         self.carry_out(actions);
-        refusal.map_or(Ok(()), |refusal| Err(Refused::by_rule(refusal, name)))
+        refused
     }
 
     fn add(&mut self, spec: ErasedSpec, listed: bool, reply: Answer<Arc<Seat>>) {
@@ -274,16 +274,21 @@ impl Supervisor {
             let _ = reply.send(Err(fault.into()));
             return;
         }
-        let restart = spec.restart;
+        let kind = spec.kind;
         if let Ok(id) = self.known(&name) {
             // The policy says what is in the way of it.
-            let refused = self.call(Event::Add(id, restart), &name).err();
+            let refused = self.call(Event::Add(id, kind), &name).err();
             let _ = reply.send(Err(refused.unwrap_or_else(|| stopping().into())));
             return;
         }
-        let member = self.member(&name, &spec);
         let id = self.next;
         self.next += 1;
+        let actions = self.decide(Event::Add(id, kind));
+        if let Err(refused) = refused(&actions, &name) {
+            let _ = reply.send(Err(refused));
+            return;
+        }
+        let member = self.member(&name, &spec);
         let entry = Entry {
             spec,
             listed,
@@ -303,7 +308,7 @@ impl Supervisor {
             last: None,
         };
         self.entries.insert(id, entry);
-        self.step(Event::Add(id, restart));
+        self.carry_out(actions);
     }
 
     /// The place of a child of this name: the one that an earlier run of this supervisor has left, or a new one.
@@ -359,7 +364,7 @@ impl Supervisor {
         let info = |(id, entry): (&Id, &Entry)| ChildInfo {
             name: entry.spec.start.name().to_owned(),
             path: entry.path(),
-            restart: entry.spec.restart,
+            restart: entry.spec.kind.restart,
             state: match standing(id) {
                 Some(Standing::Running) if entry.starting => ChildState::Starting,
                 Some(Standing::Running) => ChildState::Running,
@@ -548,10 +553,12 @@ impl Supervisor {
         let path = entry.path();
         let last = entry.last();
         let last = last.as_deref().unwrap_or("it never ran");
+        let is_kept = self.state.as_ref().is_some_and(|state| state.standing(id).is_some());
         let why = if given_up {
             tracing::error!(child = path, last, "given up");
             self.office.news.tell(|| TreeEvent::GivenUp { path, why: last.to_owned() });
-            format!("its supervisor gave it up, and `restart_child` starts it again; at last: {last}")
+            let again = if is_kept { ", and `restart_child` starts it again" } else { "" };
+            format!("its supervisor gave it up{again}; at last: {last}")
         } else {
             tracing::info!(child = path, last, "stopped");
             self.office.news.tell(|| TreeEvent::Stopped { path });
@@ -655,10 +662,21 @@ impl Supervisor {
         }
         let open = self.state.as_ref().is_some_and(State::is_open);
         let may_come_back = !open || entry.reply.is_some();
+        let ending = self.state.as_ref().and_then(State::ending);
+        if ending == Some(Ending::AutoShutdown(id)) {
+            tracing::info!(
+                child = entry.seat().path(),
+                "a significant child has ended: so does its supervisor"
+            );
+        }
         let why = match &self.gave_up {
             Some(why) => format!("its supervisor gave up: {why}"),
             None if open && entry.reply.is_some() => format!("it did not start: {last}"),
+            None if open && entry.given_up => format!("its supervisor gave it up; at last: {last}"),
             None if open => format!("it was removed; at last: {last}"),
+            None if matches!(ending, Some(Ending::AutoShutdown(_))) => {
+                "its supervisor ended by itself, since significant children had".to_owned()
+            }
             None => "it was stopped".to_owned(),
         };
         self.tell(|| TreeEvent::Removed { path: entry.path() });
@@ -675,6 +693,15 @@ impl Supervisor {
 /// The process of a child, if that is another one than this.
 fn own_process(child: &dyn Child) -> Option<u32> {
     child.pid().filter(|pid| *pid != std::process::id())
+}
+
+/// Why a call is refused, if it is.
+fn refused(actions: &[Action], name: &str) -> Result<(), Refused> {
+    let refusal = actions.iter().find_map(|action| match action {
+        Action::Refuse(_, refusal) => Some(*refusal),
+        _ => None,
+    });
+    refusal.map_or(Ok(()), |refusal| Err(Refused::by_rule(refusal, name)))
 }
 
 /// What a death means to the policy.

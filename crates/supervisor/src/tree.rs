@@ -189,7 +189,7 @@ impl Tree {
     ///
     /// # Errors
     /// There is none of that name, or it is something else.
-    pub fn get<K: Kind>(&self, name: &str) -> Result<K::Handle> {
+    pub fn get<K: Supervised>(&self, name: &str) -> Result<K::Handle> {
         let Some(member) = self.office().member(name) else {
             let names = self.office().members().keys().cloned().collect::<Vec<_>>().join(", ");
             return Err(Error::msg(format!(
@@ -318,7 +318,7 @@ impl Tree {
 }
 
 /// What [`Tree::get`] can be asked for: an actor, or a [`Supervisor`].
-pub trait Kind: 'static {
+pub trait Supervised: 'static {
     /// What it gives.
     type Handle: Clone + Send + Sync + 'static;
 
@@ -327,7 +327,7 @@ pub trait Kind: 'static {
     fn kind() -> &'static str;
 }
 
-impl<A: AnyActor> Kind for A {
+impl<A: AnyActor> Supervised for A {
     type Handle = A::Handle;
 
     fn kind() -> &'static str {
@@ -335,7 +335,7 @@ impl<A: AnyActor> Kind for A {
     }
 }
 
-impl Kind for Supervisor {
+impl Supervised for Supervisor {
     type Handle = Tree;
 
     fn kind() -> &'static str {

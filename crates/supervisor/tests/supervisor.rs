@@ -28,6 +28,11 @@ use hatchery_supervisor::tree::{ChildState, Tree};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 
+#[path = "supervisor/dynamic.rs"]
+mod dynamic;
+#[path = "supervisor/otp.rs"]
+mod otp;
+
 // ---------------------------------------------------------------- children that do as they are told
 
 /// How a start goes.
