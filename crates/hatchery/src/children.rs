@@ -3,6 +3,7 @@
 use std::future::Future;
 
 use hatchery_actor::actor::{Actor, AnyActor};
+use hatchery_actor::error::Result;
 use hatchery_actor::local::Local;
 use hatchery_actor::local_task::{LocalOutcome, LocalTask};
 use hatchery_process::task::Runs;
@@ -10,6 +11,8 @@ use hatchery_process::task_child::TaskChild;
 use hatchery_process::worker::Worker;
 use hatchery_supervisor::policy::Restart;
 use hatchery_supervisor::spec::ChildSpec;
+use hatchery_supervisor::tree::Tree;
+use hatchery_wire::encode;
 
 /// An actor in a process of its own.
 ///
@@ -42,6 +45,49 @@ use hatchery_supervisor::spec::ChildSpec;
 /// ```
 pub fn worker<A: AnyActor>(name: impl Into<String>, args: A::Args) -> ChildSpec<Worker<A>> {
     ChildSpec::new(Worker::new(name, &args))
+}
+
+/// An actor in a process of its own whose arguments are made anew at each start, from the tree that it is a child of: so it
+/// can be handed its siblings, or a configuration as it is now.
+///
+/// The closure runs in this process, beside its supervisor, which goes on meanwhile. Its error, or a panic in it, is a
+/// failed start. What it does takes the time of one of the runtime's threads, so it should not block. A child can only be found
+/// ([`Tree::get`]) once the children before it in the list have been added.
+///
+/// ```
+/// use hatchery::prelude::*;
+///
+/// struct Store { items: u64 }
+///
+/// #[hatchery::actor]
+/// impl Store {
+///     fn start() -> Self { Store { items: 0 } }
+///     fn add(&mut self) -> u64 { self.items += 1; self.items }
+/// }
+///
+/// struct Server { store: StoreHandle }
+///
+/// #[hatchery::actor]
+/// impl Server {
+///     fn start(store: StoreHandle) -> Self { Server { store } }
+///     async fn serve(&self) -> hatchery::Result<u64> { Ok(self.store.add().await?) }
+/// }
+///
+/// #[hatchery::main]
+/// async fn main() -> hatchery::Result<()> {
+///     let tree = Supervisor::new(Strategy::RestForOne).name("shop")
+///         .child(worker::<Store>("store", ()))
+///         .child(worker_with::<Server>("web", |tree| tree.get::<Store>("store")))
+///         .start().await?;
+///     assert_eq!(tree.get::<Server>("web")?.serve().await?, 1);
+///     tree.stop().await
+/// }
+/// ```
+pub fn worker_with<A: AnyActor>(
+    name: impl Into<String>,
+    args: impl Fn(&Tree) -> Result<A::Args> + Send + Sync + 'static,
+) -> ChildSpec<Worker<A>> {
+    ChildSpec::new(Worker::to_be_given(name)).args_from(move |tree| Ok(encode(&args(tree)?)?))
 }
 
 /// An actor in this process, as a task of the current runtime: the same handle, the same window, the same errors.

@@ -45,11 +45,14 @@ pub use hatchery_actor::task_handle::{TaskError, TaskHandle};
 pub use hatchery_actor::timer::Timer;
 pub use hatchery_actor::trace::{NoTraceparent, TraceContext};
 pub use hatchery_actor::watch::Watch;
+pub use hatchery_supervisor::builder::Supervisor;
+pub use hatchery_supervisor::errors::{ChildError, StartError};
+pub use hatchery_supervisor::events::{Events, TreeEvent};
+pub use hatchery_supervisor::nested::Nested;
+pub use hatchery_supervisor::policy::{AutoShutdown, CountDeaths, Exhausted, Restart, Strategy};
+pub use hatchery_supervisor::snapshot::{ChildSnapshot, Snapshot};
 pub use hatchery_supervisor::spec::ChildSpec;
-pub use hatchery_supervisor::tree::{
-    ChildError, ChildInfo, ChildState, Count, CountDeaths, Exhausted, Restart, StartError, Strategy,
-    Supervisor, Tree,
-};
+pub use hatchery_supervisor::tree::{ChildInfo, ChildState, Count, Supervised, Tree};
 
 /// What an actor's method returns to answer with many items, one after the other: `-> impl Stream<Item = T>`. It is the
 /// trait of the crate `futures-core`, the same one everywhere.
@@ -90,7 +93,7 @@ pub use hatchery_wire::Fd;
 
 mod children;
 
-pub use crate::children::{local, local_task, local_with, task, worker};
+pub use crate::children::{local, local_task, local_with, task, worker, worker_with};
 
 /// Hosts actors by hand, as generic ones need: `hatchery::hosts!(Cache<u64>);`, an item beside any function.
 ///
@@ -134,7 +137,7 @@ pub mod prelude {
 
     pub use crate::{
         AnyHandle, Context, Heartbeat, Process, Reply, Restart, Shutdown, Strategy, Supervisor, Tree, local,
-        local_task, local_with, worker,
+        local_task, local_with, worker, worker_with,
     };
     // The function alone: the attribute of the same name is written `#[hatchery::task]`.
     pub use crate::children::task;

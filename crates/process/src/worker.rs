@@ -31,14 +31,20 @@ pub(crate) const TENANT: u32 = 0;
 /// What [`Start`]s an actor in a process of its own.
 pub struct Worker<A> {
     name: String,
-    args: Result<Body, EncodeError>,
+    /// None if each start is given its own.
+    args: Result<Option<Body>, EncodeError>,
     actor: PhantomData<fn() -> A>,
 }
 
 impl<A: AnyActor> Worker<A> {
     /// An actor of this name; its arguments are kept encoded, for restarts.
     pub fn new(name: impl Into<String>, args: &A::Args) -> Worker<A> {
-        Worker { name: name.into(), args: encode(args), actor: PhantomData }
+        Worker { name: name.into(), args: encode(args).map(Some), actor: PhantomData }
+    }
+
+    /// The same, which is given its arguments at each start.
+    pub fn to_be_given(name: impl Into<String>) -> Worker<A> {
+        Worker { name: name.into(), args: Ok(None), actor: PhantomData }
     }
 }
 
@@ -55,7 +61,11 @@ impl<A: AnyActor> Start for Worker<A> {
 
     fn check(&self) -> Result<(), Fault> {
         registry::actor(A::name(), &A::place().to_string())?;
-        measure(self.args.as_ref().map_err(|error| Fault::NotSent(error.to_string()))?)
+        match &self.args {
+            Ok(Some(args)) => measure(args),
+            Ok(None) => Ok(()),
+            Err(error) => Err(Fault::NotSent(error.to_string())),
+        }
     }
 
     fn check_settings(&self, settings: &Settings) -> Result<(), Fault> {
@@ -67,10 +77,12 @@ impl<A: AnyActor> Start for Worker<A> {
     }
 
     fn start(&self, order: Order) -> BoxFuture<Result<Started, Fault>> {
-        let args = self.args.clone();
+        let args = order.args.clone().map_or_else(|| self.args.clone(), |args| Ok(Some(args)));
         let name = self.name.clone();
         Box::pin(async move {
             let args = args.map_err(|error| Fault::NotSent(error.to_string()))?;
+            let args = args.ok_or_else(|| Fault::StartFailed("nothing makes its arguments".to_owned()))?;
+            measure(&args)?;
             let program = Program::current()?;
             let deadline = deadline(order.timeout);
             let what = What::Actor { name: A::name().to_owned(), place: A::place().to_string() };
