@@ -161,7 +161,7 @@ impl Supervisor {
     /// Starts it as a part of an actor: this is how a supervisor lives in a worker of its own. Its path is the actor's, or
     /// that and its own [`name`](Supervisor::name).
     ///
-    /// When it gives up, the actor crashes, so that whoever supervises the actor decides what comes next. When the
+    /// The actor keeps it, also when nobody holds the [`Tree`]. When it gives up, the actor crashes, so that whoever supervises the actor decides what comes next. When the
     /// actor ends, in whatever way, it is stopped with all its children; a worker that is killed takes them along at once.
     /// Give the worker a [`shutdown`](ChildSpec::shutdown) that is long enough for its children's.
     ///
@@ -211,12 +211,11 @@ impl Supervisor {
             None => root.take_path(cx.path(), None),
         };
         let tree = self.start_at(root, place, cx.hold()).await?;
-        let run = tree.run();
-        let stops = StopOnDrop(Some(run.clone()));
+        let (stops, kept) = (StopOnDrop(Some(tree.run())), tree.clone());
         let actor = cx.clone();
         cx.spawn(async move {
             let _stops = stops;
-            if let Err(gave_up) = run.ended().await {
+            if let Err(gave_up) = kept.ended().await {
                 actor.crash(gave_up.to_string());
             }
         });
