@@ -373,7 +373,6 @@ async fn events_come_in_order_from_all_levels_and_end_with_the_tree() {
         );
     }
     assert!(matches!(next(&mut all).await, TreeEvent::Exited { path, .. } if path == "/shop/inner"));
-    assert!(matches!(next(&mut all).await, TreeEvent::Removed { path, .. } if path == "/shop/inner"));
     assert!(matches!(next(&mut all).await, TreeEvent::Ended { path, .. } if path == "/shop"));
     assert_eq!(ends("no more", all.next()).await, None);
     assert_eq!(ends("no more", tree.events().next()).await, None);

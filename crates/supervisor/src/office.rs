@@ -89,6 +89,14 @@ impl Office {
     }
 }
 
+impl Office {
+    /// Somebody will sit here again: from now on requests wait for him.
+    pub(crate) fn reopen(&self) {
+        let seats: Vec<_> = self.members().values().map(|member| member.seat.clone()).collect();
+        seats.iter().for_each(|seat| seat.reopen());
+    }
+}
+
 /// What the handles of a supervisor share.
 pub(crate) struct Shared {
     pub(crate) office: Arc<Office>,

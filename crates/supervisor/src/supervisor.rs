@@ -684,7 +684,9 @@ impl Supervisor {
             }
             None => "it was stopped".to_owned(),
         };
-        self.tell(|| TreeEvent::Removed { path: entry.path() });
+        if open {
+            self.tell(|| TreeEvent::Removed { path: entry.path() });
+        }
         self.leave(&entry, may_come_back, &why);
         if let Some(reply) = entry.reply {
             let _ = reply.send(Err(entry.last.unwrap_or_else(stopping).into()));
