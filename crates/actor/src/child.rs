@@ -31,7 +31,7 @@ pub trait Start: Send + Sync + 'static {
     /// The name it wants among its siblings.
     fn name(&self) -> &str;
 
-    /// The registered name of the actor.
+    /// The registered name of the actor; [`TASK`](crate::root::TASK) if it is none.
     fn actor(&self) -> &'static str;
 
     /// Finds contradictions before anything starts.
@@ -219,7 +219,8 @@ pub struct Shutdown {
 
 impl Shutdown {
     /// Ask; after this long send SIGTERM, two seconds later SIGKILL. The default is 5 s. A local actor is asked
-    /// twice, and then cut off at its next await.
+    /// twice, and then cut off at its next await. A task has no mailbox, so it is asked by SIGTERM, too; a local one is
+    /// cut off at once.
     pub const fn graceful(patience: Duration) -> Shutdown {
         Shutdown { graceful: Some(patience), term: Duration::from_secs(2) }
     }
