@@ -574,28 +574,6 @@ async fn significant_bystander() {
 // ---------------------------------------------------------------- the same, where theirs ends
 
 #[tokio::test(start_paused = true)]
-async fn a_significant_child_that_ends_while_others_of_the_list_still_start_ends_all_when_they_have() {
-    for mode in [AutoShutdown::AnySignificant, AutoShutdown::AllSignificant] {
-        let world = World::new();
-        let child = |fake: Fake| ChildSpec::new(fake).restart(Restart::Transient).significant(true);
-        let slow = world.fake("b").script(&[Begin::After(secs(2))]);
-        let supervisor = world.at_once(Strategy::OneForOne).auto_shutdown(mode);
-        let starting = supervisor.child(child(world.fake("a"))).child(child(slow)).start();
-        let starting = tokio::spawn(starting);
-        settle().await;
-        world.end("a", Exit::orderly()).await;
-        let tree = starting.await.unwrap().unwrap();
-        assert_eq!(world.begun.elapsed(), secs(2));
-        assert_eq!(has_ended(&tree).await, mode == AutoShutdown::AnySignificant);
-        if mode == AutoShutdown::AllSignificant {
-            world.end("b", Exit::orderly()).await;
-            assert!(has_ended(&tree).await);
-        }
-        tree.stop().await.unwrap();
-    }
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_significant_child_that_is_given_up_has_ended_too() {
     for restart in [Restart::Transient, Restart::Temporary] {
         let world = World::new();
