@@ -5,7 +5,6 @@ mod descriptors;
 mod ends;
 mod once;
 mod seats;
-mod strategies;
 mod streams;
 
 use std::cell::Cell;

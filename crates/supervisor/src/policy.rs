@@ -284,6 +284,14 @@ impl State {
         })
     }
 
+    /// How many units there are in the window.
+    pub fn units(&self, now: Duration) -> u32 {
+        let idle = if self.is_at_work() { Duration::ZERO } else { now.saturating_sub(self.last) };
+        let (age, within) = (self.age + idle, self.rules.intensity.within);
+        let counted = self.units.iter().filter(|at| age - **at < within).count();
+        u32::try_from(counted).unwrap_or(u32::MAX)
+    }
+
     fn find(&mut self, id: Id) -> Option<&mut Child> {
         self.children.iter_mut().find(|child| child.id == id)
     }

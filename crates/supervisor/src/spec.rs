@@ -1,9 +1,11 @@
 //! What a supervisor is told about a child: what to start, and how to stop it.
 
+use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hatchery_actor::child::{BoxFuture, Order, Shutdown, Start, Started};
+use hatchery_actor::error::Error;
 use hatchery_actor::fault::Fault;
 use hatchery_actor::handle::ActorRef;
 use hatchery_actor::heartbeat::Heartbeat;
@@ -13,7 +15,13 @@ use hatchery_actor::settings;
 use hatchery_actor::settings::Settings;
 use hatchery_actor::spin::Spin;
 
+use hatchery_wire::Body;
+
 use crate::policy::{Kind, Restart};
+use crate::tree::Tree;
+
+/// Makes the arguments of a child anew at each start.
+pub(crate) type ArgsFrom = Arc<dyn Fn(&Tree) -> Result<Body, Error> + Send + Sync>;
 
 /// A child to be: something that can be started, and what its supervisor needs to know of it.
 #[must_use = "a spec starts nothing: give it to a supervisor"]
@@ -25,6 +33,7 @@ pub struct ChildSpec<S> {
     window: u32,
     settings: Settings,
     heartbeat: Heartbeat,
+    args: Option<ArgsFrom>,
 }
 
 impl<S: Start> ChildSpec<S> {
@@ -38,6 +47,7 @@ impl<S: Start> ChildSpec<S> {
             window: WINDOW,
             settings: Settings::default(),
             heartbeat: Heartbeat::default(),
+            args: None,
         }
     }
 
@@ -107,6 +117,13 @@ impl<S: Start> ChildSpec<S> {
         self
     }
 
+    /// Has its arguments made anew at each start, in place of those that it was given.
+    #[doc(hidden)]
+    pub fn args_from(mut self, args: impl Fn(&Tree) -> Result<Body, Error> + Send + Sync + 'static) -> Self {
+        self.args = Some(Arc::new(args));
+        self
+    }
+
     pub(crate) fn handle(&self, reference: ActorRef) -> S::Handle {
         self.start.handle(reference)
     }
@@ -120,6 +137,7 @@ impl<S: Start> ChildSpec<S> {
             window: self.window,
             settings: Arc::new(self.settings.clone()),
             heartbeat: self.heartbeat,
+            args: self.args.clone(),
         }
     }
 }
@@ -134,6 +152,7 @@ pub(crate) struct ErasedSpec {
     pub(crate) window: u32,
     pub(crate) settings: Arc<Settings>,
     pub(crate) heartbeat: Heartbeat,
+    pub(crate) args: Option<ArgsFrom>,
 }
 
 impl ErasedSpec {
@@ -157,6 +176,8 @@ pub(crate) trait Startable: Send + Sync {
     fn check(&self) -> Result<(), Fault>;
     fn check_settings(&self, settings: &Settings) -> Result<(), Fault>;
     fn start(&self, order: Order) -> BoxFuture<Result<Started, Fault>>;
+    /// [`Start::handle`], for whoever asks for it by its type.
+    fn any_handle(&self, reference: ActorRef) -> Arc<dyn Any + Send + Sync>;
 }
 
 impl<S: Start> Startable for S {
@@ -174,5 +195,8 @@ impl<S: Start> Startable for S {
     }
     fn start(&self, order: Order) -> BoxFuture<Result<Started, Fault>> {
         Start::start(self, order)
+    }
+    fn any_handle(&self, reference: ActorRef) -> Arc<dyn Any + Send + Sync> {
+        Arc::new(Start::handle(self, reference))
     }
 }
