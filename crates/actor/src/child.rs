@@ -9,6 +9,7 @@ use hatchery_wire::Body;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
+use crate::actor::AnyActor;
 use crate::address::ProcessId;
 use crate::error::Error;
 use crate::exit::{Exit, Status};
@@ -59,6 +60,24 @@ pub trait Start: Send + Sync + 'static {
 
     /// Starts one incarnation and resolves when it is ready. Dropping the future ends what it began.
     fn start(&self, order: Order) -> BoxFuture<Result<Started, Fault>>;
+}
+
+/// What a tree can be asked for by name: an actor, a supervisor, or the handle of a task.
+pub trait Supervised: 'static {
+    /// What it gives.
+    type Handle: Clone + Send + Sync + 'static;
+
+    /// What the seat of such a child says in place of an actor's name.
+    #[doc(hidden)]
+    fn kind() -> &'static str;
+}
+
+impl<A: AnyActor> Supervised for A {
+    type Handle = A::Handle;
+
+    fn kind() -> &'static str {
+        A::name()
+    }
 }
 
 /// What is to be started.

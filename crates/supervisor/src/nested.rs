@@ -73,6 +73,7 @@ impl Start for Nested {
         Box::pin(async move {
             let (run, runner) = Run::new();
             shared.runs(run.clone());
+            shared.office.reopen();
             if let Ok(root) = Root::current() {
                 shared.enter(&root);
             }

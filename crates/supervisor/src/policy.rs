@@ -41,6 +41,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 pub use crate::rules::{
     AutoShutdown, Backoff, Contradiction, CountDeaths, Exhausted, Intensity, Kind, Restart, Rules, Strategy,
 };
@@ -217,7 +219,7 @@ pub enum Action {
 }
 
 /// Why a call is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Refusal {
     /// To add: it is there, and running.
     AlreadyStarted,
