@@ -17,7 +17,16 @@ use crate::supervisor::Command;
 use crate::tree::Tree;
 
 /// How a supervisor ended: in order, or why not.
-pub(crate) type Ending = Result<(), Error>;
+pub(crate) type Ending = Result<Orderly, Error>;
+
+/// Which end in order it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Orderly {
+    /// Somebody wanted it.
+    Wanted,
+    /// Its significant children had ended.
+    ByItself,
+}
 
 /// The place of a supervisor, and what is there.
 pub(crate) struct Office {

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use crate::errors::{Refused, stopping};
 use crate::events::TreeEvent;
-use crate::office::{self, Member, Office, Runner, Shared};
+use crate::office::{self, Member, Office, Orderly, Runner, Shared};
 use crate::overseer;
 use crate::policy::{self, Action, Death, Ending, Event, Id, Intensity, Refusal, Rules, Standing, State};
 use crate::spec::ErasedSpec;
@@ -228,9 +228,10 @@ async fn run(
         }
     }
     // What came too late is told so by its reply being dropped.
-    match supervisor.gave_up {
-        Some(why) => Err(Error::msg(format!("{} gave up: {why}", supervisor.office.path))),
-        None => Ok(()),
+    match (supervisor.gave_up, supervisor.finished) {
+        (Some(why), _) => Err(Error::msg(format!("{} gave up: {why}", supervisor.office.path))),
+        (None, Some(Ending::AutoShutdown(_))) => Ok(Orderly::ByItself),
+        (None, _) => Ok(Orderly::Wanted),
     }
 }
 

@@ -283,7 +283,7 @@ impl Tree {
     /// # Cancel safety
     /// Dropped early, the stop goes on.
     pub async fn stop(&self) -> Result<()> {
-        self.run().stop().await
+        self.run().stop().await.map(drop)
     }
 
     /// Runs until Ctrl-C or SIGTERM, then stops in order; a second signal ends the program at once. Also resolves
@@ -311,7 +311,7 @@ impl Tree {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn ended(&self) -> Result<()> {
-        self.run().ended().await
+        self.run().ended().await.map(drop)
     }
 
     pub(crate) fn new(shared: Arc<Shared>) -> Tree {
