@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hatchery_actor::actor::AnyActor;
 use hatchery_actor::address::{ProcessId, random};
@@ -10,9 +11,11 @@ use hatchery_actor::child::{BoxFuture, Child, Ended, Order, Rung, Start, Started
 use hatchery_actor::exit::Exit;
 use hatchery_actor::fault::Fault;
 use hatchery_actor::handle::ActorRef;
-use hatchery_actor::outlet::measure;
+use hatchery_actor::heartbeat::Heartbeat;
+use hatchery_actor::outlet::{Line, measure};
 use hatchery_actor::seat::Seat;
 use hatchery_actor::settings::Settings;
+use hatchery_actor::watchdog::{self, MailboxInfo};
 use hatchery_wire::{Body, EncodeError, Envelope, Kind, encode};
 use rustix::process::Signal;
 
@@ -62,6 +65,10 @@ impl<A: AnyActor> Start for Worker<A> {
         settings.check(launch::INVITED_BY)
     }
 
+    fn check_watchdog(&self, limit: Duration, heartbeat: Heartbeat) -> Result<(), Fault> {
+        watchdog::check_with(limit, heartbeat)
+    }
+
     fn handle(&self, reference: ActorRef) -> A::Handle {
         reference.into()
     }
@@ -83,6 +90,7 @@ impl<A: AnyActor> Start for Worker<A> {
                 settings: order.settings,
                 presence: Some(order.presence),
                 heartbeat: order.heartbeat,
+                watchdog: order.watchdog,
             };
             let process = ProcessId { path: launch_order.path.clone(), birth: launch_order.birth };
             let launched = launch(&program, launch_order).await?;
@@ -117,8 +125,8 @@ impl<A: AnyActor> Start for Worker<A> {
                 }
             }
             unless_ready.forget();
-            let child = Arc::new(WorkerChild { ward, process, ended });
             let line = Arc::new(TargetLine { outgoing, target: TENANT });
+            let child = Arc::new(WorkerChild { ward, process, ended, line: line.clone() });
             Ok(Started { child, line })
         })
     }
@@ -128,12 +136,18 @@ struct WorkerChild {
     ward: Arc<Ward>,
     process: ProcessId,
     ended: Ended,
+    line: Arc<TargetLine>,
 }
 
 impl Child for WorkerChild {
     fn stop(&self, rung: Rung) {
         self.ward.note_stop();
         match (rung, Warden::get()) {
+            (Rung::Drain, _) => {
+                self.line.drain();
+                // Should that not be possible, it is asked harder in the end.
+                let _ = self.resume();
+            }
             (Rung::Graceful, Ok(warden)) => {
                 warden.tell(&self.ward, Frame::Shutdown);
                 if self.ward.is_paused() {
@@ -191,6 +205,10 @@ impl Child for WorkerChild {
 
     fn is_paused(&self) -> bool {
         self.ward.is_paused() || self.ward.is_suspended()
+    }
+
+    fn mailbox(&self) -> Option<MailboxInfo> {
+        self.ward.mailbox()
     }
 }
 

@@ -448,6 +448,7 @@ impl Supervisor {
             presence,
             settings: entry.spec.settings.clone(),
             heartbeat: entry.spec.heartbeat,
+            watchdog: entry.spec.watchdog,
         };
         let start = entry.spec.start.start(order);
         let reports = self.reports.clone();
