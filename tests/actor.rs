@@ -5,8 +5,10 @@ mod descriptors;
 mod ends;
 mod once;
 mod seats;
+mod stops;
 mod strategies;
 mod streams;
+mod watchdog;
 
 use std::cell::Cell;
 use std::collections::VecDeque;

@@ -59,7 +59,9 @@ pub trait Start: Send + Sync + 'static {
     /// # Errors
     /// What is wrong, and what to do instead.
     fn check_watchdog(&self, _limit: Duration, _heartbeat: Heartbeat) -> Result<(), Fault> {
-        Err(Fault::Refused("a child of this kind has no handlers to watch over: leave out its watchdog".to_owned()))
+        Err(Fault::Refused(
+            "a child of this kind has no handlers to watch over: leave out its watchdog".to_owned(),
+        ))
     }
 
     /// The typed handle around an untyped reference.

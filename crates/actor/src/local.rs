@@ -207,7 +207,11 @@ async fn watched<T>(
             let ended = match tokio::time::timeout(CUT_OFF, &mut task).await {
                 Ok(ended) => ended,
                 Err(_) => {
-                    tracing::error!(child = path, why, "cut off, but it blocks its thread: only its process can be ended");
+                    tracing::error!(
+                        child = path,
+                        why,
+                        "cut off, but it blocks its thread: only its process can be ended"
+                    );
                     task.await
                 }
             };

@@ -109,8 +109,8 @@ impl<S: Start> ChildSpec<S> {
     /// this is said.
     ///
     /// Its exit says "no progress for 10s: one handler has run since", its callers get `is_crash()`, and its supervisor goes
-    /// on as after any crash. It is told with the heartbeat, so it may take a period longer, and a watchdog has to be at
-    /// least two periods long. An actor that is idle, or that finishes handlers, is well, however long its mailbox is.
+    /// on as after any crash. It is told with the heartbeat, so it may take two periods longer, and a watchdog has to be at
+    /// least as long. An actor that is idle, or that finishes handlers, is well, however long its mailbox is.
     /// What is not looked at: its `start` and `stopped`, which have their own patience, its tasks, streams, and answers
     /// that were put off. Spared is one that is suspended, paused, or traced; and time in which this process or the
     /// worker was away is not counted, but for less than a period that falls between two answers.
