@@ -6,7 +6,6 @@ mod ends;
 mod once;
 mod seats;
 mod stops;
-mod strategies;
 mod streams;
 mod watchdog;
 

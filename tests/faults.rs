@@ -1,4 +1,5 @@
-//! Faults: what programs that meet trouble look like from outside. The programs are in `trouble.rs`.
+//! Faults: what programs that meet trouble look like from outside. The programs are in `trouble.rs`
+//! and `scarce.rs`.
 
 mod runner;
 
@@ -200,6 +201,22 @@ fn a_parent_without_processes_says_so_and_recovers() {
 fn a_worker_without_processes_answers_and_recovers() {
     if let Some(end) = bound_by_limits("worker out of processes") {
         assert!(end.says("a worker without processes is a worker"), "{:?} {}", end.said, end.stderr);
+    }
+}
+
+/// Fault: descriptors exhausted when a child has to be restarted.
+#[test]
+fn a_restart_without_descriptors_backs_off_is_counted_and_comes_back_by_itself() {
+    let end = Program::start("restarts out of descriptors").end();
+    assert_eq!(end.status.code(), Some(0), "{:?} {}", end.said, end.stderr);
+    println!("{:?}", end.said);
+}
+
+/// Fault: fork fails with EAGAIN when a child has to be restarted.
+#[test]
+fn a_restart_without_processes_backs_off_is_counted_and_comes_back_by_itself() {
+    if let Some(end) = bound_by_limits("restarts out of processes") {
+        println!("{:?}", end.said);
     }
 }
 

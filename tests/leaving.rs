@@ -120,9 +120,24 @@ fn a_worker_outlives_the_thread_that_asked_for_it() {
     assert_eq!(end.status.code(), Some(0));
 }
 
+/// What runs a command in a network of its own, if anything does here.
+fn with_a_network_of_its_own() -> Option<Command> {
+    [&["--net"][..], &["--user", "--map-root-user", "--net"]].into_iter().find_map(|options| {
+        let mut trial = Command::new("unshare");
+        trial.args(options).arg("true").output().ok().filter(|output| output.status.success())?;
+        let mut command = Command::new("unshare");
+        command.args(options).arg(env!("CARGO_BIN_EXE_programs"));
+        Some(command)
+    })
+}
+
 #[test]
 fn a_thousand_restarts_and_processes_leave_no_descriptor_thread_zombie_or_memory() {
-    let end = Program::start("leaks").end();
+    // All sockets it sees there are its own, those included that nobody has a descriptor of.
+    let end = match with_a_network_of_its_own() {
+        Some(mut command) => Program::launch(&mut command, "leaks", "alone").end(),
+        None => Program::start("leaks").end(),
+    };
     assert!(end.says("nothing leaked"), "{:?} {}", end.said, end.stderr);
     println!("{:?}", end.said);
 }

@@ -1,9 +1,10 @@
 //! Programs that end in all the ways there are, for the tests in `leaving.rs` and `orphans.rs` to run and look at.
 //!
 //! Each prints what it does, line by line: `worker PID`, `ready`, and what its workers say. Those that meet trouble
-//! are in `trouble.rs`.
+//! are in `trouble.rs` and `scarce.rs`.
 
 mod foreign;
+mod scarce;
 mod trouble;
 
 use std::io::Write;
@@ -341,6 +342,14 @@ async fn program(word: &str, file: String) -> hatchery::Result<()> {
             pause(3).await;
             tree.stop().await?;
         },
+        "restarts out of descriptors" => {
+            let named = ["Too many open files", "ulimit -n"];
+            scarce::restarts_without(rustix::process::Resource::Nofile, named).await
+        }
+        "restarts out of processes" => {
+            let named = ["Resource temporarily unavailable", "ulimit -u"];
+            scarce::restarts_without(rustix::process::Resource::Nproc, named).await
+        }
         other => trouble::program(other, file).await,
     }
 }
@@ -574,17 +583,27 @@ fn slow_at_exit() -> u32 {
     SLOW.with(|_| 5)
 }
 
-/// Descriptors, threads, and children, zombies included.
-type Holdings = (usize, usize, usize);
+/// Descriptors; threads; children, zombies included; memory shared with others; and where there is nobody else in its
+/// network, sockets, so that those count that lie unread in another socket.
+type Holdings = (usize, usize, usize, usize, usize);
+
+/// What a program is given as its file that has a network of its own.
+const ALONE: &str = "alone";
 
 fn leaked(before: Holdings) -> bool {
     let now = holdings();
-    now.0 > before.0 || now.1 > before.1 || now.2 > before.2
+    now.0 > before.0 || now.1 > before.1 || now.2 > before.2 || now.3 > before.3 || now.4 > before.4
 }
 
 fn holdings() -> Holdings {
     let list = |path: &str| std::fs::read_dir(path).map_or(0, Iterator::count);
-    (list("/proc/self/fd"), list("/proc/self/task"), children(std::process::id()).len())
+    let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let is_shared = |line: &&str| line.split(' ').nth(1).is_some_and(|rights| rights.ends_with('s'));
+    let shared = text("/proc/self/maps").lines().filter(is_shared).count();
+    let is_alone = std::env::var("PROGRAM_FILE").is_ok_and(|file| file == ALONE);
+    let sockets = if is_alone { text("/proc/self/net/unix").lines().count() } else { 0 };
+    let children = children(std::process::id()).len();
+    (list("/proc/self/fd"), list("/proc/self/task"), children, shared, sockets)
 }
 
 /// Promise "idle thread pools": a worker does not die because the thread that asked for it went idle and ended.

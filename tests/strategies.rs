@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use hatchery::prelude::*;
 use hatchery::{ChildSpec, ChildState};
-use hatchery_tests::{Dice, becomes_true, ends, send, state};
+use hatchery_tests::{Dice, becomes_true, ends, eventually, send, state};
 use rustix::process::Signal;
 
 /// Writes down that it starts, and who of those that did so before is still there.
@@ -25,9 +25,12 @@ impl Member {
         }
         let mut file = File::options().append(true).create(true).open(file)?;
         file.write_all(format!("{line}\n").as_bytes())?;
-        // It may be told to die right here.
-        if let Ok(code) = std::fs::read_to_string(dir.join(name)) {
-            std::process::exit(code.parse()?);
+        // It may be told to wait or to die right here.
+        let told = dir.join(name);
+        match std::fs::read_to_string(&told).as_deref() {
+            Ok("wait") => eventually("it may go on", || !told.exists()),
+            Ok(code) => std::process::exit(code.parse()?),
+            Err(_) => {}
         }
         Ok(Member)
     }
@@ -130,6 +133,55 @@ async fn generations_of_one_for_all_never_meet_under_random_kills() {
     let met: Vec<_> = all.iter().filter(|begun| begun.name == "a" && begun.line.contains("beside")).collect();
     assert!(met.is_empty(), "{:?}", met.iter().map(|begun| &begun.line).collect::<Vec<_>>());
     assert!(all.iter().all(|begun| state(begun.pid).is_none()), "one is left");
+}
+
+/// While the last of a group still starts, one that was back already dies: the group is restarted once more, and those two
+/// deaths are two units.
+#[hatchery::test]
+async fn a_sibling_that_dies_while_its_group_is_restarted_has_that_begun_again() {
+    let all = [
+        (Strategy::OneForAll, "abcabcabc", [Some(3); 3]),
+        (Strategy::RestForOne, "abcbcbc", [Some(1), Some(3), Some(3)]),
+    ];
+    for (strategy, order, reached) in all {
+        let dir = tempfile::tempdir().unwrap();
+        let supervisor = Supervisor::new(strategy).intensity(2, Duration::from_secs(600));
+        let supervisor = supervisor.backoff(Duration::ZERO, Duration::ZERO);
+        let supervisor = ["a", "b", "c"]
+            .into_iter()
+            .fold(supervisor, |supervisor, name| supervisor.child(member(name, dir.path())));
+        let tree = ends("start", supervisor.start()).await.unwrap();
+        let members = ["a", "b", "c"].map(|name| tree.get::<Member>(name).unwrap());
+        let started = |name: &str| -> Vec<u32> {
+            let starts = starts(dir.path()).into_iter().filter(|begun| begun.name == name);
+            starts.map(|begun| begun.pid).collect()
+        };
+        std::fs::write(dir.path().join("c"), "wait").unwrap();
+        send(members[1].pid().unwrap(), Signal::KILL);
+        becomes_true("the last one starts", || started("c").len() == 2).await;
+        send(started("b")[1], Signal::KILL);
+        becomes_true("it starts once more", || started("c").len() == 3).await;
+        std::fs::remove_file(dir.path().join("c")).unwrap();
+        becomes_true("all are up", || incarnations(&members) == reached).await;
+        for member in &members {
+            ends("ask", member.is_there()).await.unwrap();
+        }
+        assert_eq!(names(dir.path()), order);
+        // No generation met another: who starts finds only those before it in the group.
+        for begun in starts(dir.path()) {
+            let beside = begun.line.split(" beside ").skip(1).map(|name| name.trim()).collect::<String>();
+            let expected = match &*begun.name {
+                "a" => "",
+                "b" => "a",
+                _ => "ab",
+            };
+            // The first a of all generations is there for all of them, where it stays.
+            assert_eq!(beside, expected, "{strategy:?}: {}", begun.line);
+        }
+        members[2].kill();
+        becomes_true("that was one too many", || members[0].actor_ref().seat().is_closed()).await;
+        assert!(ends("stop", tree.stop()).await.unwrap_err().to_string().contains("more than 2 restarts"));
+    }
 }
 
 #[hatchery::test]

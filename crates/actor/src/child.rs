@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hatchery_wire::Body;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
@@ -88,6 +89,8 @@ pub struct Order {
     pub heartbeat: Heartbeat,
     /// How long one of its handlers may run before it is taken for hung, if that is watched.
     pub watchdog: Option<Duration>,
+    /// Encoded arguments that were made for this start, in place of those that it was given once.
+    pub args: Option<Body>,
 }
 
 /// Says that something of an incarnation is still there. A start that was given up, or failed, is over only when the

@@ -657,6 +657,7 @@ impl Stage {
             settings: Default::default(),
             heartbeat: Heartbeat::default(),
             watchdog: self.watchdog,
+            args: None,
         }
     }
 

@@ -28,11 +28,22 @@
 //! stopped before are revived, temporary ones are dropped. The one that died waits before its turn comes if it had
 //! hardly lived, each time longer.
 //!
+//! Where significant children are there to end with, one that ends by itself and is not started again is the end of all
+//! of them: every time, or when none of its kind is active any more. That is put off until all children have started
+//! that the supervisor begins with. Nobody's end is one of those that the supervisor, or somebody by a call, has wanted.
+//!
+//! A dynamic supervisor keeps nothing that does not run: what the tables leave stopped is removed. At its end all its
+//! children are stopped at the same time.
+//!
 //! A death is one unit of the intensity, whoever is taken along, and each restart that fails is one more. The window in
 //! which units are counted does not age while the supervisor stops, starts or waits for somebody.
 
 use std::collections::VecDeque;
 use std::time::Duration;
+
+pub use crate::rules::{
+    AutoShutdown, Backoff, Contradiction, CountDeaths, Exhausted, Intensity, Kind, Restart, Rules, Strategy,
+};
 
 /// Whether a test has `step` make this mistake, to see that it would be noticed.
 #[cfg(test)]
@@ -54,117 +65,6 @@ pub type Id = u64;
 
 /// How long an incarnation has to have been ready so that its death is no early one.
 const HEALTHY: Duration = Duration::from_secs(1);
-
-/// Who else is restarted when a child is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Strategy {
-    /// Nobody.
-    #[default]
-    OneForOne,
-    /// All others: they are stopped, newest first, and then all start again in order. Those that were stopped before
-    /// are revived, and [`Restart::Temporary`] ones are dropped.
-    OneForAll,
-    /// The same with those that were added after it; those before it stay up.
-    RestForOne,
-}
-
-/// After which deaths a child is started again.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Restart {
-    /// After all, also when it has left in order.
-    #[default]
-    Permanent,
-    /// After abnormal ones. Once it has left in order, or with exit code 0, or by SIGTERM or SIGINT from outside, it
-    /// stays stopped, and its spec is kept.
-    Transient,
-    /// After none: it is removed.
-    Temporary,
-}
-
-/// How many restarts within how much time are still normal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Intensity {
-    /// Restarts that are allowed …
-    pub max: u32,
-    /// … within this time.
-    pub within: Duration,
-}
-
-impl Default for Intensity {
-    /// Ten in a minute.
-    fn default() -> Intensity {
-        Intensity { max: 10, within: Duration::from_secs(60) }
-    }
-}
-
-/// How long a child that died early waits: the first time this long, each further time twice as long.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Backoff {
-    /// After the first early death.
-    pub first: Duration,
-    /// Never longer than this, but for the 20 % of chance that are added or taken away at last.
-    pub cap: Duration,
-}
-
-impl Default for Backoff {
-    /// 100 ms to 30 s.
-    fn default() -> Backoff {
-        Backoff { first: Duration::from_millis(100), cap: Duration::from_secs(30) }
-    }
-}
-
-impl Backoff {
-    /// How long to wait after so many early deaths in a row before this one.
-    fn delay(self, before: u32, random: u64) -> Duration {
-        let doubled = 1_u32.checked_shl(before).and_then(|times| self.first.checked_mul(times));
-        let planned = doubled.unwrap_or(self.cap).min(self.cap);
-        // 80 % to 120 % of it, in steps small enough.
-        let share = 800_000 + u32::try_from(random % 400_001).unwrap_or(0);
-        planned.saturating_mul(share) / 1_000_000
-    }
-}
-
-/// Which deaths cost a unit of the intensity.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum CountDeaths {
-    /// All that are followed by a restart.
-    #[default]
-    All,
-    /// Of those, only the early ones: of incarnations that were ready for less than 1 s and had answered nothing, and
-    /// restarts that failed.
-    Early,
-}
-
-/// What follows when a restart is one too many.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Exhausted {
-    /// The supervisor stops everything, newest first, and ends.
-    #[default]
-    Escalate,
-    /// That child is given up: it stays stopped, its spec is kept, and its siblings go on.
-    GiveUpChild,
-    /// It is tried again all the same, after a backoff.
-    KeepTrying,
-}
-
-/// What holds for all children of a supervisor.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Rules {
-    /// Who is restarted along with whom.
-    pub strategy: Strategy,
-    /// How many restarts are normal.
-    pub intensity: Intensity,
-    /// How long early deaths wait.
-    pub backoff: Backoff,
-    /// Which deaths count.
-    pub count_deaths: CountDeaths,
-    /// What follows when they are too many.
-    pub exhausted: Exhausted,
-}
 
 /// A death, as far as it matters here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,13 +91,17 @@ pub struct State {
     waits: u64,
     /// In order of their addition.
     children: Vec<Child>,
+    /// Whether there are children that it begins with and that have not started yet.
+    beginning: bool,
+    /// The latest significant child whose end might have been that of all by then.
+    ended_early: Option<Id>,
     ending: Option<Ending>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Child {
     id: Id,
-    restart: Restart,
+    kind: Kind,
     incarnation: u64,
     phase: Phase,
     /// When its latest incarnation became ready.
@@ -255,13 +159,17 @@ pub enum Ending {
     Stopped,
     /// This child was the last straw.
     Exhausted(Id),
+    /// This significant child has ended; an end in order.
+    AutoShutdown(Id),
 }
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A new child is wanted.
-    Add(Id, Restart),
+    Add(Id, Kind),
+    /// All children that it begins with have started.
+    AllStarted,
     /// A stopped child shall run again.
     Restart(Id),
     /// A child shall be stopped, and stay so.
@@ -321,12 +229,16 @@ pub enum Refusal {
     Restarting,
     /// There is no such child.
     NotFound,
+    /// To add: there are as many as there may be.
+    MaxChildren,
+    /// To add: it and its supervisor contradict each other.
+    Contradiction(Contradiction),
     /// Everything is being stopped.
     Ending,
 }
 
 impl State {
-    /// A supervisor without children.
+    /// A supervisor without children, which is about to begin.
     pub fn new(rules: Rules) -> State {
         State {
             rules,
@@ -335,6 +247,8 @@ impl State {
             last: Duration::ZERO,
             waits: 0,
             children: Vec::new(),
+            beginning: true,
+            ended_early: None,
             ending: None,
         }
     }
@@ -347,6 +261,11 @@ impl State {
     /// Whether it gave up, and this child was the last straw.
     pub fn ended_by(&self, id: Id) -> bool {
         self.ending == Some(Ending::Exhausted(id))
+    }
+
+    /// Why it ends, once it does.
+    pub fn ending(&self) -> Option<Ending> {
+        self.ending
     }
 
     /// How a child stands, if there is such a one.
@@ -363,6 +282,14 @@ impl State {
             | Phase::Waiting(_) => Standing::Restarting,
             Phase::Stopped => Standing::Stopped,
         })
+    }
+
+    /// How many units there are in the window.
+    pub fn units(&self, now: Duration) -> u32 {
+        let idle = if self.is_at_work() { Duration::ZERO } else { now.saturating_sub(self.last) };
+        let (age, within) = (self.age + idle, self.rules.intensity.within);
+        let counted = self.units.iter().filter(|at| age - **at < within).count();
+        u32::try_from(counted).unwrap_or(u32::MAX)
     }
 
     fn find(&mut self, id: Id) -> Option<&mut Child> {
@@ -384,7 +311,8 @@ pub fn step(mut state: State, event: Event, now: Duration, random: u64) -> (Stat
     state.last = now;
     let mut turn = Turn { state, now, random, actions: Vec::new() };
     match event {
-        Event::Add(id, restart) => turn.add(id, restart),
+        Event::Add(id, kind) => turn.add(id, kind),
+        Event::AllStarted => turn.all_started(),
         Event::Restart(id) => turn.restart(id),
         Event::Terminate(id) => turn.terminate(id),
         Event::Delete(id) => turn.delete(id),
@@ -411,20 +339,37 @@ struct Turn {
 impl Turn {
     // ------------------------------------------------------------ calls
 
-    fn add(&mut self, id: Id, restart: Restart) {
-        let standing = self.state.standing(id);
-        let action = match standing {
-            None if !self.state.is_open() => Action::Remove(id),
-            Some(_) if !self.state.is_open() => Action::Refuse(id, Refusal::Ending),
-            Some(Standing::Running) => Action::Refuse(id, Refusal::AlreadyStarted),
-            Some(Standing::Restarting | Standing::Stopped) => Action::Refuse(id, Refusal::AlreadyPresent),
-            None => {
+    fn add(&mut self, id: Id, kind: Kind) {
+        let State { rules, children, .. } = &self.state;
+        let room = rules.max_children.unwrap_or(usize::MAX).saturating_add(usize::from(slips!(OneMoreChild)));
+        let counts =
+            |child: &&Child| !(slips!(WhoWaitsTakesNoRoom) && matches!(child.phase, Phase::Waiting(_)));
+        let is_full = children.iter().filter(counts).count() >= room;
+        let refusal = match (self.state.standing(id), rules.check_child(kind)) {
+            (None, _) if !self.state.is_open() => return self.actions.push(Action::Remove(id)),
+            (Some(_), _) if !self.state.is_open() => Refusal::Ending,
+            (Some(Standing::Running), _) => Refusal::AlreadyStarted,
+            (Some(Standing::Restarting | Standing::Stopped), _) => Refusal::AlreadyPresent,
+            (None, Err(contradiction)) if !slips!(AnyKindIsTaken) => Refusal::Contradiction(contradiction),
+            (None, _) if is_full => Refusal::MaxChildren,
+            (None, _) => {
                 let phase = Phase::Starting(Begin::First);
-                self.state.children.push(Child { id, restart, incarnation: 1, phase, ready: None, early: 0 });
-                Action::Start(id, 1)
+                let child = Child { id, kind, incarnation: 1, phase, ready: None, early: 0 };
+                self.state.children.push(child);
+                return self.actions.push(Action::Start(id, 1));
             }
         };
-        self.actions.push(action);
+        self.actions.push(Action::Refuse(id, refusal));
+    }
+
+    /// Ends that were put off count now.
+    fn all_started(&mut self) {
+        self.state.beginning = false;
+        if let Some(id) = self.state.ended_early.take().filter(|_| self.state.is_open()) {
+            if self.ends_all(None) {
+                self.end(Ending::AutoShutdown(id));
+            }
+        }
     }
 
     fn restart(&mut self, id: Id) {
@@ -453,14 +398,16 @@ impl Turn {
     }
 
     fn terminate(&mut self, id: Id) {
-        let is_open = self.state.is_open();
+        let (is_open, dynamic) = (self.state.is_open(), self.state.rules.dynamic);
         let Some(child) = self.state.find(id).filter(|_| is_open) else {
             let refusal = if is_open { Refusal::NotFound } else { Refusal::Ending };
             return self.actions.push(Action::Refuse(id, refusal));
         };
         // A start that is given up has failed.
         let first = child.phase == Phase::Starting(Begin::First);
-        let then = if child.restart == Restart::Temporary || first { Then::Remove } else { Then::Stay };
+        let is_kept =
+            child.kind.restart != Restart::Temporary && !first && (!dynamic || slips!(DynamicKeeps));
+        let then = if is_kept { Then::Stay } else { Then::Remove };
         match child.phase {
             Phase::Starting(_) | Phase::Running | Phase::Doomed(_) => {
                 child.phase = Phase::Stopping(then);
@@ -468,7 +415,7 @@ impl Turn {
             }
             Phase::Stopping(Then::Again) => child.phase = Phase::Stopping(then),
             Phase::Waiting(_) if slips!(TerminateLeavesTheRetry) => {}
-            Phase::Waiting(_) => self.rest(id, Action::Rest(id)),
+            Phase::Waiting(_) => self.rest(id, false),
             Phase::Stopping(Then::Stay | Then::Remove) | Phase::Stopped => {}
         }
     }
@@ -494,8 +441,8 @@ impl Turn {
         let Some(child) = self.state.find(id) else { return };
         match child.phase {
             Phase::Starting(Begin::First) => self.remove(id),
-            Phase::Starting(_) if death == Death::GiveUp => self.rest(id, Action::GiveUp(id)),
-            Phase::Starting(Begin::ByHand) => self.rest(id, Action::Rest(id)),
+            Phase::Starting(Begin::ByHand) => self.rest(id, death == Death::GiveUp),
+            Phase::Starting(Begin::Again) if death == Death::GiveUp => self.leave(id, true),
             Phase::Starting(Begin::Again) => self.again(id, true),
             Phase::Doomed(then) | Phase::Stopping(then) => self.stopped(id, then, death),
             Phase::Running | Phase::Waiting(_) | Phase::Stopped => {}
@@ -510,13 +457,11 @@ impl Turn {
         if healthy && !slips!(HealthForgivesNothing) {
             child.early = 0;
         }
-        match (child.phase, death, child.restart) {
-            (Phase::Running, Death::GiveUp, _) if !slips!(GivenUpIsRestarted) => {
-                self.rest(id, Action::GiveUp(id))
-            }
-            (Phase::Running, _, Restart::Temporary) => self.remove(id),
+        match (child.phase, death, child.kind.restart) {
+            (Phase::Running, Death::GiveUp, _) if !slips!(GivenUpIsRestarted) => self.leave(id, true),
+            (Phase::Running, _, Restart::Temporary) => self.leave(id, false),
             (Phase::Running, Death::Clean, Restart::Transient) if !slips!(CleanIsAbnormal) => {
-                self.rest(id, Action::Rest(id));
+                self.leave(id, false);
             }
             (Phase::Running, ..) => self.again(id, !healthy),
             (Phase::Doomed(_), ..) if slips!(TakenAlongCosts) => self.again(id, !healthy),
@@ -544,7 +489,7 @@ impl Turn {
                     self.remove(id);
                     return self.end(Ending::Exhausted(id));
                 }
-                Exhausted::GiveUpChild => return self.rest(id, Action::GiveUp(id)),
+                Exhausted::GiveUpChild => return self.leave(id, true),
                 Exhausted::KeepTrying => early = true,
             }
         }
@@ -590,7 +535,7 @@ impl Turn {
         };
         let mut dropped = Vec::new();
         for child in self.state.children.iter_mut().skip(from).filter(|child| child.id != id) {
-            let is_temporary = child.restart == Restart::Temporary && !slips!(TemporaryIsTakenAlong);
+            let is_temporary = child.kind.restart == Restart::Temporary && !slips!(TemporaryIsTakenAlong);
             let then = if is_temporary { Then::Remove } else { Then::Again };
             match child.phase {
                 Phase::Running | Phase::Starting(Begin::Again) => child.phase = Phase::Doomed(then),
@@ -645,11 +590,53 @@ impl Turn {
         self.actions.push(Action::Start(id, child.incarnation));
     }
 
+    /// It has ended by itself, and is not started again.
+    fn leave(&mut self, id: Id, given_up: bool) {
+        let Some(Child { kind, .. }) = self.state.find(id) else { return };
+        let Kind { restart, significant } = *kind;
+        let ends_all = significant && self.ends_all(Some(id)) && !(given_up && slips!(GivenUpIsNoEnd));
+        let is_put_off = self.state.beginning && !slips!(BeginningIsCutShort);
+        if ends_all && !is_put_off {
+            if given_up {
+                self.actions.push(Action::GiveUp(id));
+            }
+            self.remove(id);
+            return self.end(Ending::AutoShutdown(id));
+        }
+        if ends_all {
+            self.state.ended_early = Some(id);
+        }
+        if given_up || restart != Restart::Temporary {
+            self.rest(id, given_up);
+        } else {
+            self.remove(id);
+        }
+    }
+
+    /// Whether, now that a significant child has ended, all shall; this one is not there any more.
+    fn ends_all(&self, gone: Option<Id>) -> bool {
+        let is_active = |child: &Child| match child.phase {
+            Phase::Starting(_) | Phase::Running => true,
+            Phase::Doomed(then) | Phase::Stopping(then) => then == Then::Again || slips!(StoppingIsActive),
+            Phase::Waiting(_) => !slips!(WhoWaitsIsGone),
+            Phase::Stopped => false,
+        };
+        let is_other = |child: &&Child| child.kind.significant && Some(child.id) != gone;
+        let mut others = self.state.children.iter().filter(is_other);
+        match self.state.rules.auto_shutdown {
+            AutoShutdown::Never => false,
+            AutoShutdown::AllSignificant if !slips!(OneEndsAll) => !others.any(is_active),
+            AutoShutdown::AnySignificant | AutoShutdown::AllSignificant => true,
+        }
+    }
+
     /// One that we stopped is gone.
     fn stopped(&mut self, id: Id, then: Then, death: Death) {
         match then {
-            Then::Again | Then::Stay if death == Death::GiveUp => self.rest(id, Action::GiveUp(id)),
-            Then::Stay => self.rest(id, Action::Rest(id)),
+            Then::Again | Then::Stay if death == Death::GiveUp => self.rest(id, true),
+            Then::Stay if slips!(TerminatedEndsAll) => self.leave(id, false),
+            Then::Stay => self.rest(id, false),
+            Then::Remove if slips!(TakenAlongEndsAll) && self.state.is_open() => self.leave(id, false),
             Then::Remove => self.remove(id),
             Then::Again => {
                 if let Some(child) = self.state.find(id) {
@@ -659,17 +646,25 @@ impl Turn {
         }
     }
 
-    fn rest(&mut self, id: Id, action: Action) {
-        if let Some(child) = self.state.find(id) {
-            child.phase = Phase::Stopped;
-            self.actions.push(action);
+    /// Nobody is there, and nobody will be unless asked for, or revived with the group.
+    fn rest(&mut self, id: Id, given_up: bool) {
+        let is_kept = !self.state.rules.dynamic || slips!(DynamicKeeps);
+        let Some(child) = self.state.find(id) else { return };
+        child.phase = Phase::Stopped;
+        if given_up {
+            self.actions.push(Action::GiveUp(id));
+        } else if is_kept {
+            self.actions.push(Action::Rest(id));
+        }
+        if !is_kept {
+            self.remove(id);
         }
     }
 
     fn remove(&mut self, id: Id) {
         self.state.children.retain(|child| child.id != id);
         self.actions.push(Action::Remove(id));
-        self.stop_newest();
+        self.wind_up();
     }
 
     fn end(&mut self, ending: Ending) {
@@ -681,25 +676,36 @@ impl Turn {
                 Phase::Waiting(_) | Phase::Stopped => Phase::Stopped,
             };
         }
-        self.stop_newest();
+        self.wind_up();
     }
 
-    /// Once everything ends: stops the newest child that is left; each next one when its elder neighbour's turn has
-    /// come. At last, finishes.
-    fn stop_newest(&mut self) {
+    /// Once everything ends: stops the newest child that is left, each next one when its elder neighbour's turn has
+    /// come, or all of a dynamic supervisor. At last, finishes.
+    fn wind_up(&mut self) {
         let Some(ending) = self.state.ending else { return };
-        match self.state.children.last_mut() {
-            None => self.actions.push(Action::Finish(ending)),
-            Some(Child { id, phase: Phase::Stopped, .. }) => {
-                let id = *id;
-                self.remove(id);
-            }
-            Some(child) => {
-                if let Phase::Doomed(then) = child.phase {
-                    child.phase = Phase::Stopping(then);
-                    self.actions.push(Action::Stop(child.id));
+        let in_turn = !self.state.rules.dynamic || slips!(DynamicStopsInTurn);
+        let children = &mut self.state.children;
+        for place in (0..children.len()).rev() {
+            let Child { id, phase, .. } = &mut children[place];
+            let id = *id;
+            match *phase {
+                Phase::Stopped => {
+                    children.remove(place);
+                    self.actions.push(Action::Remove(id));
+                    continue;
                 }
+                Phase::Doomed(then) => {
+                    *phase = Phase::Stopping(then);
+                    self.actions.push(Action::Stop(id));
+                }
+                _ => {}
             }
+            if in_turn {
+                break;
+            }
+        }
+        if children.is_empty() {
+            self.actions.push(Action::Finish(ending));
         }
     }
 }
@@ -715,7 +721,7 @@ mod tests {
     use super::Restart::{Permanent, Temporary, Transient};
 
     fn add(id: Id) -> Event {
-        Event::Add(id, Permanent)
+        Event::Add(id, Permanent.into())
     }
 
     /// A healthy one dies.
@@ -747,7 +753,7 @@ mod tests {
     fn running_by(rules: Rules, children: &[(Id, Restart)]) -> State {
         let mut state = State::new(rules);
         for (id, restart) in children {
-            (state, _) = after(state, &[Event::Add(*id, *restart), Event::Ready(*id)]);
+            (state, _) = after(state, &[Event::Add(*id, (*restart).into()), Event::Ready(*id)]);
         }
         state
     }
@@ -1014,7 +1020,9 @@ mod tests {
             let death = prop_oneof![Just(Death::Clean), Just(Death::Abnormal), Just(Death::GiveUp)];
             let restart = prop_oneof![Just(Permanent), Just(Transient), Just(Temporary)];
             prop_oneof![
-                4 => (id(), restart).prop_map(|(id, restart)| Event::Add(id, restart)),
+                4 => (id(), restart, any::<bool>())
+                    .prop_map(|(id, restart, significant)| Event::Add(id, Kind { restart, significant })),
+                1 => Just(Event::AllStarted),
                 1 => id().prop_map(Event::Restart),
                 1 => id().prop_map(Event::Terminate),
                 1 => id().prop_map(Event::Delete),
@@ -1031,6 +1039,14 @@ mod tests {
             prop_oneof![Just(Strategy::OneForOne), Just(Strategy::OneForAll), Just(Strategy::RestForOne)]
         }
 
+        fn auto_shutdown() -> impl Generator<Value = AutoShutdown> {
+            prop_oneof![
+                Just(AutoShutdown::Never),
+                Just(AutoShutdown::AnySignificant),
+                Just(AutoShutdown::AllSignificant),
+            ]
+        }
+
         proptest! {
             #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
@@ -1041,8 +1057,12 @@ mod tests {
                 events in prop::collection::vec((event(), 0_u64..40, any::<u64>()), 0..60),
                 strategy in strategy(),
                 max in 0_u32..4,
+                auto_shutdown in auto_shutdown(),
+                max_children in prop_oneof![Just(None), (0_usize..6).prop_map(Some)],
+                dynamic in any::<bool>(),
             ) {
-                let mut state = State::new(rules(strategy, max));
+                let told = Rules { auto_shutdown, max_children, dynamic, ..rules(strategy, max) };
+                let mut state = State::new(told);
                 let mut now = NOW;
                 let mut present = std::collections::BTreeMap::new();
                 let mut stopping = BTreeSet::new();
@@ -1068,6 +1088,9 @@ mod tests {
                                 prop_assert!(present.contains_key(&id) && was_open);
                             }
                             Action::Remove(id) => drop(present.remove(&id)),
+                            Action::Refuse(id, Refusal::MaxChildren | Refusal::Contradiction(_)) => {
+                                prop_assert_eq!(present.remove(&id), Some(0));
+                            }
                             Action::Refuse(..) => {}
                             Action::Finish(_) => {
                                 prop_assert!(!finished && present.is_empty());
@@ -1076,6 +1099,8 @@ mod tests {
                         }
                     }
                     prop_assert!(present.keys().all(|id| state.standing(*id).is_some()));
+                    prop_assert!(present.len() <= max_children.unwrap_or(usize::MAX));
+                    prop_assert!(!dynamic || present.keys().all(|id| state.standing(*id) != Some(Standing::Stopped)));
                     prop_assert_eq!(finished, !state.is_open() && present.is_empty());
                 }
             }

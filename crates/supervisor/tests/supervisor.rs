@@ -20,12 +20,18 @@ use hatchery_actor::outlet::{Answer, Line, Request};
 use hatchery_actor::probe::Probe;
 use hatchery_actor::root::Root;
 use hatchery_actor::seat::Seat;
+use hatchery_supervisor::builder::Supervisor;
+use hatchery_supervisor::errors::StartError;
+use hatchery_supervisor::policy::{CountDeaths, Exhausted, Restart, Strategy};
 use hatchery_supervisor::spec::ChildSpec;
-use hatchery_supervisor::tree::{
-    ChildState, CountDeaths, Exhausted, Restart, StartError, Strategy, Supervisor, Tree,
-};
+use hatchery_supervisor::tree::{ChildState, Tree};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
+
+#[path = "supervisor/dynamic.rs"]
+mod dynamic;
+#[path = "supervisor/otp.rs"]
+mod otp;
 
 // ---------------------------------------------------------------- children that do as they are told
 
