@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use hatchery::prelude::*;
-use hatchery::{ChildSpec, ChildState, Events, Start, TreeEvent};
+use hatchery::{AutoShutdown, ChildInfo, ChildSpec, ChildState, Events, Start, SupervisorHandle, TreeEvent};
 use hatchery_tests::{becomes_true, ends, runs, send, state};
 use rustix::process::Signal;
 
@@ -373,7 +373,6 @@ async fn events_come_in_order_from_all_levels_and_end_with_the_tree() {
         );
     }
     assert!(matches!(next(&mut all).await, TreeEvent::Exited { path, .. } if path == "/shop/inner"));
-    assert!(matches!(next(&mut all).await, TreeEvent::Removed { path, .. } if path == "/shop/inner"));
     assert!(matches!(next(&mut all).await, TreeEvent::Ended { path, .. } if path == "/shop"));
     assert_eq!(ends("no more", all.next()).await, None);
     assert_eq!(ends("no more", tree.events().next()).await, None);
@@ -514,4 +513,227 @@ async fn a_start_that_is_dropped_stops_what_it_began_at_all_levels() {
         again = Supervisor::new(Strategy::OneForOne).name("shop").start().await;
     }
     ends("stop", again.unwrap().stop()).await.unwrap();
+}
+
+/// Blocks its process.
+struct Block;
+
+#[hatchery::actor]
+impl Block {
+    async fn start(cx: &Context) -> hatchery::Result<Self> {
+        Supervisor::new(Strategy::OneForOne).child(local::<Part>("inside", ())).start_in(cx).await?;
+        Ok(Block)
+    }
+
+    fn block(&self) {
+        loop {
+            std::thread::sleep(Duration::from_secs(3600));
+        }
+    }
+}
+
+#[hatchery::test]
+async fn a_snapshot_shows_what_workers_supervise_unless_they_do_not_answer() {
+    let tree = Supervisor::new(Strategy::OneForOne)
+        .name("shop")
+        .child(worker::<Store>("store", 2))
+        .child(worker::<Block>("block", ()).shutdown(Shutdown::kill()))
+        .child(part("part"));
+    let tree = ends("start", tree.start()).await.unwrap();
+    let names = |snapshot: &hatchery::Snapshot| {
+        let mut names = Vec::new();
+        for child in &snapshot.children {
+            names.push(child.path.clone());
+            names.extend(
+                child.tree.iter().flat_map(|tree| tree.children.iter().map(|below| below.path.clone())),
+            );
+        }
+        names
+    };
+    let all = ends("snapshot", tree.snapshot()).await.unwrap();
+    assert_eq!(
+        names(&all),
+        [
+            "/shop/store",
+            "/shop/store/shelf-0",
+            "/shop/store/shelf-1",
+            "/shop/block",
+            "/shop/block/inside",
+            "/shop/part"
+        ],
+        "{all}"
+    );
+    let store = tree.get::<Store>("store").unwrap();
+    let pids = ends("ask", store.pids()).await.unwrap();
+    let below = all.children[0].tree.as_ref().unwrap();
+    assert_eq!(below.children.iter().map(|child| child.pid.unwrap()).collect::<Vec<_>>(), pids);
+    let block = tree.get::<Block>("block").unwrap();
+    ends("tell", block.block().tell()).await.unwrap();
+    // Once it blocks, nobody answers there.
+    while names(&ends("snapshot", tree.snapshot()).await.unwrap()).len() == 6 {}
+    let rest = ends("snapshot", tree.snapshot()).await.unwrap();
+    assert_eq!(names(&rest).len(), 5, "{rest}");
+    ends("stop", tree.stop()).await.unwrap();
+}
+
+/// A worker that is told of its own supervisor, and asks it for things in its start and later.
+struct Asks {
+    supervisor: SupervisorHandle,
+}
+
+#[hatchery::actor]
+impl Asks {
+    async fn start(supervisor: SupervisorHandle) -> hatchery::Result<Self> {
+        if let Err(error) = supervisor.terminate_child("other").await {
+            return Err(error.into());
+        }
+        supervisor.restart_child("other").await?;
+        supervisor.snapshot().await?;
+        Ok(Asks { supervisor })
+    }
+
+    async fn children(&self) -> hatchery::Result<Vec<ChildInfo>> {
+        Ok(self.supervisor.children().await?)
+    }
+
+    async fn stops(&self) -> hatchery::Result<()> {
+        Ok(self.supervisor.stop().await?)
+    }
+}
+
+#[hatchery::test]
+async fn a_worker_asks_its_own_supervisor_in_its_start_and_later() {
+    let asks = || worker_with::<Asks>("asks", |tree| Ok(tree.handle()));
+    for strategy in [Strategy::OneForOne, Strategy::OneForAll] {
+        let supervisor = Supervisor::new(strategy).name("shop").child(part("other")).child(asks());
+        let tree = ends("start", supervisor.start()).await.unwrap();
+        let asks = tree.get::<Asks>("asks").unwrap();
+        let children = ends("ask", asks.children()).await.unwrap();
+        assert_eq!(children, ends("children", tree.children()).await);
+        send(asks.pid().unwrap(), Signal::KILL);
+        becomes_true("it is back", || asks.incarnation() == Some(2)).await;
+        let children = ends("ask", asks.children()).await.unwrap();
+        assert_eq!((children.len(), children[1].incarnation), (2, 2));
+        // One that was stopped by one of its children.
+        let _ = ends("ask", asks.stops()).await;
+        ends("the end", tree.ended()).await.unwrap();
+    }
+}
+
+#[hatchery::test]
+async fn a_supervisor_is_asked_from_anywhere_and_says_what_it_refuses() {
+    let inner = frail(Strategy::OneForOne).child(part("a"));
+    let outer = Supervisor::new(Strategy::OneForOne).name("shop").child(inner.spec("back"));
+    let tree = ends("start", outer.child(worker::<Store>("store", 1)).start()).await.unwrap();
+    let below = SupervisorHandle::lookup("/shop/store").unwrap();
+    assert_eq!(below.path(), "/shop/store");
+    assert_eq!(ends("count", below.count()).await.unwrap().active, 1);
+    let shelf = hatchery::lookup::<Part>("/shop/store/shelf-0").unwrap();
+    let before = ends("ask", shelf.me()).await.unwrap();
+    let error = ends("restart", below.restart_child("shelf-0")).await.unwrap_err();
+    assert!(error.handler_error().is_some_and(hatchery::ChildError::is_running), "{error}");
+    ends("terminate", below.terminate_child("shelf-0")).await.unwrap();
+    assert!(state(before).is_none());
+    assert!(ends("ask", shelf.me()).await.unwrap_err().is_closed());
+    ends("restart", below.restart_child("shelf-0")).await.unwrap();
+    assert_ne!(ends("ask", shelf.me()).await.unwrap(), before);
+    let error = ends("delete", below.delete_child("nobody")).await.unwrap_err();
+    assert!(error.handler_error().is_some_and(hatchery::ChildError::is_not_found), "{error}");
+
+    // The handle stays good over restarts of the supervisor, and its successors count on.
+    let back = tree.get::<Supervisor>("back").unwrap();
+    let (handle, a) = (back.handle(), back.get::<Part>("a").unwrap());
+    assert_eq!(ends("children", handle.children()).await.unwrap()[0].incarnation, 1);
+    assert!(ends("crash", a.crash()).await.unwrap_err().is_crash());
+    ends("ask", a.me()).await.unwrap();
+    assert_eq!(ends("children", handle.children()).await.unwrap()[0].incarnation, 2);
+    assert!(SupervisorHandle::lookup("shop").is_err());
+    let nobody = SupervisorHandle::lookup("/shop/nobody").unwrap();
+    assert!(ends("count", nobody.count()).await.unwrap_err().is_closed());
+    ends("stop", tree.stop()).await.unwrap();
+    for gone in [handle, below, tree.handle()] {
+        let error = ends("count", gone.count()).await.unwrap_err();
+        assert!(error.is_closed(), "{error}");
+    }
+}
+
+/// A worker whose own supervisor ends when all its jobs are done.
+struct Batch {
+    tree: Tree,
+}
+
+#[hatchery::actor]
+impl Batch {
+    async fn start(jobs: u32, cx: &Context) -> hatchery::Result<Self> {
+        let job = |number| part(&format!("job-{number}")).restart(Restart::Transient).significant(true);
+        let supervisor = Supervisor::new(Strategy::OneForOne).auto_shutdown(AutoShutdown::AllSignificant);
+        let supervisor = (0..jobs).fold(supervisor, |all, number| all.child(job(number)));
+        Ok(Batch { tree: supervisor.child(part("log")).start_in(cx).await? })
+    }
+
+    fn active(&self) -> usize {
+        self.tree.count().active
+    }
+}
+
+#[hatchery::test]
+async fn a_tree_ends_by_itself_in_order_when_the_jobs_of_a_supervisor_in_a_worker_are_done() {
+    let batch = worker::<Batch>("batch", 2).restart(Restart::Transient).significant(true);
+    let supervisor = Supervisor::new(Strategy::OneForOne).name("shop");
+    let supervisor = supervisor.auto_shutdown(AutoShutdown::AnySignificant).child(part("first"));
+    let tree = ends("start", supervisor.child(batch).start()).await.unwrap();
+    let batch = tree.get::<Batch>("batch").unwrap();
+    let mut pids = vec![batch.pid().unwrap(), tree.get::<Part>("first").unwrap().pid().unwrap()];
+    for (number, active) in [(0, 2), (1, 0)] {
+        let job = hatchery::lookup::<Part>(&format!("/shop/batch/job-{number}")).unwrap();
+        let pid = ends("ask", job.me()).await.unwrap();
+        pids.push(pid);
+        ends("stop", job.stop()).await.unwrap();
+        becomes_true("its end", || !runs(pid)).await;
+        if active > 0 {
+            // Its supervisor learns of that a little later.
+            while ends("ask", batch.active()).await.unwrap() != active {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+    ends("its own end", tree.ended()).await.unwrap();
+    assert!(pids.iter().all(|pid| state(*pid).is_none()), "{pids:?}");
+}
+
+/// Takes its time, for ever.
+struct Idler;
+
+#[hatchery::actor]
+impl Idler {
+    fn start() -> Self {
+        Idler
+    }
+
+    async fn idle(&self) {
+        std::future::pending().await
+    }
+}
+
+#[hatchery::test]
+async fn a_snapshot_shows_how_much_waits_in_mailboxes() {
+    let beats = Heartbeat::every(Duration::from_millis(10)).misses(1000);
+    let tree = Supervisor::new(Strategy::OneForOne)
+        .child(local::<Idler>("here", ()).shutdown(Shutdown::kill()))
+        .child(worker::<Idler>("there", ()).shutdown(Shutdown::kill()).heartbeat(beats));
+    let tree = ends("start", tree.start()).await.unwrap();
+    for name in ["here", "there"] {
+        for _ in 0..3 {
+            ends("tell", tree.get::<Idler>(name).unwrap().idle().tell()).await.unwrap();
+        }
+    }
+    // What is known of a worker's mailbox came with an answer to a heartbeat.
+    loop {
+        let taken = ends("snapshot", tree.snapshot()).await.unwrap();
+        if taken.children.iter().all(|child| child.mailbox == Some(3)) {
+            assert!(taken.to_string().contains("mailbox 3"), "{taken}");
+            break;
+        }
+    }
+    ends("stop", tree.stop()).await.unwrap();
 }

@@ -6,12 +6,14 @@ use std::sync::Arc;
 use hatchery_wire::{Body, DecodeError};
 use tokio::sync::watch;
 
+use crate::child::Supervised;
 use crate::exit::{Exit, Panic};
 use crate::fault::Fault;
 use crate::handle::{ActorRef, AnyHandle};
 use crate::outlet::{Line, Request};
 use crate::predicates;
 use crate::probe::Probe;
+use crate::root::TASK;
 
 /// What the incarnations of a task returned, for as long as anybody may ask for it.
 #[doc(hidden)]
@@ -127,6 +129,14 @@ impl<R> TaskHandle<R> {
         };
         let none = || Err(Fault::Closed { why: closed.unwrap_or_default() });
         (self.decode)(left.unwrap_or_else(none)?).map_err(|error| Fault::BadAnswer(error.to_string()))
+    }
+}
+
+impl<R: 'static> Supervised for TaskHandle<R> {
+    type Handle = TaskHandle<R>;
+
+    fn kind() -> &'static str {
+        TASK
     }
 }
 

@@ -29,7 +29,7 @@ pub use hatchery_process::task::{Runs, Task};
 
 pub use hatchery_actor::actor::{Actor, AnyActor};
 pub use hatchery_actor::ask::{Ask, Tell};
-pub use hatchery_actor::child::{Shutdown, Start, Stop};
+pub use hatchery_actor::child::{Shutdown, Start, Stop, Supervised};
 pub use hatchery_actor::context::Context;
 pub use hatchery_actor::error::{CallError, Error, Never, Result, SendError};
 pub use hatchery_actor::exit::{Exit, Limit, Panic, Status};
@@ -49,10 +49,11 @@ pub use hatchery_supervisor::builder::Supervisor;
 pub use hatchery_supervisor::errors::{ChildError, StartError};
 pub use hatchery_supervisor::events::{Events, TreeEvent};
 pub use hatchery_supervisor::nested::Nested;
+pub use hatchery_supervisor::overseer::SupervisorHandle;
 pub use hatchery_supervisor::policy::{AutoShutdown, CountDeaths, Exhausted, Restart, Strategy};
 pub use hatchery_supervisor::snapshot::{ChildSnapshot, Snapshot};
 pub use hatchery_supervisor::spec::ChildSpec;
-pub use hatchery_supervisor::tree::{ChildInfo, ChildState, Count, Supervised, Tree};
+pub use hatchery_supervisor::tree::{ChildInfo, ChildState, Count, Tree};
 
 /// What an actor's method returns to answer with many items, one after the other: `-> impl Stream<Item = T>`. It is the
 /// trait of the crate `futures-core`, the same one everywhere.

@@ -73,10 +73,11 @@ impl<R: 'static> Start for TaskChild<R> {
     }
 
     fn start(&self, order: Order) -> BoxFuture<Result<Started, Fault>> {
-        let (args, name) = (self.args.clone(), self.name.clone());
-        let (entry, results) = (self.entry, self.results.clone());
+        let args = order.args.clone().map_or_else(|| self.args.clone(), Ok);
+        let (name, entry, results) = (self.name.clone(), self.entry, self.results.clone());
         Box::pin(async move {
             let args = args.map_err(|error| Fault::NotSent(error.to_string()))?;
+            measure(&args)?;
             let program = Program::current()?;
             let deadline = deadline(order.timeout);
             let what = What::Task { name: entry.name.to_owned(), place: entry.place.to_string() };

@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 
 use crate::errors::{Refused, StartError};
 use crate::nested::Nested;
-use crate::office::{Ending, Office, Run, Shared};
+use crate::office::{Ending, Office, Orderly, Run, Shared};
 use crate::policy::{AutoShutdown, Backoff, CountDeaths, Exhausted, Intensity, Refusal, Rules, Strategy};
 use crate::spec::{ChildSpec, ErasedSpec};
 use crate::supervisor::{self, Command};
@@ -161,8 +161,10 @@ impl Supervisor {
     /// Starts it as a part of an actor: this is how a supervisor lives in a worker of its own. Its path is the actor's, or
     /// that and its own [`name`](Supervisor::name).
     ///
-    /// When it gives up, the actor crashes, so that whoever supervises the actor decides what comes next. When the
-    /// actor ends, in whatever way, it is stopped with all its children; a worker that is killed takes them along at once.
+    /// The actor keeps it, also when nobody holds the [`Tree`]. When it gives up, the actor crashes, and when it ends by
+    /// itself ([`auto_shutdown`](Supervisor::auto_shutdown)) the actor stops in order, so that whoever supervises the actor
+    /// decides what comes next. When the actor ends, in whatever way, it is stopped with all its children; a worker that is
+    /// killed takes them along at once.
     /// Give the worker a [`shutdown`](ChildSpec::shutdown) that is long enough for its children's.
     ///
     /// ```
@@ -211,13 +213,15 @@ impl Supervisor {
             None => root.take_path(cx.path(), None),
         };
         let tree = self.start_at(root, place, cx.hold()).await?;
-        let run = tree.run();
-        let stops = StopOnDrop(Some(run.clone()));
+        let (stops, kept) = (StopOnDrop(Some(tree.run())), tree.clone());
         let actor = cx.clone();
         cx.spawn(async move {
             let _stops = stops;
-            if let Err(gave_up) = run.ended().await {
-                actor.crash(gave_up.to_string());
+            match kept.run().ended().await {
+                Err(gave_up) => actor.crash(gave_up.to_string()),
+                Ok(Orderly::ByItself) => actor.stop(),
+                // Somebody wanted that.
+                Ok(Orderly::Wanted) => {}
             }
         });
         Ok(tree)

@@ -1,6 +1,7 @@
 //! Why something that was asked of a supervisor was not done.
 
 use hatchery_actor::fault::Fault;
+use serde::{Deserialize, Serialize};
 
 use crate::policy::Refusal;
 
@@ -61,7 +62,7 @@ pub struct StartError {
 }
 
 /// Why a child was not started again, stopped or removed.
-#[derive(Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{what}: {fault}")]
 pub struct ChildError {
     what: String,

@@ -18,5 +18,6 @@ mod signals;
 mod usage;
 pub mod snapshot;
 pub mod tree;
+pub mod overseer;
 pub mod nested;
 pub mod builder;

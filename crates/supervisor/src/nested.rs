@@ -73,6 +73,7 @@ impl Start for Nested {
         Box::pin(async move {
             let (run, runner) = Run::new();
             shared.runs(run.clone());
+            shared.office.reopen();
             if let Ok(root) = Root::current() {
                 shared.enter(&root);
             }
@@ -102,7 +103,7 @@ impl Start for Nested {
 
 fn exit_of(ending: &Ending) -> Exit {
     match ending {
-        Ok(()) => Exit::orderly(),
+        Ok(_) => Exit::orderly(),
         Err(gave_up) => Exit::new(Status::Code(1)).with_failed(true).with_reason(Some(gave_up.to_string())),
     }
 }

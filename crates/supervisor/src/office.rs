@@ -3,6 +3,7 @@
 
 use std::any::Any;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use hatchery_actor::error::Error;
@@ -11,16 +12,30 @@ use hatchery_actor::seat::{Occupancy, Seat};
 use tokio::sync::{mpsc, watch};
 
 use crate::events::News;
+use crate::overseer;
 use crate::supervisor::Command;
 use crate::tree::Tree;
 
 /// How a supervisor ended: in order, or why not.
-pub(crate) type Ending = Result<(), Error>;
+pub(crate) type Ending = Result<Orderly, Error>;
+
+/// Which end in order it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Orderly {
+    /// Somebody wanted it.
+    Wanted,
+    /// Its significant children had ended.
+    ByItself,
+}
 
 /// The place of a supervisor, and what is there.
 pub(crate) struct Office {
     pub(crate) path: String,
     pub(crate) news: Arc<News>,
+    /// Where whoever answers for it to other processes sits.
+    pub(crate) overseer: Arc<Seat>,
+    /// How many runs there have been.
+    runs: AtomicU64,
     /// Whether it is a child itself: its listed children keep their seats then, from one run to the next.
     pub(crate) nested: bool,
     members: Mutex<BTreeMap<String, Member>>,
@@ -57,7 +72,14 @@ impl Member {
 
 impl Office {
     pub(crate) fn new(path: String, nested: bool) -> Arc<Office> {
-        Arc::new(Office { path, news: Arc::default(), nested, members: Mutex::default() })
+        let overseer = overseer::seat(&path);
+        let (news, runs, members) = (Arc::default(), AtomicU64::new(0), Mutex::default());
+        Arc::new(Office { path, news, overseer, runs, nested, members })
+    }
+
+    /// The number of the run that begins now, from 1.
+    pub(crate) fn next_run(&self) -> u64 {
+        self.runs.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// The children's places, by name. No foreign code runs under this lock.
@@ -69,9 +91,18 @@ impl Office {
         self.members().get(name).cloned()
     }
 
-    fn close(&self, why: &str) {
+    pub(crate) fn close(&self, why: &str) {
         let members: Vec<_> = self.members().values().cloned().collect();
         members.iter().for_each(|member| member.close(why));
+        self.overseer.close(why);
+    }
+}
+
+impl Office {
+    /// Somebody will sit here again: from now on requests wait for him.
+    pub(crate) fn reopen(&self) {
+        let seats: Vec<_> = self.members().values().map(|member| member.seat.clone()).collect();
+        seats.iter().for_each(|seat| seat.reopen());
     }
 }
 

@@ -34,7 +34,7 @@ pub enum Restart {
 }
 
 /// How many restarts within how much time are still normal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Intensity {
     /// Restarts that are allowed …
     pub max: u32,
@@ -50,7 +50,7 @@ impl Default for Intensity {
 }
 
 /// How long a child that died early waits: the first time this long, each further time twice as long.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Backoff {
     /// After the first early death.
     pub first: Duration,
@@ -77,7 +77,7 @@ impl Backoff {
 }
 
 /// Which deaths cost a unit of the intensity.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum CountDeaths {
     /// All that are followed by a restart.
@@ -89,7 +89,7 @@ pub enum CountDeaths {
 }
 
 /// What follows when a restart is one too many.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Exhausted {
     /// The supervisor stops everything, newest first, and ends.
@@ -102,7 +102,7 @@ pub enum Exhausted {
 }
 
 /// Whether a supervisor ends by itself when children that are [significant](crate::spec::ChildSpec::significant) have.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum AutoShutdown {
     /// It does not, and no child may be significant.
@@ -115,7 +115,7 @@ pub enum AutoShutdown {
 }
 
 /// What kind of child it is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kind {
     /// After which deaths it is started again.
     pub restart: Restart,
@@ -131,7 +131,7 @@ impl From<Restart> for Kind {
 }
 
 /// What holds for all children of a supervisor.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rules {
     /// Who is restarted along with whom.
     pub strategy: Strategy,
@@ -187,7 +187,7 @@ impl Rules {
 }
 
 /// Two things that cannot be had together. Said before anything starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Contradiction {
     /// Restarts are counted over no time.

@@ -1,12 +1,13 @@
 //! A tree at one moment: as data, and drawn.
 
 use std::fmt;
-use std::pin::Pin;
 use std::time::Duration;
 
+use hatchery_actor::child::BoxFuture;
 use hatchery_actor::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::overseer::SupervisorHandle;
 use crate::policy::{Restart, Strategy};
 use crate::supervisor::{Look, LookAt};
 use crate::tree::{ChildState, Tree};
@@ -62,14 +63,18 @@ pub struct ChildSnapshot {
     pub cpu: Option<Duration>,
     /// How its latest incarnation, or its latest start, ended, in words.
     pub last: Option<String>,
-    /// What is below it, if it is a supervisor of this process.
+    /// What is below it, if it is a supervisor, or an actor that has one
+    /// ([`start_in`](crate::builder::Supervisor::start_in)) and whose process answers within a second.
     pub tree: Option<Snapshot>,
 }
 
-type Taking<'a> = Pin<Box<dyn Future<Output = Result<Snapshot>> + Send + 'a>>;
+type Taking = BoxFuture<Result<Snapshot>>;
 
-/// Looks at a supervisor, and at those below it.
-pub(crate) fn take(tree: &Tree) -> Taking<'_> {
+/// How long those below in other processes have to answer.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Looks at a supervisor, and at those below it; those in other processes have so long to answer.
+pub(crate) fn take(tree: Tree, patience: Duration) -> Taking {
     Box::pin(async move {
         let gone = || Error::msg(format!("{} has ended: there is nothing to see", tree.path()));
         let Look { rules, since, restarts, units, children } = tree.look().await.ok_or_else(gone)?;
@@ -79,10 +84,16 @@ pub(crate) fn take(tree: &Tree) -> Taking<'_> {
             pids.into_iter().map(|pid| pid.and_then(usage::of)).collect::<Vec<_>>()
         });
         let used = used.await.unwrap_or_else(|_| Vec::new());
+        // All at once, since each may take its time.
+        let below: Vec<_> = children.iter().map(|at| below(at, patience).map(tokio::spawn)).collect();
         let mut snapshots = Vec::with_capacity(children.len());
-        for (index, at) in children.into_iter().enumerate() {
+        for (index, (at, below)) in children.into_iter().zip(below).enumerate() {
             let used = used.get(index).copied().flatten();
-            snapshots.push(child(at, used).await);
+            let below = match below {
+                Some(below) => below.await.ok().flatten(),
+                None => None,
+            };
+            snapshots.push(child(at, used, below));
         }
         Ok(Snapshot {
             path: tree.path().to_owned(),
@@ -103,15 +114,23 @@ fn own_process(at: &LookAt) -> Option<u32> {
     (pid != std::process::id()).then_some(pid)
 }
 
-async fn child(at: LookAt, used: Option<Usage>) -> ChildSnapshot {
+/// What is below a child, if there can be anything.
+fn below(at: &LookAt, patience: Duration) -> Option<BoxFuture<Option<Snapshot>>> {
+    let child = at.child.as_ref()?;
+    if let Some(tree) = at.tree.clone() {
+        return Some(Box::pin(async move { take(tree, patience).await.ok() }));
+    }
+    // A supervisor of that very actor, wherever it lives.
+    child.pid()?;
+    let handle = SupervisorHandle::lookup(&at.info.path).ok()?;
+    Some(Box::pin(async move { handle.snapshot_within(patience).await.ok() }))
+}
+
+fn child(at: LookAt, used: Option<Usage>, tree: Option<Snapshot>) -> ChildSnapshot {
     let pid = own_process(&at);
     // If it has ended since, what was read may be of nobody, or of another one.
     let used = used.filter(|_| pid.is_some());
     let mailbox = at.child.as_ref().and_then(|child| child.mailbox());
-    let tree = match (&at.tree, &at.child) {
-        (Some(tree), Some(_)) => take(tree).await.ok(),
-        _ => None,
-    };
     ChildSnapshot {
         name: at.info.name,
         path: at.info.path,

@@ -55,7 +55,8 @@ impl<S: Start> ChildSpec<S> {
         }
     }
 
-    /// After which deaths it is started again; after all ([`Restart::Permanent`]) unless told otherwise.
+    /// After which deaths it is started again; after all ([`Restart::Permanent`]) unless told otherwise, and a task until it
+    /// has succeeded ([`Restart::Transient`]).
     ///
     /// | it ended | `Permanent` | `Transient` | `Temporary` |
     /// |---|---|---|---|
@@ -96,8 +97,8 @@ impl<S: Start> ChildSpec<S> {
         self
     }
 
-    /// How long a start may take until the actor is ready, instead of 30 s. One that takes longer is ended, and has
-    /// failed.
+    /// How long a start may take until the actor is ready, or the task begins, instead of 30 s. One that takes longer is
+    /// ended, and has failed.
     pub fn start_timeout(mut self, timeout: Duration) -> Self {
         self.start_timeout = timeout;
         self

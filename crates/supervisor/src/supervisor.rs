@@ -20,7 +20,8 @@ use tokio::time::Instant;
 
 use crate::errors::{Refused, stopping};
 use crate::events::TreeEvent;
-use crate::office::{self, Member, Office, Runner, Shared};
+use crate::office::{self, Member, Office, Orderly, Runner, Shared};
+use crate::overseer;
 use crate::policy::{self, Action, Death, Ending, Event, Id, Intensity, Refusal, Rules, Standing, State};
 use crate::spec::ErasedSpec;
 use crate::tree::{ChildInfo, ChildState, Tree};
@@ -171,13 +172,17 @@ pub(crate) fn spawn<K: Send + 'static>(
     let (office, shared) = (shared.office.clone(), Arc::downgrade(shared));
     let Runner { commands, over } = runner;
     tokio::spawn(async move {
+        let overseer = overseer::sit(&office, shared.clone(), office.next_run()).await;
         let ending = run(rules, office.clone(), shared, commands).await;
+        overseer::leave(overseer).await;
         at_end(&ending);
         let path = office.path.clone();
         let gave_up = ending.as_ref().err().map(ToString::to_string);
         office.news.tell(|| TreeEvent::Ended { path, gave_up });
         if !office.nested {
             office.news.end();
+            let gave_up = ending.as_ref().err().map(|why| format!("its supervisor gave up: {why}"));
+            office.close(gave_up.as_deref().unwrap_or("it was stopped"));
         }
         over.send_replace(Some(ending));
         drop(keeps);
@@ -223,9 +228,10 @@ async fn run(
         }
     }
     // What came too late is told so by its reply being dropped.
-    match supervisor.gave_up {
-        Some(why) => Err(Error::msg(format!("{} gave up: {why}", supervisor.office.path))),
-        None => Ok(()),
+    match (supervisor.gave_up, supervisor.finished) {
+        (Some(why), _) => Err(Error::msg(format!("{} gave up: {why}", supervisor.office.path))),
+        (None, Some(Ending::AutoShutdown(_))) => Ok(Orderly::ByItself),
+        (None, _) => Ok(Orderly::Wanted),
     }
 }
 
@@ -680,7 +686,9 @@ impl Supervisor {
             }
             None => "it was stopped".to_owned(),
         };
-        self.tell(|| TreeEvent::Removed { path: entry.path() });
+        if open {
+            self.tell(|| TreeEvent::Removed { path: entry.path() });
+        }
         self.leave(&entry, may_come_back, &why);
         if let Some(reply) = entry.reply {
             let _ = reply.send(Err(entry.last.unwrap_or_else(stopping).into()));

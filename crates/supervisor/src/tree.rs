@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use hatchery_actor::actor::AnyActor;
-use hatchery_actor::child::{BoxFuture, Start};
+use hatchery_actor::child::{BoxFuture, Start, Supervised};
 use hatchery_actor::error::{Error, Result};
 use hatchery_actor::fault::Fault;
 use hatchery_actor::handle::ActorRef;
@@ -17,6 +16,7 @@ use crate::errors::{ChildError, Refused, StartError};
 use crate::events::Events;
 use crate::nested::SUPERVISOR;
 use crate::office::{Ending, Office, Run, Shared, ended};
+use crate::overseer::{self, SupervisorHandle};
 use crate::policy::Restart;
 use crate::signals::Listener;
 use crate::snapshot::{self, Snapshot};
@@ -48,7 +48,7 @@ pub struct Count {
 }
 
 /// A child as its supervisor knows it. See [`Tree::children`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ChildInfo {
     /// Its name among its siblings.
@@ -185,7 +185,8 @@ impl Tree {
         answer.unwrap_or_else(|| Err(Fault::Closed { why: "its supervisor has ended".to_owned() }.into()))
     }
 
-    /// The handle of a child, by its name: of an actor, or of a [`Supervisor`] that is a child in this process.
+    /// The handle of a child, by its name: of an actor, of a [`Supervisor`] that is a child in this process, or of a task
+    /// (`tree.get::<TaskHandle<u64>>("sum")`).
     ///
     /// # Errors
     /// There is none of that name, or it is something else.
@@ -199,8 +200,12 @@ impl Tree {
         };
         let handle = member.handle.downcast_ref::<K::Handle>().filter(|_| member.seat.actor() == K::kind());
         handle.cloned().ok_or_else(|| {
-            let (is, asked) = (member.seat.actor(), K::kind());
-            Error::msg(format!("{} is a {is}, not a {asked}", member.seat.path()))
+            let (path, is, asked) = (member.seat.path(), member.seat.actor(), K::kind());
+            Error::msg(if is == asked {
+                format!("{path} is a {is}, and its handle is another type than that")
+            } else {
+                format!("{path} is a {is}, not a {asked}")
+            })
         })
     }
 
@@ -212,6 +217,11 @@ impl Tree {
         let shared = Root::current().ok().and_then(|root| root.tree_at(path));
         let shared = shared.and_then(|shared| shared.downcast::<Shared>().ok());
         shared.map(Tree::new).ok_or_else(|| Error::msg(format!("this process has no supervisor {path:?}")))
+    }
+
+    /// The same as plain data: a handle that may be given to any worker.
+    pub fn handle(&self) -> SupervisorHandle {
+        overseer::handle(self.office())
     }
 
     /// What happens to its children from now on, in order, and to those below them as far as they are supervised in this
@@ -247,13 +257,13 @@ impl Tree {
     }
 
     /// What there is now: each child with its state, process, incarnation, uptime, restarts, mailbox, memory, processor
-    /// time and last end, and what is below it as far as it is supervised in this process. Printed, it is drawn as a
-    /// tree.
+    /// time and last end, and what is below it: supervisors of this process, and those that are parts of actors, in other
+    /// processes too ([`start_in`](Supervisor::start_in)), if they answer within a second. Printed, it is drawn as a tree.
     ///
     /// # Errors
     /// It has ended.
     pub async fn snapshot(&self) -> Result<Snapshot> {
-        snapshot::take(self).await
+        snapshot::take(self.clone(), snapshot::PATIENCE).await
     }
 
     /// How many children there are.
@@ -273,7 +283,7 @@ impl Tree {
     /// # Cancel safety
     /// Dropped early, the stop goes on.
     pub async fn stop(&self) -> Result<()> {
-        self.run().stop().await
+        self.run().stop().await.map(drop)
     }
 
     /// Runs until Ctrl-C or SIGTERM, then stops in order; a second signal ends the program at once. Also resolves
@@ -301,7 +311,7 @@ impl Tree {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn ended(&self) -> Result<()> {
-        self.run().ended().await
+        self.run().ended().await.map(drop)
     }
 
     pub(crate) fn new(shared: Arc<Shared>) -> Tree {
@@ -314,24 +324,6 @@ impl Tree {
 
     pub(crate) fn run(&self) -> Run {
         self.shared.run()
-    }
-}
-
-/// What [`Tree::get`] can be asked for: an actor, or a [`Supervisor`].
-pub trait Supervised: 'static {
-    /// What it gives.
-    type Handle: Clone + Send + Sync + 'static;
-
-    /// The name that such a child's seat has.
-    #[doc(hidden)]
-    fn kind() -> &'static str;
-}
-
-impl<A: AnyActor> Supervised for A {
-    type Handle = A::Handle;
-
-    fn kind() -> &'static str {
-        A::name()
     }
 }
 
