@@ -5,7 +5,9 @@ mod descriptors;
 mod ends;
 mod once;
 mod seats;
+mod stops;
 mod streams;
+mod watchdog;
 
 use std::cell::Cell;
 use std::collections::VecDeque;

@@ -29,7 +29,7 @@ pub use hatchery_process::task::{Runs, Task};
 
 pub use hatchery_actor::actor::{Actor, AnyActor};
 pub use hatchery_actor::ask::{Ask, Tell};
-pub use hatchery_actor::child::{Shutdown, Start, Supervised};
+pub use hatchery_actor::child::{Shutdown, Start, Stop, Supervised};
 pub use hatchery_actor::context::Context;
 pub use hatchery_actor::error::{CallError, Error, Never, Result, SendError};
 pub use hatchery_actor::exit::{Exit, Limit, Panic, Status};
