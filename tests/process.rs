@@ -10,6 +10,7 @@ use rustix::process::Signal;
 // Files of their own, but fewer binaries to link.
 mod limits;
 mod rogue;
+mod tasks;
 
 #[hatchery::task]
 fn length(text: String) -> usize {

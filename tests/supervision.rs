@@ -6,3 +6,4 @@ mod nested;
 mod stopping;
 mod storm;
 mod strategies;
+mod trees;

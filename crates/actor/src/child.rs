@@ -5,9 +5,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hatchery_wire::Body;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
+use crate::actor::AnyActor;
 use crate::address::ProcessId;
 use crate::error::Error;
 use crate::exit::{Exit, Status};
@@ -29,7 +31,7 @@ pub trait Start: Send + Sync + 'static {
     /// The name it wants among its siblings.
     fn name(&self) -> &str;
 
-    /// The registered name of the actor.
+    /// The registered name of the actor; [`TASK`](crate::root::TASK) if it is none.
     fn actor(&self) -> &'static str;
 
     /// Finds contradictions before anything starts.
@@ -60,6 +62,24 @@ pub trait Start: Send + Sync + 'static {
     fn start(&self, order: Order) -> BoxFuture<Result<Started, Fault>>;
 }
 
+/// What a tree can be asked for by name: an actor, a supervisor, or the handle of a task.
+pub trait Supervised: 'static {
+    /// What it gives.
+    type Handle: Clone + Send + Sync + 'static;
+
+    /// What the seat of such a child says in place of an actor's name.
+    #[doc(hidden)]
+    fn kind() -> &'static str;
+}
+
+impl<A: AnyActor> Supervised for A {
+    type Handle = A::Handle;
+
+    fn kind() -> &'static str {
+        A::name()
+    }
+}
+
 /// What is to be started.
 #[derive(Clone, Debug)]
 pub struct Order {
@@ -75,6 +95,8 @@ pub struct Order {
     pub settings: Arc<Settings>,
     /// How it is noticed that it stands still as a whole, if it is a process.
     pub heartbeat: Heartbeat,
+    /// Encoded arguments that were made for this start, in place of those that it was given once.
+    pub args: Option<Body>,
 }
 
 /// Says that something of an incarnation is still there. A start that was given up, or failed, is over only when the
@@ -197,7 +219,8 @@ pub struct Shutdown {
 
 impl Shutdown {
     /// Ask; after this long send SIGTERM, two seconds later SIGKILL. The default is 5 s. A local actor is asked
-    /// twice, and then cut off at its next await.
+    /// twice, and then cut off at its next await. A task has no mailbox, so it is asked by SIGTERM, too; a local one is
+    /// cut off at once.
     pub const fn graceful(patience: Duration) -> Shutdown {
         Shutdown { graceful: Some(patience), term: Duration::from_secs(2) }
     }

@@ -13,14 +13,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::actor::AnyActor;
 use crate::ask::Ask;
-use crate::exit::Exit;
+use crate::exit::{Exit, Panic};
 use crate::fault::Fault;
 use crate::handle::{ActorRef, AnyHandle};
 use crate::mailbox::{Mailbox, Ticket};
 use crate::me::Me;
 use crate::monitor::Down;
 use crate::outlet::Answer;
-use crate::tasks::Tasks;
+use crate::tasks::{Hold, Tasks};
 use crate::timer::Timer;
 use crate::trace::TraceContext;
 use crate::watch::Watch;
@@ -366,6 +366,19 @@ impl Context {
         mut message: impl FnMut(Down) -> Ask<T, E> + Send + 'static,
     ) -> Watch {
         Watch::begin(&self.own.tasks, handle.monitor(), move |down| message(down).tell())
+    }
+
+    /// Something of this incarnation lives on its own; where it shares a process with its supervisor, the next incarnation
+    /// waits until this is dropped.
+    #[doc(hidden)]
+    pub fn hold(&self) -> Hold {
+        self.own.tasks.hold()
+    }
+
+    /// Ends the actor as a panic of a handler does.
+    #[doc(hidden)]
+    pub fn crash(&self, why: String) {
+        self.own.tasks.crash(Panic { message: why, place: None });
     }
 
     /// Runs the handler of this request for as long as its caller waits: what `#[message(cancel)]` writes around it.

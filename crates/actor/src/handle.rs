@@ -306,7 +306,7 @@ pub trait AnyHandle {
     /// If it dies and is started again, the next incarnation is not suspended.
     ///
     /// # Errors
-    /// Nobody sits there, or it ended first.
+    /// Nobody sits there, it ended first, or it is a task, which has no mailbox.
     ///
     /// # Cancel safety
     /// Dropped before it resolves, it may be suspended all the same.
@@ -332,7 +332,7 @@ pub trait AnyHandle {
     /// when its [`Heartbeat`](crate::heartbeat::Heartbeat) runs out of patience.
     ///
     /// # Errors
-    /// Nobody sits there, or it is a local actor: that one can be [suspended](AnyHandle::suspend).
+    /// Nobody sits there, or it is a local actor, which can be [suspended](AnyHandle::suspend), or a local task.
     fn pause(&self) -> Result<(), Error> {
         Ok(occupant(self)?.child.pause()?)
     }
@@ -358,7 +358,7 @@ pub trait AnyHandle {
     /// Kills the present incarnation, with SIGKILL: for one that hangs. Its callers get `is_crash()`, and its
     /// supervisor decides whether another one follows. Nothing happens if nobody sits there.
     ///
-    /// A local actor is ended where it next awaits.
+    /// A local actor, or task, is ended where it next awaits.
     fn kill(&self) {
         if let Some(occupant) = self.actor_ref().occupant() {
             occupant.child.stop(Rung::Kill);

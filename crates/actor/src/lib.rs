@@ -48,3 +48,5 @@ pub mod flow;
 pub mod actor;
 pub mod runner;
 pub mod local;
+pub mod task_handle;
+pub mod local_task;

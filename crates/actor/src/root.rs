@@ -1,8 +1,9 @@
 //! What one run of a program owns: its place in the tree, the names taken, and what must end before it does.
 
+use std::any::Any;
 use std::cell::RefCell;
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use crate::address::{Address, ProcessId, random};
 use crate::child::BoxFuture;
@@ -32,7 +33,10 @@ pub struct Root {
 
 #[derive(Default)]
 struct State {
+    /// Names below this process, and whole paths that were taken otherwise.
     names: HashSet<String>,
+    /// The supervisors of this process, by their paths.
+    trees: HashMap<String, Weak<dyn Any + Send + Sync>>,
     residents: Vec<(u64, Arc<dyn Resident>)>,
     next: u64,
     unnamed: u64,
@@ -178,6 +182,35 @@ impl Root {
         Ok(format!("{}/{name}", self.process.path))
     }
 
+    /// Takes a path for something that is a part of an actor of this process; its last segment is the name, if it has
+    /// one of its own.
+    ///
+    /// # Errors
+    /// It is taken, or no valid path segment.
+    pub fn take_path(&self, path: &str, name: Option<&str>) -> Result<String, Fault> {
+        name.map_or(Ok(()), check_segment)?;
+        if !self.lock().names.insert(path.to_owned()) {
+            return Err(Fault::Refused(format!(
+                "{path} is taken: a second supervisor of an actor needs a name of its own"
+            )));
+        }
+        Ok(path.to_owned())
+    }
+
+    /// A supervisor has this path from now on, for as long as it is there.
+    pub fn enter_tree(&self, path: &str, tree: Weak<dyn Any + Send + Sync>) {
+        let mut state = self.lock();
+        if state.trees.len() == state.trees.capacity() {
+            state.trees.retain(|_, tree| tree.strong_count() > 0);
+        }
+        state.trees.insert(path.to_owned(), tree);
+    }
+
+    /// The supervisor of this process that has this path.
+    pub fn tree_at(&self, path: &str) -> Option<Arc<dyn Any + Send + Sync>> {
+        self.lock().trees.get(path)?.upgrade()
+    }
+
     /// A path below this process that nobody else has, ever.
     pub fn unnamed(&self) -> String {
         format!("{}/~{:016x}", self.process.path, random())
@@ -192,8 +225,12 @@ impl Root {
 
     /// Gives a name back.
     pub fn free_name(&self, path: &str) {
+        let mut state = self.lock();
+        if state.names.remove(path) {
+            return;
+        }
         if let Some(name) = path.strip_prefix(&self.process.path).and_then(|rest| rest.strip_prefix('/')) {
-            self.lock().names.remove(name);
+            state.names.remove(name);
         }
     }
 
@@ -283,8 +320,18 @@ pub fn check_segment(name: &str) -> Result<(), Fault> {
     Err(Fault::Refused(format!("the name {name:?} {wrong}")))
 }
 
+/// What stands at a seat in place of an actor's name if a task sits there. No actor is called so: in their names is the
+/// module that they stand in.
+pub const TASK: &str = "task";
+
 /// What is told to those who take one actor for another.
 pub fn wrong_actor(path: &str, wanted: &str, found: &str) -> String {
+    if found == TASK {
+        return format!(
+            "{path} is a task, and was taken for a {wanted}: a task takes no requests, and its handle comes from \
+             `start_child`"
+        );
+    }
     format!("{path} is a {found}, and was taken for a {wanted}: look it up by its own type")
 }
 

@@ -216,6 +216,16 @@ impl Seat {
         let _ = tokio::time::timeout(within, known).await;
     }
 
+    /// Resolves when nobody will sit here any more, with why. Cancel safe.
+    pub async fn closed(&self) -> String {
+        let mut occupancy = self.occupancy.subscribe();
+        match occupancy.wait_for(|now| matches!(now, Occupancy::Closed(_))).await.as_deref() {
+            Ok(Occupancy::Closed(why)) => why.clone(),
+            // Waiting fails only when the sender is gone, and that lives in `self`.
+            _ => String::new(),
+        }
+    }
+
     /// Has this done to whoever sits there, if nobody has been found yet.
     pub(crate) fn command_unheard_of(&self, command: Command) {
         if let (Some(far), true) = (&self.far, self.is_unheard_of()) {

@@ -68,6 +68,16 @@ impl Tasks {
         id
     }
 
+    /// The incarnation is not gone before this is dropped.
+    pub(crate) fn hold(self: &Arc<Tasks>) -> Hold {
+        let mut state = self.lock();
+        let id = state.next;
+        state.next += 1;
+        state.running.insert(id, None);
+        drop(state);
+        Hold { _presence: Presence { tasks: self.clone(), id } }
+    }
+
     /// The same, in the trace that the caller is in, and then in its span as well.
     pub(crate) fn spawn_in_trace(
         self: &Arc<Tasks>,
@@ -130,6 +140,11 @@ impl Tasks {
             state.panic = unheard;
         }
     }
+}
+
+/// Something of an incarnation that has to be gone before the next one starts.
+pub struct Hold {
+    _presence: Presence,
 }
 
 /// One task. Its fields are dropped in this order: it counts as gone only when its future is.

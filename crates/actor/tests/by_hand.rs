@@ -630,6 +630,7 @@ impl Stage {
             presence: Presence::new().0,
             settings: Default::default(),
             heartbeat: Heartbeat::default(),
+            args: None,
         }
     }
 

@@ -6,7 +6,8 @@
 //! | for | see |
 //! |---|---|
 //! | the door every program comes through | [`main`], [`program()`], [`test`] |
-//! | a function in a process of its own | [`task`], [`Process`] |
+//! | a function in a process of its own | [`macro@task`], [`Process`] |
+//! | the same under a supervisor, and a future of this process | [`task()`], [`local_task()`], [`TaskHandle`] |
 //! | an actor, in a worker process or here | [`actor`], [`worker()`], [`local()`], [`local_with()`], [`Ask`], [`Items`], [`AnyHandle`], [`Context`], [`Reply`] |
 //! | open files and sockets in messages | [`Fd`] |
 //! | an actor elsewhere in the tree | any handle, and [`lookup()`] |
@@ -28,25 +29,31 @@ pub use hatchery_process::task::{Runs, Task};
 
 pub use hatchery_actor::actor::{Actor, AnyActor};
 pub use hatchery_actor::ask::{Ask, Tell};
-pub use hatchery_actor::child::{Shutdown, Start};
+pub use hatchery_actor::child::{Shutdown, Start, Supervised};
 pub use hatchery_actor::context::Context;
 pub use hatchery_actor::error::{CallError, Error, Never, Result, SendError};
 pub use hatchery_actor::exit::{Exit, Limit, Panic, Status};
 pub use hatchery_actor::handle::{ActorRef, AnyHandle, lookup};
 pub use hatchery_actor::heartbeat::Heartbeat;
 pub use hatchery_actor::items::Items;
+pub use hatchery_actor::local_task::LocalOutcome;
 pub use hatchery_actor::monitor::{Down, Downs, Monitor};
 pub use hatchery_actor::output::Output;
 pub use hatchery_actor::reply::Reply;
 pub use hatchery_actor::spin::Spin;
+pub use hatchery_actor::task_handle::{TaskError, TaskHandle};
 pub use hatchery_actor::timer::Timer;
 pub use hatchery_actor::trace::{NoTraceparent, TraceContext};
 pub use hatchery_actor::watch::Watch;
+pub use hatchery_supervisor::builder::Supervisor;
+pub use hatchery_supervisor::errors::{ChildError, StartError};
+pub use hatchery_supervisor::events::{Events, TreeEvent};
+pub use hatchery_supervisor::nested::Nested;
+pub use hatchery_supervisor::overseer::SupervisorHandle;
+pub use hatchery_supervisor::policy::{AutoShutdown, CountDeaths, Exhausted, Restart, Strategy};
+pub use hatchery_supervisor::snapshot::{ChildSnapshot, Snapshot};
 pub use hatchery_supervisor::spec::ChildSpec;
-pub use hatchery_supervisor::tree::{
-    ChildError, ChildInfo, ChildState, Count, CountDeaths, Exhausted, Restart, StartError, Strategy,
-    Supervisor, Tree,
-};
+pub use hatchery_supervisor::tree::{ChildInfo, ChildState, Count, Tree};
 
 /// What an actor's method returns to answer with many items, one after the other: `-> impl Stream<Item = T>`. It is the
 /// trait of the crate `futures-core`, the same one everywhere.
@@ -87,7 +94,7 @@ pub use hatchery_wire::Fd;
 
 mod children;
 
-pub use crate::children::{local, local_with, worker};
+pub use crate::children::{local, local_task, local_with, task, worker, worker_with};
 
 /// Hosts actors by hand, as generic ones need: `hatchery::hosts!(Cache<u64>);`, an item beside any function.
 ///
@@ -131,8 +138,10 @@ pub mod prelude {
 
     pub use crate::{
         AnyHandle, Context, Heartbeat, Process, Reply, Restart, Shutdown, Strategy, Supervisor, Tree, local,
-        local_with, worker,
+        local_task, local_with, worker, worker_with,
     };
+    // The function alone: the attribute of the same name is written `#[hatchery::task]`.
+    pub use crate::children::task;
 }
 
 /// What the macros write; no part of the interface.

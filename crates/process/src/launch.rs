@@ -11,8 +11,8 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
 
-use hatchery_actor::address::ProcessId;
-use hatchery_actor::child::{Ended, Presence, ended as wait};
+use hatchery_actor::address::{ProcessId, random};
+use hatchery_actor::child::{Ended, Order, Presence, ended as wait};
 use hatchery_actor::exit::{Exit, Status};
 use hatchery_actor::fault::Fault;
 use hatchery_actor::heartbeat::Heartbeat;
@@ -49,7 +49,7 @@ pub(crate) struct Launch {
     pub(crate) path: String,
     pub(crate) name: String,
     pub(crate) incarnation: u64,
-    /// The number of the seat it is for; 0 for a task, which has none.
+    /// The number of the seat it is for; 0 for a task without a supervisor, which has none.
     pub(crate) seat: u64,
     /// The process that is started.
     pub(crate) birth: u64,
@@ -58,6 +58,23 @@ pub(crate) struct Launch {
     /// Held until the process has been reaped.
     pub(crate) presence: Option<Presence>,
     pub(crate) heartbeat: Heartbeat,
+}
+
+impl Launch {
+    /// What is to sit in a supervisor's seat.
+    pub(crate) fn seated(order: &Order, name: String, what: What) -> Launch {
+        Launch {
+            path: order.seat.path().to_owned(),
+            name,
+            incarnation: order.incarnation,
+            seat: order.seat.id(),
+            birth: random(),
+            what,
+            settings: order.settings.clone(),
+            presence: Some(order.presence.clone()),
+            heartbeat: order.heartbeat,
+        }
+    }
 }
 
 /// A worker process that has been started.
@@ -128,6 +145,37 @@ pub(crate) async fn greeted(
         }
         Err(_) => Err(late(ward, ended, format!("no hello within {timeout:?}")).await),
     }
+}
+
+/// Waits until a worker is ready, or its start has failed: then it is gone before anybody hears of that. Dropping the
+/// future kills it.
+pub(crate) async fn ready(
+    ward: &Arc<Ward>,
+    ended: Ended,
+    deadline: Instant,
+    timeout: Duration,
+) -> Result<(), Fault> {
+    let unless_ready = KillOnDrop(Some(ward.clone()));
+    let outcome = match tokio::time::timeout_at(deadline, ward.started()).await {
+        Ok(Some(Ok(()))) => Ok(()),
+        Ok(failed) => {
+            // One live process a seat.
+            if tokio::time::timeout(START_TIMEOUT, wait(ended.clone())).await.is_err() {
+                ward.condemn("it lived on after its start failed");
+            }
+            let exit = wait(ended).await;
+            Err(match failed {
+                Some(Err(error)) => Fault::StartFailed(error.to_string()),
+                _ => self::ended(&exit),
+            })
+        }
+        Err(_) => {
+            let missed = if ward.has_said_hello() { "not ready" } else { "no hello" };
+            Err(late(ward, ended, format!("{missed} within {timeout:?}")).await)
+        }
+    };
+    unless_ready.forget();
+    outcome
 }
 
 /// Ends a worker that is late, and gives the fault of its start.

@@ -38,6 +38,7 @@ pub mod launch;
 pub mod logs;
 pub mod worker;
 pub mod process;
+pub mod task_child;
 pub mod registry;
 pub mod inside;
 pub mod door;

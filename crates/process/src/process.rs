@@ -45,7 +45,7 @@ struct Shared {
     path: String,
     ward: Arc<Ward>,
     ended: Ended,
-    result: Arc<Mutex<Option<Result<Body, Fault>>>>,
+    result: Returned,
     daemon: bool,
 }
 
@@ -426,9 +426,12 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How long one that hangs in the kernel can hold up the end of the program.
 const AFTER_KILL: Duration = Duration::from_secs(2);
 
+/// What a task returned, once it has.
+pub(crate) type Returned = Arc<Mutex<Option<Result<Body, Fault>>>>;
+
 /// Keeps the one result of a task.
-struct ResultDesk {
-    result: Arc<Mutex<Option<Result<Body, Fault>>>>,
+pub(crate) struct ResultDesk {
+    pub(crate) result: Returned,
 }
 
 impl Desk for ResultDesk {

@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use hatchery_actor::actor::AnyActor;
-use hatchery_actor::address::{ProcessId, random};
+use hatchery_actor::address::ProcessId;
 use hatchery_actor::ask::deadline;
 use hatchery_actor::child::{BoxFuture, Child, Ended, Order, Rung, Start, Started, ended as wait};
 use hatchery_actor::exit::Exit;
@@ -19,7 +19,7 @@ use rustix::process::Signal;
 use crate::calls_out::{self, TargetLine};
 use crate::channel::{Desk, Outgoing};
 use crate::frames::{Frame, What};
-use crate::launch::{self, KillOnDrop, Launch, launch, live};
+use crate::launch::{self, Launch, launch, live};
 use crate::program::Program;
 use crate::registry;
 use crate::ward::Ward;
@@ -31,14 +31,20 @@ pub(crate) const TENANT: u32 = 0;
 /// What [`Start`]s an actor in a process of its own.
 pub struct Worker<A> {
     name: String,
-    args: Result<Body, EncodeError>,
+    /// None if each start is given its own.
+    args: Result<Option<Body>, EncodeError>,
     actor: PhantomData<fn() -> A>,
 }
 
 impl<A: AnyActor> Worker<A> {
     /// An actor of this name; its arguments are kept encoded, for restarts.
     pub fn new(name: impl Into<String>, args: &A::Args) -> Worker<A> {
-        Worker { name: name.into(), args: encode(args), actor: PhantomData }
+        Worker { name: name.into(), args: encode(args).map(Some), actor: PhantomData }
+    }
+
+    /// The same, which is given its arguments at each start.
+    pub fn to_be_given(name: impl Into<String>) -> Worker<A> {
+        Worker { name: name.into(), args: Ok(None), actor: PhantomData }
     }
 }
 
@@ -55,7 +61,11 @@ impl<A: AnyActor> Start for Worker<A> {
 
     fn check(&self) -> Result<(), Fault> {
         registry::actor(A::name(), &A::place().to_string())?;
-        measure(self.args.as_ref().map_err(|error| Fault::NotSent(error.to_string()))?)
+        match &self.args {
+            Ok(Some(args)) => measure(args),
+            Ok(None) => Ok(()),
+            Err(error) => Err(Fault::NotSent(error.to_string())),
+        }
     }
 
     fn check_settings(&self, settings: &Settings) -> Result<(), Fault> {
@@ -67,56 +77,25 @@ impl<A: AnyActor> Start for Worker<A> {
     }
 
     fn start(&self, order: Order) -> BoxFuture<Result<Started, Fault>> {
-        let args = self.args.clone();
+        let args = order.args.clone().map_or_else(|| self.args.clone(), |args| Ok(Some(args)));
         let name = self.name.clone();
         Box::pin(async move {
             let args = args.map_err(|error| Fault::NotSent(error.to_string()))?;
+            let args = args.ok_or_else(|| Fault::StartFailed("nothing makes its arguments".to_owned()))?;
+            measure(&args)?;
             let program = Program::current()?;
             let deadline = deadline(order.timeout);
-            let launch_order = Launch {
-                path: order.seat.path().to_owned(),
-                name,
-                incarnation: order.incarnation,
-                seat: order.seat.id(),
-                birth: random(),
-                what: What::Actor { name: A::name().to_owned(), place: A::place().to_string() },
-                settings: order.settings,
-                presence: Some(order.presence),
-                heartbeat: order.heartbeat,
-            };
+            let what = What::Actor { name: A::name().to_owned(), place: A::place().to_string() };
+            let launch_order = Launch::seated(&order, name, what);
             let process = ProcessId { path: launch_order.path.clone(), birth: launch_order.birth };
             let launched = launch(&program, launch_order).await?;
             let ward = launched.ward.clone();
-            let unless_ready = KillOnDrop(Some(ward.clone()));
             let outgoing = Arc::new(Outgoing::default());
             outgoing.send(Envelope::new(Kind::Start, TENANT, 0, args));
-            let (seat, incarnation) = (order.seat.clone(), order.incarnation);
+            let Order { seat, incarnation, timeout, .. } = order;
             let desk = SeatDesk { seat: seat.clone(), incarnation };
             let ended = live(launched, outgoing.clone(), desk, move |exit| seat.ended(incarnation, exit))?;
-
-            match tokio::time::timeout_at(deadline, ward.started()).await {
-                Ok(Some(Ok(()))) => {}
-                Ok(failed) => {
-                    // One live process a seat: it is gone before anybody hears that it failed.
-                    if tokio::time::timeout(launch::START_TIMEOUT, wait(ended.clone())).await.is_err() {
-                        ward.condemn("it lived on after its start failed");
-                    }
-                    let exit = wait(ended).await;
-                    unless_ready.forget();
-                    return Err(match failed {
-                        Some(Err(error)) => Fault::StartFailed(error.to_string()),
-                        _ => launch::ended(&exit),
-                    });
-                }
-                Err(_) => {
-                    let missed = if ward.has_said_hello() { "not ready" } else { "no hello" };
-                    let fault =
-                        launch::late(&ward, ended, format!("{missed} within {:?}", order.timeout)).await;
-                    unless_ready.forget();
-                    return Err(fault);
-                }
-            }
-            unless_ready.forget();
+            launch::ready(&ward, ended.clone(), deadline, timeout).await?;
             let child = Arc::new(WorkerChild { ward, process, ended });
             let line = Arc::new(TargetLine { outgoing, target: TENANT });
             Ok(Started { child, line })
@@ -124,10 +103,11 @@ impl<A: AnyActor> Start for Worker<A> {
     }
 }
 
-struct WorkerChild {
-    ward: Arc<Ward>,
-    process: ProcessId,
-    ended: Ended,
+/// A worker process that a supervisor stops in the end.
+pub(crate) struct WorkerChild {
+    pub(crate) ward: Arc<Ward>,
+    pub(crate) process: ProcessId,
+    pub(crate) ended: Ended,
 }
 
 impl Child for WorkerChild {

@@ -5,10 +5,19 @@
 
 #![forbid(unsafe_code)]
 
+pub mod rules;
 pub mod policy;
 #[cfg(test)]
 mod model;
+pub mod errors;
+pub mod events;
 pub mod spec;
+mod office;
 mod supervisor;
 mod signals;
+mod usage;
+pub mod snapshot;
 pub mod tree;
+pub mod overseer;
+pub mod nested;
+pub mod builder;

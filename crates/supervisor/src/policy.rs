@@ -28,11 +28,24 @@
 //! stopped before are revived, temporary ones are dropped. The one that died waits before its turn comes if it had
 //! hardly lived, each time longer.
 //!
+//! Where significant children are there to end with, one that ends by itself and is not started again is the end of all
+//! of them: every time, or when none of its kind is active any more. That is put off until all children have started
+//! that the supervisor begins with. Nobody's end is one of those that the supervisor, or somebody by a call, has wanted.
+//!
+//! A dynamic supervisor keeps nothing that does not run: what the tables leave stopped is removed. At its end all its
+//! children are stopped at the same time.
+//!
 //! A death is one unit of the intensity, whoever is taken along, and each restart that fails is one more. The window in
 //! which units are counted does not age while the supervisor stops, starts or waits for somebody.
 
 use std::collections::VecDeque;
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use crate::rules::{
+    AutoShutdown, Backoff, Contradiction, CountDeaths, Exhausted, Intensity, Kind, Restart, Rules, Strategy,
+};
 
 /// Whether a test has `step` make this mistake, to see that it would be noticed.
 #[cfg(test)]
@@ -54,117 +67,6 @@ pub type Id = u64;
 
 /// How long an incarnation has to have been ready so that its death is no early one.
 const HEALTHY: Duration = Duration::from_secs(1);
-
-/// Who else is restarted when a child is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Strategy {
-    /// Nobody.
-    #[default]
-    OneForOne,
-    /// All others: they are stopped, newest first, and then all start again in order. Those that were stopped before
-    /// are revived, and [`Restart::Temporary`] ones are dropped.
-    OneForAll,
-    /// The same with those that were added after it; those before it stay up.
-    RestForOne,
-}
-
-/// After which deaths a child is started again.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Restart {
-    /// After all, also when it has left in order.
-    #[default]
-    Permanent,
-    /// After abnormal ones. Once it has left in order, or with exit code 0, or by SIGTERM or SIGINT from outside, it
-    /// stays stopped, and its spec is kept.
-    Transient,
-    /// After none: it is removed.
-    Temporary,
-}
-
-/// How many restarts within how much time are still normal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Intensity {
-    /// Restarts that are allowed …
-    pub max: u32,
-    /// … within this time.
-    pub within: Duration,
-}
-
-impl Default for Intensity {
-    /// Ten in a minute.
-    fn default() -> Intensity {
-        Intensity { max: 10, within: Duration::from_secs(60) }
-    }
-}
-
-/// How long a child that died early waits: the first time this long, each further time twice as long.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Backoff {
-    /// After the first early death.
-    pub first: Duration,
-    /// Never longer than this, but for the 20 % of chance that are added or taken away at last.
-    pub cap: Duration,
-}
-
-impl Default for Backoff {
-    /// 100 ms to 30 s.
-    fn default() -> Backoff {
-        Backoff { first: Duration::from_millis(100), cap: Duration::from_secs(30) }
-    }
-}
-
-impl Backoff {
-    /// How long to wait after so many early deaths in a row before this one.
-    fn delay(self, before: u32, random: u64) -> Duration {
-        let doubled = 1_u32.checked_shl(before).and_then(|times| self.first.checked_mul(times));
-        let planned = doubled.unwrap_or(self.cap).min(self.cap);
-        // 80 % to 120 % of it, in steps small enough.
-        let share = 800_000 + u32::try_from(random % 400_001).unwrap_or(0);
-        planned.saturating_mul(share) / 1_000_000
-    }
-}
-
-/// Which deaths cost a unit of the intensity.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum CountDeaths {
-    /// All that are followed by a restart.
-    #[default]
-    All,
-    /// Of those, only the early ones: of incarnations that were ready for less than 1 s and had answered nothing, and
-    /// restarts that failed.
-    Early,
-}
-
-/// What follows when a restart is one too many.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Exhausted {
-    /// The supervisor stops everything, newest first, and ends.
-    #[default]
-    Escalate,
-    /// That child is given up: it stays stopped, its spec is kept, and its siblings go on.
-    GiveUpChild,
-    /// It is tried again all the same, after a backoff.
-    KeepTrying,
-}
-
-/// What holds for all children of a supervisor.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Rules {
-    /// Who is restarted along with whom.
-    pub strategy: Strategy,
-    /// How many restarts are normal.
-    pub intensity: Intensity,
-    /// How long early deaths wait.
-    pub backoff: Backoff,
-    /// Which deaths count.
-    pub count_deaths: CountDeaths,
-    /// What follows when they are too many.
-    pub exhausted: Exhausted,
-}
 
 /// A death, as far as it matters here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,13 +93,17 @@ pub struct State {
     waits: u64,
     /// In order of their addition.
     children: Vec<Child>,
+    /// Whether there are children that it begins with and that have not started yet.
+    beginning: bool,
+    /// The latest significant child whose end might have been that of all by then.
+    ended_early: Option<Id>,
     ending: Option<Ending>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Child {
     id: Id,
-    restart: Restart,
+    kind: Kind,
     incarnation: u64,
     phase: Phase,
     /// When its latest incarnation became ready.
@@ -255,13 +161,17 @@ pub enum Ending {
     Stopped,
     /// This child was the last straw.
     Exhausted(Id),
+    /// This significant child has ended; an end in order.
+    AutoShutdown(Id),
 }
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A new child is wanted.
-    Add(Id, Restart),
+    Add(Id, Kind),
+    /// All children that it begins with have started.
+    AllStarted,
     /// A stopped child shall run again.
     Restart(Id),
     /// A child shall be stopped, and stay so.
@@ -309,7 +219,7 @@ pub enum Action {
 }
 
 /// Why a call is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Refusal {
     /// To add: it is there, and running.
     AlreadyStarted,
@@ -321,12 +231,16 @@ pub enum Refusal {
     Restarting,
     /// There is no such child.
     NotFound,
+    /// To add: there are as many as there may be.
+    MaxChildren,
+    /// To add: it and its supervisor contradict each other.
+    Contradiction(Contradiction),
     /// Everything is being stopped.
     Ending,
 }
 
 impl State {
-    /// A supervisor without children.
+    /// A supervisor without children, which is about to begin.
     pub fn new(rules: Rules) -> State {
         State {
             rules,
@@ -335,6 +249,8 @@ impl State {
             last: Duration::ZERO,
             waits: 0,
             children: Vec::new(),
+            beginning: true,
+            ended_early: None,
             ending: None,
         }
     }
@@ -347,6 +263,11 @@ impl State {
     /// Whether it gave up, and this child was the last straw.
     pub fn ended_by(&self, id: Id) -> bool {
         self.ending == Some(Ending::Exhausted(id))
+    }
+
+    /// Why it ends, once it does.
+    pub fn ending(&self) -> Option<Ending> {
+        self.ending
     }
 
     /// How a child stands, if there is such a one.
@@ -363,6 +284,14 @@ impl State {
             | Phase::Waiting(_) => Standing::Restarting,
             Phase::Stopped => Standing::Stopped,
         })
+    }
+
+    /// How many units there are in the window.
+    pub fn units(&self, now: Duration) -> u32 {
+        let idle = if self.is_at_work() { Duration::ZERO } else { now.saturating_sub(self.last) };
+        let (age, within) = (self.age + idle, self.rules.intensity.within);
+        let counted = self.units.iter().filter(|at| age - **at < within).count();
+        u32::try_from(counted).unwrap_or(u32::MAX)
     }
 
     fn find(&mut self, id: Id) -> Option<&mut Child> {
@@ -384,7 +313,8 @@ pub fn step(mut state: State, event: Event, now: Duration, random: u64) -> (Stat
     state.last = now;
     let mut turn = Turn { state, now, random, actions: Vec::new() };
     match event {
-        Event::Add(id, restart) => turn.add(id, restart),
+        Event::Add(id, kind) => turn.add(id, kind),
+        Event::AllStarted => turn.all_started(),
         Event::Restart(id) => turn.restart(id),
         Event::Terminate(id) => turn.terminate(id),
         Event::Delete(id) => turn.delete(id),
@@ -411,20 +341,37 @@ struct Turn {
 impl Turn {
     // ------------------------------------------------------------ calls
 
-    fn add(&mut self, id: Id, restart: Restart) {
-        let standing = self.state.standing(id);
-        let action = match standing {
-            None if !self.state.is_open() => Action::Remove(id),
-            Some(_) if !self.state.is_open() => Action::Refuse(id, Refusal::Ending),
-            Some(Standing::Running) => Action::Refuse(id, Refusal::AlreadyStarted),
-            Some(Standing::Restarting | Standing::Stopped) => Action::Refuse(id, Refusal::AlreadyPresent),
-            None => {
+    fn add(&mut self, id: Id, kind: Kind) {
+        let State { rules, children, .. } = &self.state;
+        let room = rules.max_children.unwrap_or(usize::MAX).saturating_add(usize::from(slips!(OneMoreChild)));
+        let counts =
+            |child: &&Child| !(slips!(WhoWaitsTakesNoRoom) && matches!(child.phase, Phase::Waiting(_)));
+        let is_full = children.iter().filter(counts).count() >= room;
+        let refusal = match (self.state.standing(id), rules.check_child(kind)) {
+            (None, _) if !self.state.is_open() => return self.actions.push(Action::Remove(id)),
+            (Some(_), _) if !self.state.is_open() => Refusal::Ending,
+            (Some(Standing::Running), _) => Refusal::AlreadyStarted,
+            (Some(Standing::Restarting | Standing::Stopped), _) => Refusal::AlreadyPresent,
+            (None, Err(contradiction)) if !slips!(AnyKindIsTaken) => Refusal::Contradiction(contradiction),
+            (None, _) if is_full => Refusal::MaxChildren,
+            (None, _) => {
                 let phase = Phase::Starting(Begin::First);
-                self.state.children.push(Child { id, restart, incarnation: 1, phase, ready: None, early: 0 });
-                Action::Start(id, 1)
+                let child = Child { id, kind, incarnation: 1, phase, ready: None, early: 0 };
+                self.state.children.push(child);
+                return self.actions.push(Action::Start(id, 1));
             }
         };
-        self.actions.push(action);
+        self.actions.push(Action::Refuse(id, refusal));
+    }
+
+    /// Ends that were put off count now.
+    fn all_started(&mut self) {
+        self.state.beginning = false;
+        if let Some(id) = self.state.ended_early.take().filter(|_| self.state.is_open()) {
+            if self.ends_all(None) {
+                self.end(Ending::AutoShutdown(id));
+            }
+        }
     }
 
     fn restart(&mut self, id: Id) {
@@ -453,14 +400,16 @@ impl Turn {
     }
 
     fn terminate(&mut self, id: Id) {
-        let is_open = self.state.is_open();
+        let (is_open, dynamic) = (self.state.is_open(), self.state.rules.dynamic);
         let Some(child) = self.state.find(id).filter(|_| is_open) else {
             let refusal = if is_open { Refusal::NotFound } else { Refusal::Ending };
             return self.actions.push(Action::Refuse(id, refusal));
         };
         // A start that is given up has failed.
         let first = child.phase == Phase::Starting(Begin::First);
-        let then = if child.restart == Restart::Temporary || first { Then::Remove } else { Then::Stay };
+        let is_kept =
+            child.kind.restart != Restart::Temporary && !first && (!dynamic || slips!(DynamicKeeps));
+        let then = if is_kept { Then::Stay } else { Then::Remove };
         match child.phase {
             Phase::Starting(_) | Phase::Running | Phase::Doomed(_) => {
                 child.phase = Phase::Stopping(then);
@@ -468,7 +417,7 @@ impl Turn {
             }
             Phase::Stopping(Then::Again) => child.phase = Phase::Stopping(then),
             Phase::Waiting(_) if slips!(TerminateLeavesTheRetry) => {}
-            Phase::Waiting(_) => self.rest(id, Action::Rest(id)),
+            Phase::Waiting(_) => self.rest(id, false),
             Phase::Stopping(Then::Stay | Then::Remove) | Phase::Stopped => {}
         }
     }
@@ -494,8 +443,8 @@ impl Turn {
         let Some(child) = self.state.find(id) else { return };
         match child.phase {
             Phase::Starting(Begin::First) => self.remove(id),
-            Phase::Starting(_) if death == Death::GiveUp => self.rest(id, Action::GiveUp(id)),
-            Phase::Starting(Begin::ByHand) => self.rest(id, Action::Rest(id)),
+            Phase::Starting(Begin::ByHand) => self.rest(id, death == Death::GiveUp),
+            Phase::Starting(Begin::Again) if death == Death::GiveUp => self.leave(id, true),
             Phase::Starting(Begin::Again) => self.again(id, true),
             Phase::Doomed(then) | Phase::Stopping(then) => self.stopped(id, then, death),
             Phase::Running | Phase::Waiting(_) | Phase::Stopped => {}
@@ -510,13 +459,11 @@ impl Turn {
         if healthy && !slips!(HealthForgivesNothing) {
             child.early = 0;
         }
-        match (child.phase, death, child.restart) {
-            (Phase::Running, Death::GiveUp, _) if !slips!(GivenUpIsRestarted) => {
-                self.rest(id, Action::GiveUp(id))
-            }
-            (Phase::Running, _, Restart::Temporary) => self.remove(id),
+        match (child.phase, death, child.kind.restart) {
+            (Phase::Running, Death::GiveUp, _) if !slips!(GivenUpIsRestarted) => self.leave(id, true),
+            (Phase::Running, _, Restart::Temporary) => self.leave(id, false),
             (Phase::Running, Death::Clean, Restart::Transient) if !slips!(CleanIsAbnormal) => {
-                self.rest(id, Action::Rest(id));
+                self.leave(id, false);
             }
             (Phase::Running, ..) => self.again(id, !healthy),
             (Phase::Doomed(_), ..) if slips!(TakenAlongCosts) => self.again(id, !healthy),
@@ -544,7 +491,7 @@ impl Turn {
                     self.remove(id);
                     return self.end(Ending::Exhausted(id));
                 }
-                Exhausted::GiveUpChild => return self.rest(id, Action::GiveUp(id)),
+                Exhausted::GiveUpChild => return self.leave(id, true),
                 Exhausted::KeepTrying => early = true,
             }
         }
@@ -590,7 +537,7 @@ impl Turn {
         };
         let mut dropped = Vec::new();
         for child in self.state.children.iter_mut().skip(from).filter(|child| child.id != id) {
-            let is_temporary = child.restart == Restart::Temporary && !slips!(TemporaryIsTakenAlong);
+            let is_temporary = child.kind.restart == Restart::Temporary && !slips!(TemporaryIsTakenAlong);
             let then = if is_temporary { Then::Remove } else { Then::Again };
             match child.phase {
                 Phase::Running | Phase::Starting(Begin::Again) => child.phase = Phase::Doomed(then),
@@ -645,11 +592,53 @@ impl Turn {
         self.actions.push(Action::Start(id, child.incarnation));
     }
 
+    /// It has ended by itself, and is not started again.
+    fn leave(&mut self, id: Id, given_up: bool) {
+        let Some(Child { kind, .. }) = self.state.find(id) else { return };
+        let Kind { restart, significant } = *kind;
+        let ends_all = significant && self.ends_all(Some(id)) && !(given_up && slips!(GivenUpIsNoEnd));
+        let is_put_off = self.state.beginning && !slips!(BeginningIsCutShort);
+        if ends_all && !is_put_off {
+            if given_up {
+                self.actions.push(Action::GiveUp(id));
+            }
+            self.remove(id);
+            return self.end(Ending::AutoShutdown(id));
+        }
+        if ends_all {
+            self.state.ended_early = Some(id);
+        }
+        if given_up || restart != Restart::Temporary {
+            self.rest(id, given_up);
+        } else {
+            self.remove(id);
+        }
+    }
+
+    /// Whether, now that a significant child has ended, all shall; this one is not there any more.
+    fn ends_all(&self, gone: Option<Id>) -> bool {
+        let is_active = |child: &Child| match child.phase {
+            Phase::Starting(_) | Phase::Running => true,
+            Phase::Doomed(then) | Phase::Stopping(then) => then == Then::Again || slips!(StoppingIsActive),
+            Phase::Waiting(_) => !slips!(WhoWaitsIsGone),
+            Phase::Stopped => false,
+        };
+        let is_other = |child: &&Child| child.kind.significant && Some(child.id) != gone;
+        let mut others = self.state.children.iter().filter(is_other);
+        match self.state.rules.auto_shutdown {
+            AutoShutdown::Never => false,
+            AutoShutdown::AllSignificant if !slips!(OneEndsAll) => !others.any(is_active),
+            AutoShutdown::AnySignificant | AutoShutdown::AllSignificant => true,
+        }
+    }
+
     /// One that we stopped is gone.
     fn stopped(&mut self, id: Id, then: Then, death: Death) {
         match then {
-            Then::Again | Then::Stay if death == Death::GiveUp => self.rest(id, Action::GiveUp(id)),
-            Then::Stay => self.rest(id, Action::Rest(id)),
+            Then::Again | Then::Stay if death == Death::GiveUp => self.rest(id, true),
+            Then::Stay if slips!(TerminatedEndsAll) => self.leave(id, false),
+            Then::Stay => self.rest(id, false),
+            Then::Remove if slips!(TakenAlongEndsAll) && self.state.is_open() => self.leave(id, false),
             Then::Remove => self.remove(id),
             Then::Again => {
                 if let Some(child) = self.state.find(id) {
@@ -659,17 +648,25 @@ impl Turn {
         }
     }
 
-    fn rest(&mut self, id: Id, action: Action) {
-        if let Some(child) = self.state.find(id) {
-            child.phase = Phase::Stopped;
-            self.actions.push(action);
+    /// Nobody is there, and nobody will be unless asked for, or revived with the group.
+    fn rest(&mut self, id: Id, given_up: bool) {
+        let is_kept = !self.state.rules.dynamic || slips!(DynamicKeeps);
+        let Some(child) = self.state.find(id) else { return };
+        child.phase = Phase::Stopped;
+        if given_up {
+            self.actions.push(Action::GiveUp(id));
+        } else if is_kept {
+            self.actions.push(Action::Rest(id));
+        }
+        if !is_kept {
+            self.remove(id);
         }
     }
 
     fn remove(&mut self, id: Id) {
         self.state.children.retain(|child| child.id != id);
         self.actions.push(Action::Remove(id));
-        self.stop_newest();
+        self.wind_up();
     }
 
     fn end(&mut self, ending: Ending) {
@@ -681,404 +678,39 @@ impl Turn {
                 Phase::Waiting(_) | Phase::Stopped => Phase::Stopped,
             };
         }
-        self.stop_newest();
+        self.wind_up();
     }
 
-    /// Once everything ends: stops the newest child that is left; each next one when its elder neighbour's turn has
-    /// come. At last, finishes.
-    fn stop_newest(&mut self) {
+    /// Once everything ends: stops the newest child that is left, each next one when its elder neighbour's turn has
+    /// come, or all of a dynamic supervisor. At last, finishes.
+    fn wind_up(&mut self) {
         let Some(ending) = self.state.ending else { return };
-        match self.state.children.last_mut() {
-            None => self.actions.push(Action::Finish(ending)),
-            Some(Child { id, phase: Phase::Stopped, .. }) => {
-                let id = *id;
-                self.remove(id);
-            }
-            Some(child) => {
-                if let Phase::Doomed(then) = child.phase {
-                    child.phase = Phase::Stopping(then);
-                    self.actions.push(Action::Stop(child.id));
+        let in_turn = !self.state.rules.dynamic || slips!(DynamicStopsInTurn);
+        let children = &mut self.state.children;
+        for place in (0..children.len()).rev() {
+            let Child { id, phase, .. } = &mut children[place];
+            let id = *id;
+            match *phase {
+                Phase::Stopped => {
+                    children.remove(place);
+                    self.actions.push(Action::Remove(id));
+                    continue;
                 }
+                Phase::Doomed(then) => {
+                    *phase = Phase::Stopping(then);
+                    self.actions.push(Action::Stop(id));
+                }
+                _ => {}
             }
+            if in_turn {
+                break;
+            }
+        }
+        if children.is_empty() {
+            self.actions.push(Action::Finish(ending));
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const NOW: Duration = Duration::from_secs(1000);
-    /// With it a wait is neither longer nor shorter than planned.
-    const EVEN: u64 = 200_000;
-
-    use super::Restart::{Permanent, Temporary, Transient};
-
-    fn add(id: Id) -> Event {
-        Event::Add(id, Permanent)
-    }
-
-    /// A healthy one dies.
-    fn dies(id: Id) -> Event {
-        Event::Exited { id, death: Death::Abnormal, answered: true }
-    }
-
-    fn dies_early(id: Id) -> Event {
-        Event::Exited { id, death: Death::Abnormal, answered: false }
-    }
-
-    fn leaves(id: Id) -> Event {
-        Event::Exited { id, death: Death::Clean, answered: true }
-    }
-
-    fn fails(id: Id) -> Event {
-        Event::StartFailed(id, Death::Abnormal)
-    }
-
-    fn after(state: State, events: &[Event]) -> (State, Vec<Action>) {
-        events.iter().fold((state, Vec::new()), |(state, _), event| step(state, *event, NOW, EVEN))
-    }
-
-    fn rules(strategy: Strategy, max: u32) -> Rules {
-        let intensity = Intensity { max, within: Duration::from_secs(60) };
-        Rules { strategy, intensity, ..Rules::default() }
-    }
-
-    fn running_by(rules: Rules, children: &[(Id, Restart)]) -> State {
-        let mut state = State::new(rules);
-        for (id, restart) in children {
-            (state, _) = after(state, &[Event::Add(*id, *restart), Event::Ready(*id)]);
-        }
-        state
-    }
-
-    fn running(ids: &[Id], max: u32) -> State {
-        let children: Vec<_> = ids.iter().map(|id| (*id, Permanent)).collect();
-        running_by(rules(Strategy::OneForOne, max), &children)
-    }
-
-    fn group(strategy: Strategy) -> State {
-        running_by(rules(strategy, 10), &[(1, Permanent), (2, Permanent), (3, Permanent)])
-    }
-
-    #[test]
-    fn a_child_that_exits_is_started_again_at_once() {
-        let (_, actions) = after(running(&[1, 2], 10), &[dies(1)]);
-        assert_eq!(actions, [Action::Start(1, 2)]);
-        // One that had been ready for a second, as well.
-        let (_, actions) = step(running(&[1], 10), dies_early(1), NOW + HEALTHY, EVEN);
-        assert_eq!(actions, [Action::Start(1, 2)]);
-    }
-
-    #[test]
-    fn a_first_start_that_fails_is_not_tried_again() {
-        let state = State::new(Rules::default());
-        let (state, actions) = after(state, &[add(1), fails(1)]);
-        assert_eq!(actions, [Action::Remove(1)]);
-        assert!(state.is_open());
-    }
-
-    #[test]
-    fn early_deaths_and_restarts_that_fail_wait_twice_as_long_each_time_and_a_healthy_life_resets_that() {
-        let wait = |number, millis| Action::Wait(1, number, Duration::from_millis(millis));
-        let (mut state, actions) = after(running(&[1], 100), &[dies_early(1)]);
-        assert_eq!(actions, [wait(0, 100)]);
-        for (number, millis) in [(1, 200), (2, 400), (3, 800), (4, 1600), (5, 3200), (6, 6400), (7, 12800)]
-            .into_iter()
-            .chain([(8, 25600), (9, 30000), (10, 30000)])
-        {
-            let (next, actions) = after(state, &[Event::Elapsed(1, number - 1), fails(1)]);
-            assert_eq!(actions, [wait(number, millis)]);
-            state = next;
-        }
-        let (state, actions) = after(state, &[Event::Elapsed(1, 10), Event::Ready(1), dies(1)]);
-        assert_eq!(actions, [Action::Start(1, 13)]);
-        let (_, actions) = after(state, &[Event::Ready(1), dies_early(1)]);
-        assert_eq!(actions, [wait(11, 100)]);
-    }
-
-    #[test]
-    fn chance_makes_a_wait_up_to_a_fifth_longer_or_shorter() {
-        let backoff = Backoff::default();
-        let delays: Vec<_> = (0..=400_000).step_by(1000).map(|random| backoff.delay(0, random)).collect();
-        assert_eq!(delays.first(), Some(&Duration::from_millis(80)));
-        assert_eq!(delays.last(), Some(&Duration::from_millis(120)));
-        assert_eq!(backoff.delay(u32::MAX, EVEN), backoff.cap);
-        assert_eq!(Backoff { first: Duration::MAX, ..backoff }.delay(31, 0), backoff.cap * 4 / 5);
-    }
-
-    #[test]
-    fn one_restart_too_many_stops_the_others_newest_first() {
-        let (state, actions) = after(running(&[1, 2, 3], 0), &[dies(2)]);
-        assert_eq!(actions, [Action::Remove(2), Action::Stop(3)]);
-        let (state, actions) = after(state, &[dies(3)]);
-        assert_eq!(actions, [Action::Remove(3), Action::Stop(1)]);
-        let (_, actions) = after(state, &[dies(1)]);
-        assert_eq!(actions, [Action::Remove(1), Action::Finish(Ending::Exhausted(2))]);
-    }
-
-    #[test]
-    fn units_outside_the_window_do_not_count() {
-        let mut state = running(&[1], 1);
-        let mut now = NOW;
-        for round in 0..20 {
-            let (next, actions) = step(state, dies(1), now, EVEN);
-            assert_eq!(actions, [Action::Start(1, 2 + round)]);
-            (state, _) = step(next, Event::Ready(1), now, EVEN);
-            now += Duration::from_secs(60);
-        }
-        let (_, actions) = step(state, dies(1), now - Duration::from_secs(1), EVEN);
-        assert!(actions.contains(&Action::Finish(Ending::Exhausted(1))));
-    }
-
-    #[test]
-    fn time_that_the_supervisor_spends_at_work_does_not_age_the_window() {
-        let (state, _) = after(running(&[1], 1), &[dies(1)]);
-        // The start takes an hour, and then it lives for almost a minute.
-        let ready = NOW + Duration::from_secs(3600);
-        let (state, _) = step(state, Event::Ready(1), ready, EVEN);
-        let (_, actions) = step(state.clone(), dies(1), ready + Duration::from_secs(59), EVEN);
-        assert!(actions.contains(&Action::Finish(Ending::Exhausted(1))));
-        let (_, actions) = step(state, dies(1), ready + Duration::from_secs(60), EVEN);
-        assert_eq!(actions, [Action::Start(1, 3)]);
-    }
-
-    #[test]
-    fn what_is_too_many_may_give_up_the_child_or_go_on() {
-        let given_up = Rules { exhausted: Exhausted::GiveUpChild, ..rules(Strategy::OneForAll, 0) };
-        let (_, actions) = after(running_by(given_up, &[(1, Permanent), (2, Permanent)]), &[dies(1)]);
-        assert_eq!(actions, [Action::GiveUp(1)]);
-        let trying = Rules { exhausted: Exhausted::KeepTrying, ..rules(Strategy::OneForOne, 0) };
-        let (_, actions) = after(running_by(trying, &[(1, Permanent)]), &[dies(1)]);
-        assert_eq!(actions, [Action::Wait(1, 0, Duration::from_millis(100))]);
-    }
-
-    #[test]
-    fn healthy_deaths_cost_nothing_if_early_ones_count_alone() {
-        let early = Rules { count_deaths: CountDeaths::Early, ..rules(Strategy::OneForOne, 0) };
-        let (state, actions) = after(running_by(early, &[(1, Permanent)]), &[dies(1)]);
-        assert_eq!(actions, [Action::Start(1, 2)]);
-        let (_, actions) = after(state, &[Event::Ready(1), dies_early(1)]);
-        assert_eq!(actions, [Action::Remove(1), Action::Finish(Ending::Exhausted(1))]);
-    }
-
-    #[test]
-    fn one_for_all_stops_the_others_newest_first_and_starts_all_in_order() {
-        let (state, actions) = after(group(Strategy::OneForAll), &[dies(2)]);
-        assert_eq!(actions, [Action::Stop(3)]);
-        let (state, actions) = after(state, &[leaves(3)]);
-        assert_eq!(actions, [Action::Stop(1)]);
-        let (mut state, mut actions) = after(state, &[leaves(1)]);
-        for id in 1..=3 {
-            assert_eq!(actions, [Action::Start(id, 2)]);
-            (state, actions) = after(state, &[Event::Ready(id)]);
-        }
-        assert_eq!(actions, []);
-        assert_eq!(state.units.len(), 1);
-    }
-
-    #[test]
-    fn rest_for_one_leaves_those_before_it_up() {
-        let (state, actions) = after(group(Strategy::RestForOne), &[dies(2)]);
-        assert_eq!(actions, [Action::Stop(3)]);
-        let (state, actions) = after(state, &[leaves(3)]);
-        assert_eq!(actions, [Action::Start(2, 2)]);
-        let (_, actions) = after(state, &[Event::Ready(2)]);
-        assert_eq!(actions, [Action::Start(3, 2)]);
-    }
-
-    #[test]
-    fn a_sibling_that_fails_to_start_stops_the_fresh_ones_of_one_for_all_and_all_are_tried_again() {
-        let (state, _) = after(group(Strategy::OneForAll), &[dies(2), leaves(3), leaves(1), Event::Ready(1)]);
-        let (state, actions) = after(state, &[fails(2)]);
-        assert_eq!(actions, [Action::Wait(2, 0, Duration::from_millis(100)), Action::Stop(1)]);
-        assert_eq!(state.units.len(), 2);
-        let (state, actions) = after(state, &[leaves(1)]);
-        assert_eq!(actions, []);
-        let (_, actions) = after(state, &[Event::Elapsed(2, 0)]);
-        assert_eq!(actions, [Action::Start(1, 3)]);
-    }
-
-    #[test]
-    fn a_sibling_that_fails_to_start_leaves_those_before_it_up_in_rest_for_one() {
-        let (state, _) =
-            after(group(Strategy::RestForOne), &[dies(1), leaves(3), leaves(2), Event::Ready(1)]);
-        let (state, actions) = after(state, &[fails(2)]);
-        assert_eq!(actions, [Action::Wait(2, 0, Duration::from_millis(100))]);
-        let (_, actions) = after(state, &[Event::Elapsed(2, 0)]);
-        assert_eq!(actions, [Action::Start(2, 3)]);
-    }
-
-    #[test]
-    fn a_group_restart_revives_stopped_siblings_and_drops_temporary_ones() {
-        let children = [(1, Permanent), (2, Transient), (3, Temporary)];
-        let state = running_by(rules(Strategy::OneForAll, 10), &children);
-        let (state, actions) = after(state, &[leaves(2)]);
-        assert_eq!(actions, [Action::Rest(2)]);
-        let (state, actions) = after(state, &[dies(1)]);
-        assert_eq!(actions, [Action::Stop(3)]);
-        let (state, actions) = after(state, &[leaves(3)]);
-        assert_eq!(actions, [Action::Remove(3), Action::Start(1, 2)]);
-        let (_, actions) = after(state, &[Event::Ready(1)]);
-        assert_eq!(actions, [Action::Start(2, 2)]);
-    }
-
-    #[test]
-    fn the_one_that_says_not_to_try_again_is_given_up_without_a_unit() {
-        for restart in [Permanent, Transient, Temporary] {
-            let state = running_by(rules(Strategy::OneForAll, 0), &[(1, restart), (2, Permanent)]);
-            let no_more = Event::Exited { id: 1, death: Death::GiveUp, answered: false };
-            let (state, actions) = after(state, &[no_more]);
-            assert_eq!(actions, [Action::GiveUp(1)]);
-            assert_eq!(state.standing(1), Some(Standing::Stopped));
-        }
-    }
-
-    #[test]
-    fn a_sibling_that_dies_while_it_is_to_be_stopped_costs_nothing_and_is_started_with_the_others() {
-        let (state, _) = after(group(Strategy::OneForAll), &[dies(2), dies(1), dies(3)]);
-        assert_eq!(state.units.len(), 1);
-        assert_eq!(state.standing(3), Some(Standing::Restarting));
-    }
-
-    #[test]
-    fn a_child_that_becomes_ready_while_it_is_being_stopped_stays_stopping() {
-        let (state, _) = after(State::new(Rules::default()), &[add(1), Event::Stop]);
-        let (state, actions) = after(state, &[Event::Ready(1)]);
-        assert_eq!(actions, []);
-        let (_, actions) = after(state, &[dies(1)]);
-        assert_eq!(actions, [Action::Remove(1), Action::Finish(Ending::Stopped)]);
-    }
-
-    #[test]
-    fn siblings_that_die_while_the_newest_is_being_stopped_are_not_started_again() {
-        let (state, actions) = after(running(&[1, 2], 10), &[Event::Stop]);
-        assert_eq!(actions, [Action::Stop(2)]);
-        let (state, actions) = after(state, &[dies(1)]);
-        assert_eq!(actions, [Action::Remove(1)]);
-        let (_, actions) = after(state, &[dies(2)]);
-        assert_eq!(actions, [Action::Remove(2), Action::Finish(Ending::Stopped)]);
-    }
-
-    #[test]
-    fn nothing_is_added_to_one_that_stops() {
-        let (_, actions) = after(running(&[1], 10), &[Event::Stop, add(2)]);
-        assert_eq!(actions, [Action::Remove(2)]);
-    }
-
-    #[test]
-    fn every_call_has_its_answer_in_every_standing() {
-        use Refusal::{AlreadyPresent, AlreadyStarted, NotFound, Restarting, Running};
-        let (restarting, _) = after(running(&[1], 10), &[dies_early(1)]);
-        let (stopped, actions) = after(restarting.clone(), &[Event::Terminate(1)]);
-        assert_eq!(actions, [Action::Rest(1)], "the retry is cancelled");
-        let refuse = |refusal| vec![Action::Refuse(1, refusal)];
-        let rows = [
-            (
-                add(1),
-                [refuse(AlreadyStarted), refuse(AlreadyPresent), refuse(AlreadyPresent)],
-                vec![Action::Start(1, 1)],
-            ),
-            (
-                Event::Restart(1),
-                [refuse(Running), refuse(Restarting), vec![Action::Start(1, 2)]],
-                refuse(NotFound),
-            ),
-            (Event::Terminate(1), [vec![Action::Stop(1)], vec![Action::Rest(1)], vec![]], refuse(NotFound)),
-            (
-                Event::Delete(1),
-                [refuse(Running), refuse(Restarting), vec![Action::Remove(1)]],
-                refuse(NotFound),
-            ),
-        ];
-        for (call, known, unknown) in rows {
-            for (state, expected) in
-                [running(&[1], 10), restarting.clone(), stopped.clone()].into_iter().zip(known)
-            {
-                assert_eq!(after(state, &[call]).1, expected, "{call:?}");
-            }
-            assert_eq!(after(running(&[], 10), &[call]).1, unknown, "{call:?}");
-        }
-    }
-
-    mod any_order {
-        use std::collections::BTreeSet;
-
-        use proptest::prelude::*;
-        use proptest::strategy::Strategy as Generator;
-
-        use super::{Strategy, *};
-
-        fn event() -> impl Generator<Value = Event> {
-            let id = || 0_u64..6;
-            let death = prop_oneof![Just(Death::Clean), Just(Death::Abnormal), Just(Death::GiveUp)];
-            let restart = prop_oneof![Just(Permanent), Just(Transient), Just(Temporary)];
-            prop_oneof![
-                4 => (id(), restart).prop_map(|(id, restart)| Event::Add(id, restart)),
-                1 => id().prop_map(Event::Restart),
-                1 => id().prop_map(Event::Terminate),
-                1 => id().prop_map(Event::Delete),
-                6 => id().prop_map(Event::Ready),
-                2 => (id(), death.clone()).prop_map(|(id, death)| Event::StartFailed(id, death)),
-                4 => (id(), death, any::<bool>())
-                    .prop_map(|(id, death, answered)| Event::Exited { id, death, answered }),
-                4 => (id(), 0_u64..8).prop_map(|(id, wait)| Event::Elapsed(id, wait)),
-                1 => Just(Event::Stop),
-            ]
-        }
-
-        fn strategy() -> impl Generator<Value = Strategy> {
-            prop_oneof![Just(Strategy::OneForOne), Just(Strategy::OneForAll), Just(Strategy::RestForOne)]
-        }
-
-        proptest! {
-            #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
-
-            /// Whatever happens in whatever order, possible or not: incarnations only grow, no seat is filled twice,
-            /// nothing starts once it ends, and it finishes exactly when the last child is gone.
-            #[test]
-            fn keeps_its_invariants(
-                events in prop::collection::vec((event(), 0_u64..40, any::<u64>()), 0..60),
-                strategy in strategy(),
-                max in 0_u32..4,
-            ) {
-                let mut state = State::new(rules(strategy, max));
-                let mut now = NOW;
-                let mut present = std::collections::BTreeMap::new();
-                let mut stopping = BTreeSet::new();
-                let mut finished = false;
-                for (event, pause, random) in events {
-                    now += Duration::from_secs(pause);
-                    let was_open = state.is_open();
-                    let was_there = |id| state.standing(id).is_some();
-                    if let (Event::Add(id, _), true) = (event, was_open) {
-                        if !was_there(id) { present.insert(id, 0); }
-                    }
-                    if let Event::Exited { id, .. } | Event::StartFailed(id, _) = event { stopping.remove(&id); }
-                    let (next, actions) = step(state, event, now, random);
-                    state = next;
-                    for action in actions {
-                        match action {
-                            Action::Start(id, incarnation) => {
-                                prop_assert!(was_open);
-                                prop_assert_eq!(present.insert(id, incarnation), Some(incarnation - 1));
-                            }
-                            Action::Stop(id) => prop_assert!(present.contains_key(&id) && stopping.insert(id)),
-                            Action::Wait(id, ..) | Action::Rest(id) | Action::GiveUp(id) => {
-                                prop_assert!(present.contains_key(&id) && was_open);
-                            }
-                            Action::Remove(id) => drop(present.remove(&id)),
-                            Action::Refuse(..) => {}
-                            Action::Finish(_) => {
-                                prop_assert!(!finished && present.is_empty());
-                                finished = true;
-                            }
-                        }
-                    }
-                    prop_assert!(present.keys().all(|id| state.standing(*id).is_some()));
-                    prop_assert_eq!(finished, !state.is_open() && present.is_empty());
-                }
-            }
-        }
-    }
-}
+mod tests;

@@ -1,9 +1,11 @@
 //! What a supervisor is told about a child: what to start, and how to stop it.
 
+use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hatchery_actor::child::{BoxFuture, Order, Shutdown, Start, Started};
+use hatchery_actor::error::Error;
 use hatchery_actor::fault::Fault;
 use hatchery_actor::handle::ActorRef;
 use hatchery_actor::heartbeat::Heartbeat;
@@ -13,18 +15,25 @@ use hatchery_actor::settings;
 use hatchery_actor::settings::Settings;
 use hatchery_actor::spin::Spin;
 
-use crate::policy::Restart;
+use hatchery_wire::Body;
+
+use crate::policy::{Kind, Restart};
+use crate::tree::Tree;
+
+/// Makes the arguments of a child anew at each start.
+pub(crate) type ArgsFrom = Arc<dyn Fn(&Tree) -> Result<Body, Error> + Send + Sync>;
 
 /// A child to be: something that can be started, and what its supervisor needs to know of it.
 #[must_use = "a spec starts nothing: give it to a supervisor"]
 pub struct ChildSpec<S> {
     start: Arc<S>,
-    restart: Restart,
+    kind: Kind,
     shutdown: Shutdown,
     start_timeout: Duration,
     window: u32,
     settings: Settings,
     heartbeat: Heartbeat,
+    args: Option<ArgsFrom>,
 }
 
 impl<S: Start> ChildSpec<S> {
@@ -32,16 +41,18 @@ impl<S: Start> ChildSpec<S> {
     pub fn new(start: S) -> ChildSpec<S> {
         ChildSpec {
             start: Arc::new(start),
-            restart: Restart::default(),
+            kind: Kind::default(),
             shutdown: Shutdown::default(),
             start_timeout: Duration::from_secs(30),
             window: WINDOW,
             settings: Settings::default(),
             heartbeat: Heartbeat::default(),
+            args: None,
         }
     }
 
-    /// After which deaths it is started again; after all ([`Restart::Permanent`]) unless told otherwise.
+    /// After which deaths it is started again; after all ([`Restart::Permanent`]) unless told otherwise, and a task until it
+    /// has succeeded ([`Restart::Transient`]).
     ///
     /// | it ended | `Permanent` | `Transient` | `Temporary` |
     /// |---|---|---|---|
@@ -52,7 +63,20 @@ impl<S: Start> ChildSpec<S> {
     /// One that is stopped, or given up, keeps its spec and its seat; requests to it fail at once (`is_closed`) until
     /// [`restart_child`](crate::tree::Tree::restart_child), or a restart of its group, starts it again.
     pub fn restart(mut self, restart: Restart) -> Self {
-        self.restart = restart;
+        self.kind.restart = restart;
+        self
+    }
+
+    /// Whether its end may be that of its supervisor: once it has ended by itself and is not started again,
+    /// [`auto_shutdown`](crate::tree::Supervisor::auto_shutdown) says what follows. That is where it is
+    /// [`Restart::Transient`] and has left cleanly, where it is [`Restart::Temporary`], and where it is given up. It is not
+    /// where `terminate_child` stopped it, where a sibling took it along, or where it did not start.
+    ///
+    /// A child that is [`Restart::Permanent`] cannot be significant, nor can one of a supervisor that never ends by itself:
+    /// then the start fails before anything was started
+    /// ([`is_contradiction`](crate::tree::StartError::is_contradiction)).
+    pub fn significant(mut self, significant: bool) -> Self {
+        self.kind.significant = significant;
         self
     }
 
@@ -62,8 +86,8 @@ impl<S: Start> ChildSpec<S> {
         self
     }
 
-    /// How long a start may take until the actor is ready, instead of 30 s. One that takes longer is ended, and has
-    /// failed.
+    /// How long a start may take until the actor is ready, or the task begins, instead of 30 s. One that takes longer is
+    /// ended, and has failed.
     pub fn start_timeout(mut self, timeout: Duration) -> Self {
         self.start_timeout = timeout;
         self
@@ -94,6 +118,13 @@ impl<S: Start> ChildSpec<S> {
         self
     }
 
+    /// Has its arguments made anew at each start, in place of those that it was given.
+    #[doc(hidden)]
+    pub fn args_from(mut self, args: impl Fn(&Tree) -> Result<Body, Error> + Send + Sync + 'static) -> Self {
+        self.args = Some(Arc::new(args));
+        self
+    }
+
     pub(crate) fn handle(&self, reference: ActorRef) -> S::Handle {
         self.start.handle(reference)
     }
@@ -101,12 +132,13 @@ impl<S: Start> ChildSpec<S> {
     pub(crate) fn erase(&self) -> ErasedSpec {
         ErasedSpec {
             start: self.start.clone(),
-            restart: self.restart,
+            kind: self.kind,
             shutdown: self.shutdown,
             start_timeout: self.start_timeout,
             window: self.window,
             settings: Arc::new(self.settings.clone()),
             heartbeat: self.heartbeat,
+            args: self.args.clone(),
         }
     }
 }
@@ -115,12 +147,13 @@ impl<S: Start> ChildSpec<S> {
 #[derive(Clone)]
 pub(crate) struct ErasedSpec {
     pub(crate) start: Arc<dyn Startable>,
-    pub(crate) restart: Restart,
+    pub(crate) kind: Kind,
     pub(crate) shutdown: Shutdown,
     pub(crate) start_timeout: Duration,
     pub(crate) window: u32,
     pub(crate) settings: Arc<Settings>,
     pub(crate) heartbeat: Heartbeat,
+    pub(crate) args: Option<ArgsFrom>,
 }
 
 impl ErasedSpec {
@@ -144,6 +177,8 @@ pub(crate) trait Startable: Send + Sync {
     fn check(&self) -> Result<(), Fault>;
     fn check_settings(&self, settings: &Settings) -> Result<(), Fault>;
     fn start(&self, order: Order) -> BoxFuture<Result<Started, Fault>>;
+    /// [`Start::handle`], for whoever asks for it by its type.
+    fn any_handle(&self, reference: ActorRef) -> Arc<dyn Any + Send + Sync>;
 }
 
 impl<S: Start> Startable for S {
@@ -161,5 +196,8 @@ impl<S: Start> Startable for S {
     }
     fn start(&self, order: Order) -> BoxFuture<Result<Started, Fault>> {
         Start::start(self, order)
+    }
+    fn any_handle(&self, reference: ActorRef) -> Arc<dyn Any + Send + Sync> {
+        Arc::new(Start::handle(self, reference))
     }
 }

@@ -2,14 +2,15 @@
 //! are awaited by tasks of their own and come back as events.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use hatchery_actor::address::random;
-use hatchery_actor::child::{self, Child, Order, Presence, Started};
+use hatchery_actor::child::{self, Child, Order, Presence, Shutdown, Started};
 use hatchery_actor::error::Error;
 use hatchery_actor::exit::{Exit, Status};
 use hatchery_actor::fault::Fault;
+use hatchery_actor::handle::ActorRef;
 use hatchery_actor::panics;
 use hatchery_actor::root::Root;
 use hatchery_actor::seat::Seat;
@@ -17,9 +18,13 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use crate::errors::{Refused, stopping};
+use crate::events::TreeEvent;
+use crate::office::{self, Member, Office, Orderly, Runner, Shared};
+use crate::overseer;
 use crate::policy::{self, Action, Death, Ending, Event, Id, Intensity, Refusal, Rules, Standing, State};
 use crate::spec::ErasedSpec;
-use crate::tree::{ChildInfo, ChildState, Seats};
+use crate::tree::{ChildInfo, ChildState, Tree};
 
 /// How long what a start left may take to be gone: it has been killed by then.
 const GIVEN_UP: Duration = Duration::from_secs(10);
@@ -29,54 +34,39 @@ const DO_NOT_TRY_AGAIN: i32 = 125;
 
 /// What handles ask for.
 pub(crate) enum Command {
-    StartChild(ErasedSpec, Answer<Arc<Seat>>),
+    /// Whether it is one of those that the supervisor began with.
+    StartChild(ErasedSpec, bool, Answer<Arc<Seat>>),
     RestartChild(String, Answer<Arc<Seat>>),
     TerminateChild(String, Answer<()>),
     DeleteChild(String, Answer<()>),
     Children(oneshot::Sender<Vec<ChildInfo>>),
+    Look(oneshot::Sender<Look>),
+    /// All children that it begins with have started.
+    AllStarted,
     Stop,
+    /// The same, and no child is given any time for it.
+    Kill,
+}
+
+/// What a supervisor says of itself for a snapshot.
+pub(crate) struct Look {
+    pub(crate) rules: Rules,
+    pub(crate) since: Instant,
+    pub(crate) restarts: u64,
+    pub(crate) units: u32,
+    pub(crate) children: Vec<LookAt>,
+}
+
+/// The same of one child.
+pub(crate) struct LookAt {
+    pub(crate) info: ChildInfo,
+    pub(crate) actor: &'static str,
+    pub(crate) ready: Option<Instant>,
+    pub(crate) child: Option<Arc<dyn Child>>,
+    pub(crate) tree: Option<Tree>,
 }
 
 type Answer<T> = oneshot::Sender<Result<T, Refused>>;
-
-/// Why something that was asked for was not done.
-#[derive(Debug)]
-pub(crate) struct Refused {
-    /// Which rule says so, if one does.
-    pub(crate) refusal: Option<Refusal>,
-    pub(crate) fault: Fault,
-}
-
-impl From<Fault> for Refused {
-    fn from(fault: Fault) -> Refused {
-        Refused { refusal: None, fault }
-    }
-}
-
-impl Refused {
-    pub(crate) fn by_rule(refusal: Refusal, name: &str) -> Refused {
-        let why = match refusal {
-            Refusal::AlreadyStarted => {
-                format!("the name {name:?} is taken: names are unique among siblings, choose another")
-            }
-            Refusal::AlreadyPresent => format!(
-                "the name {name:?} is taken by a child that does not run right now: `restart_child` starts one that is \
-                 stopped, `delete_child` frees its name"
-            ),
-            Refusal::Running => "it runs: `terminate_child` stops it".to_owned(),
-            Refusal::Restarting => {
-                "it is being restarted: wait for it, or stop that with `terminate_child`".to_owned()
-            }
-            Refusal::NotFound => format!("there is no child {name:?}: `children` lists those there are"),
-            Refusal::Ending => return Refused::from(stopping()),
-        };
-        Refused { refusal: Some(refusal), fault: Fault::Refused(why) }
-    }
-}
-
-fn stopping() -> Fault {
-    Fault::Closed { why: "its supervisor is stopping".to_owned() }
-}
 
 /// What tasks report.
 enum Report {
@@ -90,7 +80,10 @@ enum Report {
 /// A child as the supervisor knows it; what the policy knows of it is in [`State`].
 struct Entry {
     spec: ErasedSpec,
-    seat: Arc<Seat>,
+    member: Member,
+    /// Whether the supervisor began with it.
+    listed: bool,
+    /// Counted on over the runs of this supervisor, while the policy begins with 1 in each.
     incarnation: u64,
     /// Whether a start is under way, which reports back exactly once.
     starting: bool,
@@ -105,6 +98,12 @@ struct Entry {
     terminating: Vec<Answer<()>>,
     /// What runs until its next start may begin.
     wait: Option<Wait>,
+    /// Whether its next start was asked for by hand.
+    by_hand: bool,
+    /// Whether its next start has been told of.
+    scheduled: bool,
+    /// When its present incarnation became ready.
+    ready: Option<Instant>,
     given_up: bool,
     /// How its latest incarnation, or its latest start, ended.
     last: Option<Fault>,
@@ -120,6 +119,14 @@ impl Drop for Wait {
 }
 
 impl Entry {
+    fn seat(&self) -> &Arc<Seat> {
+        &self.member.seat
+    }
+
+    fn path(&self) -> String {
+        self.member.seat.path().to_owned()
+    }
+
     /// Whether somebody is there, or on the way, or on the way out.
     fn is_live(&self) -> bool {
         self.child.is_some() || self.starting
@@ -135,36 +142,72 @@ impl Entry {
 }
 
 struct Supervisor {
-    path: String,
+    office: Arc<Office>,
+    /// What handles share: to be given to those who ask their supervisor for something as they start.
+    shared: Weak<Shared>,
+    rules: Rules,
     state: Option<State>,
     begun: Instant,
     next: Id,
     entries: BTreeMap<Id, Entry>,
-    seats: Arc<Seats>,
     reports: mpsc::Sender<Report>,
-    intensity: Intensity,
+    /// How many restarts there have been.
+    restarts: u64,
+    /// Whether everybody is killed rather than asked to leave.
+    kill: bool,
     /// Why it gave up, in words.
     gave_up: Option<String>,
     finished: Option<Ending>,
 }
 
-/// Runs until everything has stopped.
-pub(crate) async fn run(
+/// Runs a supervisor as a task of its own. When everything has stopped, `at_end` is called before anybody hears of it;
+/// what it keeps is dropped at last.
+pub(crate) fn spawn<K: Send + 'static>(
     rules: Rules,
-    path: String,
-    seats: Arc<Seats>,
+    shared: &Arc<Shared>,
+    runner: Runner,
+    keeps: K,
+    at_end: impl FnOnce(&office::Ending) + Send + 'static,
+) {
+    let (office, shared) = (shared.office.clone(), Arc::downgrade(shared));
+    let Runner { commands, over } = runner;
+    tokio::spawn(async move {
+        let overseer = overseer::sit(&office, shared.clone(), office.next_run()).await;
+        let ending = run(rules, office.clone(), shared, commands).await;
+        overseer::leave(overseer).await;
+        at_end(&ending);
+        let path = office.path.clone();
+        let gave_up = ending.as_ref().err().map(ToString::to_string);
+        office.news.tell(|| TreeEvent::Ended { path, gave_up });
+        if !office.nested {
+            office.news.end();
+            let gave_up = ending.as_ref().err().map(|why| format!("its supervisor gave up: {why}"));
+            office.close(gave_up.as_deref().unwrap_or("it was stopped"));
+        }
+        over.send_replace(Some(ending));
+        drop(keeps);
+    });
+}
+
+/// Runs until everything has stopped.
+async fn run(
+    rules: Rules,
+    office: Arc<Office>,
+    shared: Weak<Shared>,
     mut commands: mpsc::Receiver<Command>,
-) -> Result<(), Error> {
+) -> office::Ending {
     let (reports, mut reported) = mpsc::channel(256);
     let mut supervisor = Supervisor {
-        path,
+        office,
+        shared,
+        rules,
         state: Some(State::new(rules)),
         begun: Instant::now(),
         next: 0,
         entries: BTreeMap::new(),
-        seats,
         reports,
-        intensity: rules.intensity,
+        restarts: 0,
+        kill: false,
         gave_up: None,
         finished: None,
     };
@@ -185,16 +228,17 @@ pub(crate) async fn run(
         }
     }
     // What came too late is told so by its reply being dropped.
-    match supervisor.gave_up {
-        Some(why) => Err(Error::msg(format!("{} gave up: {why}", supervisor.path))),
-        None => Ok(()),
+    match (supervisor.gave_up, supervisor.finished) {
+        (Some(why), _) => Err(Error::msg(format!("{} gave up: {why}", supervisor.office.path))),
+        (None, Some(Ending::AutoShutdown(_))) => Ok(Orderly::ByItself),
+        (None, _) => Ok(Orderly::Wanted),
     }
 }
 
 impl Supervisor {
     fn command(&mut self, command: Command) {
         match command {
-            Command::StartChild(spec, reply) => self.add(spec, reply),
+            Command::StartChild(spec, listed, reply) => self.add(spec, listed, reply),
             Command::RestartChild(name, reply) => self.restart(&name, reply),
             Command::TerminateChild(name, reply) => self.terminate(&name, reply),
             Command::DeleteChild(name, reply) => {
@@ -202,7 +246,16 @@ impl Supervisor {
                 let _ = reply.send(outcome);
             }
             Command::Children(reply) => drop(reply.send(self.children())),
+            Command::Look(reply) => drop(reply.send(self.look())),
+            Command::AllStarted => self.step(Event::AllStarted),
             Command::Stop => self.step(Event::Stop),
+            Command::Kill => {
+                self.kill = true;
+                let stopping: Vec<_> =
+                    self.entries.iter().filter(|(_, entry)| entry.stopping).map(|(id, _)| *id).collect();
+                stopping.into_iter().for_each(|id| self.stop(id));
+                self.step(Event::Stop);
+            }
         }
     }
 
@@ -216,39 +269,37 @@ impl Supervisor {
     /// What is asked of a child, unless the policy refuses it.
     fn call(&mut self, call: Event, name: &str) -> Result<(), Refused> {
         let actions = self.decide(call);
-        let refusal = actions.iter().find_map(|action| match action {
-            Action::Refuse(_, refusal) => Some(*refusal),
-            _ => None,
-        });
+        let refused = refused(&actions, name);
         self.carry_out(actions);
-        refusal.map_or(Ok(()), |refusal| Err(Refused::by_rule(refusal, name)))
+        refused
     }
 
-    fn add(&mut self, spec: ErasedSpec, reply: Answer<Arc<Seat>>) {
+    fn add(&mut self, spec: ErasedSpec, listed: bool, reply: Answer<Arc<Seat>>) {
         let name = spec.start.name().to_owned();
         if let Err(fault) = spec.check() {
             let _ = reply.send(Err(fault.into()));
             return;
         }
-        let restart = spec.restart;
+        let kind = spec.kind;
         if let Ok(id) = self.known(&name) {
             // The policy says what is in the way of it.
-            let refused = self.call(Event::Add(id, restart), &name).err();
+            let refused = self.call(Event::Add(id, kind), &name).err();
             let _ = reply.send(Err(refused.unwrap_or_else(|| stopping().into())));
             return;
         }
-        let path = format!("{}/{name}", self.path);
-        let seat = Seat::with(path, spec.start.actor(), spec.window, spec.shutdown);
-        self.seats.with(|seats| seats.insert(name.clone(), seat.clone()));
-        if let Ok(root) = Root::current() {
-            root.directory().enter(&seat);
-        }
         let id = self.next;
         self.next += 1;
+        let actions = self.decide(Event::Add(id, kind));
+        if let Err(refused) = refused(&actions, &name) {
+            let _ = reply.send(Err(refused));
+            return;
+        }
+        let member = self.member(&name, &spec);
         let entry = Entry {
             spec,
-            seat,
-            incarnation: 0,
+            listed,
+            incarnation: member.before,
+            member,
             starting: false,
             give_up: None,
             child: None,
@@ -256,15 +307,48 @@ impl Supervisor {
             reply: Some(reply),
             terminating: Vec::new(),
             wait: None,
+            by_hand: false,
+            scheduled: false,
+            ready: None,
             given_up: false,
             last: None,
         };
         self.entries.insert(id, entry);
-        self.step(Event::Add(id, restart));
+        self.carry_out(actions);
+    }
+
+    /// The place of a child of this name: the one that an earlier run of this supervisor has left, or a new one.
+    fn member(&self, name: &str, spec: &ErasedSpec) -> Member {
+        let left = self.office.member(name).filter(|member| member.seat.actor() == spec.start.actor());
+        if let Some(member) = left {
+            return member;
+        }
+        let path = format!("{}/{name}", self.office.path);
+        let seat = Seat::with(path, spec.start.actor(), spec.window, spec.shutdown);
+        let member = Member { handle: spec.start.any_handle(ActorRef::new(seat.clone())), seat, before: 0 };
+        if let Some(tree) = member.tree() {
+            tree.office().news.rise_to(self.office.news.clone());
+        }
+        let replaced = self.office.members().insert(name.to_owned(), member.clone());
+        drop(replaced);
+        if let Ok(root) = Root::current() {
+            root.directory().enter(&member.seat);
+        }
+        member
     }
 
     fn restart(&mut self, name: &str, reply: Answer<Arc<Seat>>) {
-        let outcome = self.known(name).and_then(|id| self.call(Event::Restart(id), name).map(|()| id));
+        let known = self.known(name);
+        if let Some(entry) = known.as_ref().ok().and_then(|id| self.entries.get_mut(id)) {
+            entry.by_hand = true;
+        }
+        let outcome = known.and_then(|id| {
+            self.call(Event::Restart(id), name).map(|()| id).inspect_err(|_| {
+                if let Some(entry) = self.entries.get_mut(&id) {
+                    entry.by_hand = false;
+                }
+            })
+        });
         match outcome.map(|id| self.entries.get_mut(&id)) {
             Ok(Some(entry)) => entry.reply = Some(reply),
             Ok(None) => drop(reply.send(Err(stopping().into()))),
@@ -285,8 +369,8 @@ impl Supervisor {
         let standing = |id: &Id| self.state.as_ref().and_then(|state| state.standing(*id));
         let info = |(id, entry): (&Id, &Entry)| ChildInfo {
             name: entry.spec.start.name().to_owned(),
-            path: entry.seat.path().to_owned(),
-            restart: entry.spec.restart,
+            path: entry.path(),
+            restart: entry.spec.kind.restart,
             state: match standing(id) {
                 Some(Standing::Running) if entry.starting => ChildState::Starting,
                 Some(Standing::Running) => ChildState::Running,
@@ -301,6 +385,27 @@ impl Supervisor {
         self.entries.iter().map(info).collect()
     }
 
+    fn look(&self) -> Look {
+        let look_at = |(info, entry): (ChildInfo, &Entry)| LookAt {
+            info,
+            actor: entry.spec.start.actor(),
+            ready: entry.ready,
+            child: entry.child.clone(),
+            tree: entry.member.tree().cloned(),
+        };
+        Look {
+            rules: self.rules,
+            since: self.begun,
+            restarts: self.restarts,
+            units: self.state.as_ref().map_or(0, |state| state.units(self.begun.elapsed())),
+            children: self.children().into_iter().zip(self.entries.values()).map(look_at).collect(),
+        }
+    }
+
+    fn tell(&self, event: impl FnOnce() -> TreeEvent) {
+        self.office.news.tell(event);
+    }
+
     fn report(&mut self, report: Report) {
         match report {
             Report::Start(id, incarnation, result) => {
@@ -311,7 +416,9 @@ impl Supervisor {
                 match result {
                     Ok(started) => self.ready(id, incarnation, started),
                     Err(fault) => {
-                        tracing::warn!(child = entry.seat.path(), incarnation, %fault, "start failed");
+                        tracing::warn!(child = entry.seat().path(), incarnation, %fault, "start failed");
+                        let (path, why) = (entry.path(), fault.to_string());
+                        self.office.news.tell(|| TreeEvent::StartFailed { path, incarnation, why });
                         let death = death_of_start(&fault);
                         entry.last = Some(fault);
                         self.gone(id, Event::StartFailed(id, death), Ok(()));
@@ -324,6 +431,10 @@ impl Supervisor {
             }
             Report::Unkillable(id, incarnation, exit) => {
                 let why = Fault::Refused(exit.reason().unwrap_or_default().to_owned());
+                if let Some(entry) = self.entries.get(&id).filter(|entry| entry.incarnation == incarnation) {
+                    let pid = entry.child.as_ref().and_then(|child| own_process(&**child));
+                    self.tell(|| TreeEvent::Unkillable { path: entry.path(), incarnation, pid });
+                }
                 // Nobody is started beside it.
                 self.ended(id, incarnation, &exit, Death::GiveUp, Err(why));
             }
@@ -335,10 +446,15 @@ impl Supervisor {
         let entry = self.entries.get_mut(&id).filter(|entry| entry.incarnation == incarnation);
         // Once it has been called unkillable, its end is no news.
         let Some(entry) = entry.filter(|entry| entry.child.is_some()) else { return };
-        tracing::info!(child = entry.seat.path(), incarnation, %exit, "child ended");
+        tracing::info!(child = entry.seat().path(), incarnation, %exit, "child ended");
+        if outcome.is_ok() {
+            let (path, exit) = (entry.path(), exit.clone());
+            self.office.news.tell(|| TreeEvent::Exited { path, incarnation, exit });
+        }
         entry.child = None;
+        entry.ready = None;
         entry.last = Some(Fault::Ended { exit: Box::new(exit.clone()), maybe_executed: false });
-        let answered = entry.seat.has_answered(incarnation);
+        let answered = entry.seat().has_answered(incarnation);
         self.gone(id, Event::Exited { id, death, answered }, outcome);
     }
 
@@ -355,10 +471,13 @@ impl Supervisor {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         let Started { child, line } = started;
         entry.child = Some(child.clone());
-        entry.seat.occupy(incarnation, child.clone(), line);
+        entry.ready = Some(Instant::now());
+        entry.seat().occupy(incarnation, child.clone(), line);
+        let (path, pid) = (entry.path(), own_process(&*child));
+        self.office.news.tell(|| TreeEvent::Started { path, incarnation, pid });
         if let Some(reply) = entry.reply.take() {
             // Nobody waits if the asking future was dropped; the child stays.
-            let _ = reply.send(Ok(entry.seat.clone()));
+            let _ = reply.send(Ok(entry.seat().clone()));
         }
         let reports = self.reports.clone();
         tokio::spawn(async move {
@@ -388,7 +507,7 @@ impl Supervisor {
     fn carry_out(&mut self, actions: Vec<Action>) {
         for action in actions {
             match action {
-                Action::Start(id, incarnation) => self.start(id, incarnation),
+                Action::Start(id, incarnation) => self.start(id, incarnation > 1),
                 Action::Stop(id) => self.stop(id),
                 Action::Wait(id, number, delay) => self.wait(id, number, delay),
                 Action::Rest(id) => self.rest(id, false),
@@ -401,10 +520,29 @@ impl Supervisor {
         }
     }
 
+    /// Gives the place of a child up, or, at the end of a run that may not be the last one, leaves it to the next run.
+    fn leave(&self, entry: &Entry, may_come_back: bool, why: &str) {
+        let name = entry.spec.start.name();
+        let mut members = self.office.members();
+        if entry.listed && self.office.nested && may_come_back {
+            if let Some(member) = members.get_mut(name) {
+                member.before = entry.incarnation;
+            }
+            return;
+        }
+        let left = members.remove(name);
+        drop(members);
+        drop(left);
+        entry.member.close(why);
+    }
+
     fn wait(&mut self, id: Id, number: u64, delay: Duration) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         let reports = self.reports.clone();
-        tracing::info!(child = entry.seat.path(), ?delay, "it died early: waiting before the next start");
+        tracing::info!(child = entry.seat().path(), ?delay, "it died early: waiting before the next start");
+        entry.scheduled = true;
+        let (path, incarnation) = (entry.path(), entry.incarnation + 1);
+        self.office.news.tell(|| TreeEvent::RestartScheduled { path, incarnation, delay });
         let wait = tokio::spawn(async move {
             tokio::time::sleep(delay).await;
             let _ = reports.send(Report::Elapsed(id, number)).await;
@@ -417,39 +555,66 @@ impl Supervisor {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         entry.wait = None;
         entry.given_up = given_up;
-        let path = entry.seat.path();
+        entry.scheduled = false;
+        let path = entry.path();
         let last = entry.last();
         let last = last.as_deref().unwrap_or("it never ran");
+        let is_kept = self.state.as_ref().is_some_and(|state| state.standing(id).is_some());
         let why = if given_up {
             tracing::error!(child = path, last, "given up");
-            format!("its supervisor gave it up, and `restart_child` starts it again; at last: {last}")
+            self.office.news.tell(|| TreeEvent::GivenUp { path, why: last.to_owned() });
+            let again = if is_kept { ", and `restart_child` starts it again" } else { "" };
+            format!("its supervisor gave it up{again}; at last: {last}")
         } else {
             tracing::info!(child = path, last, "stopped");
+            self.office.news.tell(|| TreeEvent::Stopped { path });
             format!("it is stopped, and `restart_child` starts it again; at last: {last}")
         };
-        entry.seat.close(&why);
+        entry.member.close(&why);
         if let Some(reply) = entry.reply.take() {
             let _ = reply.send(Err(entry.last.clone().unwrap_or_else(stopping).into()));
         }
     }
 
-    fn start(&mut self, id: Id, incarnation: u64) {
+    fn start(&mut self, id: Id, again: bool) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
-        entry.incarnation = incarnation;
+        entry.incarnation += 1;
+        let (incarnation, by_hand) = (entry.incarnation, entry.by_hand);
+        if again && !by_hand {
+            self.restarts += 1;
+            if !entry.scheduled {
+                let (path, delay) = (entry.path(), Duration::ZERO);
+                self.office.news.tell(|| TreeEvent::RestartScheduled { path, incarnation, delay });
+            }
+        }
+        entry.by_hand = false;
+        entry.scheduled = false;
         entry.stopping = false;
         entry.wait = None;
         entry.given_up = false;
-        entry.seat.reopen();
+        entry.seat().reopen();
         let (presence, mut absence) = Presence::new();
         let order = Order {
-            seat: entry.seat.clone(),
+            seat: entry.seat().clone(),
             incarnation,
             timeout: entry.spec.start_timeout,
             presence,
             settings: entry.spec.settings.clone(),
             heartbeat: entry.spec.heartbeat,
+            args: None,
         };
-        let start = entry.spec.start.start(order);
+        let (start, args) = (entry.spec.start.clone(), entry.spec.args.clone());
+        let shared = self.shared.clone();
+        let start = async move {
+            let args = match args {
+                None => None,
+                Some(args) => {
+                    let shared = shared.upgrade().ok_or_else(stopping)?;
+                    Some(args(&Tree::new(shared)).map_err(|why| Fault::StartFailed(why.to_string()))?)
+                }
+            };
+            start.start(Order { args, ..order }).await
+        };
         let reports = self.reports.clone();
         let (give_up, given_up) = oneshot::channel::<()>();
         tokio::spawn(async move {
@@ -476,8 +641,8 @@ impl Supervisor {
         entry.stopping = true;
         let (reports, incarnation) = (self.reports.clone(), entry.incarnation);
         if let Some(child) = entry.child.clone() {
-            let shutdown = entry.spec.shutdown;
-            let seat = entry.seat.clone();
+            let shutdown = if self.kill { Shutdown::kill() } else { entry.spec.shutdown };
+            let seat = entry.seat().clone();
             tokio::spawn(async move {
                 // Its end is reported by the task that waits for it, unless it does not end.
                 if let Err(error) = child::stop(&*child, shutdown).await {
@@ -497,19 +662,33 @@ impl Supervisor {
         let Some(entry) = self.entries.remove(&id) else { return };
         let last = entry.last().unwrap_or_default();
         if self.state.as_ref().is_some_and(|state| state.ended_by(id)) {
-            let (path, Intensity { max, within }) = (entry.seat.path(), self.intensity);
+            let (path, Intensity { max, within }) = (entry.path(), self.rules.intensity);
             self.gave_up =
                 Some(format!("{path} needed more than {max} restarts in {within:?}; at last: {last}"));
         }
         let open = self.state.as_ref().is_some_and(State::is_open);
+        let may_come_back = !open || entry.reply.is_some();
+        let ending = self.state.as_ref().and_then(State::ending);
+        if ending == Some(Ending::AutoShutdown(id)) {
+            tracing::info!(
+                child = entry.seat().path(),
+                "a significant child has ended: so does its supervisor"
+            );
+        }
         let why = match &self.gave_up {
             Some(why) => format!("its supervisor gave up: {why}"),
             None if open && entry.reply.is_some() => format!("it did not start: {last}"),
+            None if open && entry.given_up => format!("its supervisor gave it up; at last: {last}"),
             None if open => format!("it was removed; at last: {last}"),
+            None if matches!(ending, Some(Ending::AutoShutdown(_))) => {
+                "its supervisor ended by itself, since significant children had".to_owned()
+            }
             None => "it was stopped".to_owned(),
         };
-        self.seats.with(|seats| seats.retain(|_, seat| !Arc::ptr_eq(seat, &entry.seat)));
-        entry.seat.close(&why);
+        if open {
+            self.tell(|| TreeEvent::Removed { path: entry.path() });
+        }
+        self.leave(&entry, may_come_back, &why);
         if let Some(reply) = entry.reply {
             let _ = reply.send(Err(entry.last.unwrap_or_else(stopping).into()));
         }
@@ -517,6 +696,20 @@ impl Supervisor {
             let _ = reply.send(Ok(()));
         }
     }
+}
+
+/// The process of a child, if that is another one than this.
+fn own_process(child: &dyn Child) -> Option<u32> {
+    child.pid().filter(|pid| *pid != std::process::id())
+}
+
+/// Why a call is refused, if it is.
+fn refused(actions: &[Action], name: &str) -> Result<(), Refused> {
+    let refusal = actions.iter().find_map(|action| match action {
+        Action::Refuse(_, refusal) => Some(*refusal),
+        _ => None,
+    });
+    refusal.map_or(Ok(()), |refusal| Err(Refused::by_rule(refusal, name)))
 }
 
 /// What a death means to the policy.

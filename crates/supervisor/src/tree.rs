@@ -1,203 +1,54 @@
-//! A supervisor as its users see it: the builder, and the handle of the running one.
+//! A running supervisor as its users see it: its handle, and what that tells of the children.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
-use hatchery_actor::actor::AnyActor;
-use hatchery_actor::child::{BoxFuture, Start};
+use hatchery_actor::child::{BoxFuture, Start, Supervised};
 use hatchery_actor::error::{Error, Result};
 use hatchery_actor::fault::Fault;
 use hatchery_actor::handle::ActorRef;
 use hatchery_actor::root::{Resident, Root};
-use hatchery_actor::seat::{Occupancy, Seat};
+use hatchery_actor::seat::Seat;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::policy::{Backoff, Intensity, Refusal, Rules};
-pub use crate::policy::{CountDeaths, Exhausted, Restart, Strategy};
+use crate::builder::Supervisor;
+use crate::errors::{ChildError, Refused, StartError};
+use crate::events::Events;
+use crate::nested::SUPERVISOR;
+use crate::office::{Ending, Office, Run, Shared, ended};
+use crate::overseer::{self, SupervisorHandle};
+use crate::policy::Restart;
 use crate::signals::Listener;
+use crate::snapshot::{self, Snapshot};
 use crate::spec::{ChildSpec, ErasedSpec};
-use crate::supervisor::{self, Command, Refused};
-
-/// A supervisor to be: it starts its children, and restarts those that end.
-///
-/// A child that ends is started again in the same seat, unless its [`Restart`] says otherwise: its handles find the new
-/// incarnation by themselves. The [`Strategy`] says who is restarted along with it. One that was ready for a second, or
-/// had answered a message, starts again at once; one that died earlier, or whose restart failed, waits before the next
-/// attempt ([`backoff`](Supervisor::backoff)). When there are too many restarts
-/// ([`intensity`](Supervisor::intensity)) the supervisor stops everything and gives up.
-#[must_use = "nothing starts before `start`"]
-pub struct Supervisor {
-    rules: Rules,
-    name: Option<String>,
-    children: Vec<ErasedSpec>,
-}
-
-impl Supervisor {
-    /// A supervisor without children.
-    pub fn new(strategy: Strategy) -> Supervisor {
-        let rules = Rules { strategy, ..Rules::default() };
-        Supervisor { rules, name: None, children: Vec::new() }
-    }
-
-    /// A name, unique among the trees and processes of this process; it begins the paths of its children.
-    pub fn name(mut self, name: impl Into<String>) -> Self {
-        self.name = Some(name.into());
-        self
-    }
-
-    /// How many restarts within how much time are still normal; 10 in 60 s unless told otherwise. One more, and it
-    /// stops everything and ends, or does what [`exhausted`](Supervisor::exhausted) says.
-    ///
-    /// A death counts once, however many siblings are restarted with it, and each restart that fails counts once more.
-    /// Time in which the supervisor stops, starts or waits for a child is no part of `within`.
-    pub fn intensity(mut self, max: u32, within: Duration) -> Self {
-        self.rules.intensity = Intensity { max, within };
-        self
-    }
-
-    /// How long a child that died early waits before it is started again: the first time `first`, each further time
-    /// twice as long, at most `cap`; each time 20 % more or less, by chance. 100 ms and 30 s unless told otherwise; with
-    /// `Duration::ZERO` for both, nobody ever waits.
-    ///
-    /// Early is the death of an incarnation that was ready for less than 1 s and had answered no request of this
-    /// process, and a restart that fails. A longer life, or an answer, begins the count anew.
-    pub fn backoff(mut self, first: Duration, cap: Duration) -> Self {
-        self.rules.backoff = Backoff { first, cap };
-        self
-    }
-
-    /// Which deaths count for the [`intensity`](Supervisor::intensity): all that are followed by a restart, unless told
-    /// otherwise.
-    pub fn count_deaths(mut self, count: CountDeaths) -> Self {
-        self.rules.count_deaths = count;
-        self
-    }
-
-    /// What follows when a restart is one too many; [`Exhausted::Escalate`] unless told otherwise.
-    pub fn exhausted(mut self, exhausted: Exhausted) -> Self {
-        self.rules.exhausted = exhausted;
-        self
-    }
-
-    /// A child that it starts with. They start in the order given and stop in reverse.
-    pub fn child<S: Start>(mut self, spec: ChildSpec<S>) -> Self {
-        self.children.push(spec.erase());
-        self
-    }
-
-    /// Starts it and its children.
-    ///
-    /// # Errors
-    /// What it was told contradicts itself, and nothing has been started: the intensity's time is zero, the backoff
-    /// begins above its cap, two children have one name, or a child's spec is wrong. The program did not come through
-    /// the door, or the name is taken. Or a child does not start: that is not tried again, and those that had started
-    /// are stopped, in reverse.
-    pub async fn start(self) -> Result<Tree, StartError> {
-        let shown = self.name.clone().unwrap_or_else(|| "a supervisor".to_owned());
-        let refused = |fault| StartError::new(shown.clone(), Refused::from(fault));
-        self.check().map_err(&refused)?;
-        for (index, spec) in self.children.iter().enumerate() {
-            let name = spec.start.name();
-            let of_child = |refused| StartError::new(format!("{shown}/{name}"), refused);
-            spec.check().map_err(|fault| of_child(fault.into()))?;
-            if self.children.iter().take(index).any(|other| other.start.name() == name) {
-                return Err(of_child(Refused::by_rule(Refusal::AlreadyStarted, name)));
-            }
-        }
-        let root = Root::current().map_err(&refused)?;
-        let path = match &self.name {
-            Some(name) => root.take_name(name).map_err(&refused)?,
-            None => root.unnamed(),
-        };
-        let (commands, orders) = mpsc::channel(256);
-        let (over, is_over) = watch::channel(None);
-        let seats = Arc::<Seats>::default();
-        let resident = Arc::new(TreeResident { commands: commands.downgrade(), over: is_over.clone() });
-        let residence = root.move_in(resident).map_err(|fault| {
-            root.free_name(&path);
-            refused(fault)
-        })?;
-        let freed = path.clone();
-        let task = supervisor::run(self.rules, path.clone(), seats.clone(), orders);
-        tokio::spawn(async move {
-            let ending = task.await;
-            root.free_name(&freed);
-            over.send_replace(Some(ending));
-            drop(residence);
-        });
-        let tree = Tree { shared: Arc::new(Shared { path, seats, commands, over: is_over }) };
-        for spec in self.children {
-            if let Err(error) = tree.start_erased(spec).await {
-                let _ = tree.stop().await;
-                return Err(error);
-            }
-        }
-        Ok(tree)
-    }
-
-    /// Finds contradictions before anything starts.
-    fn check(&self) -> Result<(), Fault> {
-        let Rules { intensity, backoff, .. } = self.rules;
-        if intensity.within.is_zero() {
-            return Err(Fault::Refused(
-                "an intensity of so many restarts within no time never counts any: give it some time, or `u32::MAX` \
-                 restarts if there are never too many"
-                    .to_owned(),
-            ));
-        }
-        if backoff.first > backoff.cap {
-            let Backoff { first, cap } = backoff;
-            return Err(Fault::Refused(format!(
-                "a backoff that begins with {first:?} and never gets longer than {cap:?}: raise the cap"
-            )));
-        }
-        Ok(())
-    }
-}
-
-/// The seats of a supervisor's children, by name.
-#[derive(Default)]
-pub(crate) struct Seats {
-    by_name: Mutex<BTreeMap<String, Arc<Seat>>>,
-}
-
-impl Seats {
-    pub(crate) fn with<T>(&self, look: impl FnOnce(&mut BTreeMap<String, Arc<Seat>>) -> T) -> T {
-        // No foreign code runs under this lock.
-        look(&mut self.by_name.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
+use crate::supervisor::{Command, Look};
 
 /// The handle of a running supervisor. Cloneable; dropping the last one stops it in order, in the background. Handles
-/// of its children do not keep it.
+/// of its children do not keep it, and one that is a child itself is kept by its parent.
+///
+/// The handle of a supervisor that is a child reaches its successors. While none is up, what is asked of it fails at once
+/// (`is_closed`).
 #[derive(Clone)]
 pub struct Tree {
     shared: Arc<Shared>,
 }
 
-struct Shared {
-    path: String,
-    seats: Arc<Seats>,
-    commands: mpsc::Sender<Command>,
-    over: watch::Receiver<Option<Ending>>,
-}
-
-/// How a supervisor ended: in order, or why not.
-pub(crate) type Ending = Result<(), Error>;
-
 /// How many children there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Count {
     /// All, those that are stopped or between two incarnations included.
     pub specs: usize,
     /// Those that are up right now.
     pub active: usize,
+    /// Of all, those that are supervisors of this process.
+    pub supervisors: usize,
+    /// Of all, the others.
+    pub workers: usize,
 }
 
 /// A child as its supervisor knows it. See [`Tree::children`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ChildInfo {
     /// Its name among its siblings.
@@ -217,7 +68,7 @@ pub struct ChildInfo {
 }
 
 /// How a child stands. See [`Tree::children`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum ChildState {
     /// It is being started because somebody asked for it.
@@ -230,14 +81,14 @@ pub enum ChildState {
     /// It was stopped, or has left in order. Its spec is kept.
     Stopped,
     /// It said not to try again (exit code 125), cannot be killed, or was restarted too often
-    /// ([`Exhausted::GiveUpChild`]). Its spec is kept.
+    /// ([`Exhausted::GiveUpChild`](crate::policy::Exhausted::GiveUpChild)). Its spec is kept.
     GivenUp,
 }
 
 impl Tree {
     /// Its place in the tree of the program.
     pub fn path(&self) -> &str {
-        &self.shared.path
+        &self.shared.office.path
     }
 
     /// Starts a child and resolves when it is ready, giving the handle of its seat.
@@ -252,13 +103,13 @@ impl Tree {
     /// # Cancel safety
     /// Dropping the future does not stop the child.
     pub async fn start_child<S: Start>(&self, spec: ChildSpec<S>) -> Result<S::Handle, StartError> {
-        let seat = self.start_erased(spec.erase()).await?;
+        let seat = self.start_erased(spec.erase(), false).await?;
         Ok(spec.handle(ActorRef::new(seat)))
     }
 
-    async fn start_erased(&self, spec: ErasedSpec) -> Result<Arc<Seat>, StartError> {
+    pub(crate) async fn start_erased(&self, spec: ErasedSpec, listed: bool) -> Result<Arc<Seat>, StartError> {
         let what = self.path_of(spec.start.name());
-        let outcome = self.call(|reply| Command::StartChild(spec, reply)).await;
+        let outcome = self.call(|reply| Command::StartChild(spec, listed, reply)).await;
         outcome.map_err(|refused| StartError::new(what, refused))
     }
 
@@ -303,14 +154,23 @@ impl Tree {
 
     /// The children, in the order of their addition; none once it has ended.
     pub async fn children(&self) -> Vec<ChildInfo> {
+        self.ask(Command::Children).await.unwrap_or_default()
+    }
+
+    /// What this supervisor says of itself; `None` once it has ended.
+    pub(crate) async fn look(&self) -> Option<Look> {
+        self.ask(Command::Look).await
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
         let (reply, answer) = oneshot::channel();
         // Either fails only when it has ended.
-        let _ = self.shared.commands.send(Command::Children(reply)).await;
-        answer.await.unwrap_or_default()
+        let _ = self.run().commands.send(command(reply)).await;
+        answer.await.ok()
     }
 
     fn path_of(&self, name: &str) -> String {
-        format!("{}/{name}", self.shared.path)
+        format!("{}/{name}", self.shared.office.path)
     }
 
     fn child_error(&self, what: &str, name: &str, refused: Refused) -> ChildError {
@@ -321,37 +181,98 @@ impl Tree {
         &self,
         command: impl FnOnce(oneshot::Sender<Result<T, Refused>>) -> Command,
     ) -> Result<T, Refused> {
-        let (reply, answer) = oneshot::channel();
-        let closed = || Err(Fault::Closed { why: "its supervisor has ended".to_owned() }.into());
-        match self.shared.commands.send(command(reply)).await {
-            Ok(()) => answer.await.unwrap_or_else(|_| closed()),
-            Err(_) => closed(),
-        }
+        let answer = self.ask(command).await;
+        answer.unwrap_or_else(|| Err(Fault::Closed { why: "its supervisor has ended".to_owned() }.into()))
     }
 
-    /// The handle of a child, by its name.
+    /// The handle of a child, by its name: of an actor, of a [`Supervisor`] that is a child in this process, or of a task
+    /// (`tree.get::<TaskHandle<u64>>("sum")`).
     ///
     /// # Errors
-    /// There is none of that name, or it is another actor.
-    pub fn get<A: AnyActor>(&self, name: &str) -> Result<A::Handle> {
-        let seat = self.shared.seats.with(|seats| seats.get(name).cloned());
-        let seat = seat.ok_or_else(|| {
-            let names = self.shared.seats.with(|seats| seats.keys().cloned().collect::<Vec<_>>().join(", "));
-            Error::msg(format!("{} has no child {name:?}; its children are: {names}", self.path()))
-        })?;
-        if seat.actor() != A::name() {
-            let (is, asked) = (seat.actor(), A::name());
-            return Err(Error::msg(format!("{} is a {is}, not a {asked}", seat.path())));
-        }
-        Ok(ActorRef::new(seat).into())
+    /// There is none of that name, or it is something else.
+    pub fn get<K: Supervised>(&self, name: &str) -> Result<K::Handle> {
+        let Some(member) = self.office().member(name) else {
+            let names = self.office().members().keys().cloned().collect::<Vec<_>>().join(", ");
+            return Err(Error::msg(format!(
+                "{} has no child {name:?}; its children are: {names}",
+                self.path()
+            )));
+        };
+        let handle = member.handle.downcast_ref::<K::Handle>().filter(|_| member.seat.actor() == K::kind());
+        handle.cloned().ok_or_else(|| {
+            let (path, is, asked) = (member.seat.path(), member.seat.actor(), K::kind());
+            Error::msg(if is == asked {
+                format!("{path} is a {is}, and its handle is another type than that")
+            } else {
+                format!("{path} is a {is}, not a {asked}")
+            })
+        })
+    }
+
+    /// The supervisor of this process that has this path, e.g. that of the actor whose `start` asks for it.
+    ///
+    /// # Errors
+    /// There is none, or it is in another process.
+    pub fn lookup(path: &str) -> Result<Tree> {
+        let shared = Root::current().ok().and_then(|root| root.tree_at(path));
+        let shared = shared.and_then(|shared| shared.downcast::<Shared>().ok());
+        shared.map(Tree::new).ok_or_else(|| Error::msg(format!("this process has no supervisor {path:?}")))
+    }
+
+    /// The same as plain data: a handle that may be given to any worker.
+    pub fn handle(&self) -> SupervisorHandle {
+        overseer::handle(self.office())
+    }
+
+    /// What happens to its children from now on, in order, and to those below them as far as they are supervised in this
+    /// process.
+    ///
+    /// ```
+    /// use hatchery::TreeEvent;
+    /// use hatchery::prelude::*;
+    ///
+    /// struct Job;
+    ///
+    /// #[hatchery::actor]
+    /// impl Job {
+    ///     fn start() -> Self { Job }
+    ///     fn crash(&self) { std::process::abort() }
+    /// }
+    ///
+    /// #[hatchery::main]
+    /// async fn main() -> hatchery::Result<()> {
+    ///     let tree = Supervisor::new(Strategy::OneForOne).name("shop").start().await?;
+    ///     let mut events = tree.events();
+    ///     let job = tree.start_child(worker::<Job>("job", ())).await?;
+    ///     assert!(job.crash().await.is_err());
+    ///     assert!(matches!(events.next().await, Some(TreeEvent::Started { incarnation: 1, .. })));
+    ///     assert!(matches!(events.next().await, Some(TreeEvent::Exited { exit, .. }) if exit.signal() == Some(6)));
+    ///     assert!(matches!(events.next().await, Some(TreeEvent::RestartScheduled { .. })));
+    ///     assert!(matches!(events.next().await, Some(TreeEvent::Started { incarnation: 2, .. })));
+    ///     tree.stop().await
+    /// }
+    /// ```
+    pub fn events(&self) -> Events {
+        self.office().news.listen()
+    }
+
+    /// What there is now: each child with its state, process, incarnation, uptime, restarts, mailbox, memory, processor
+    /// time and last end, and what is below it: supervisors of this process, and those that are parts of actors, in other
+    /// processes too ([`start_in`](Supervisor::start_in)), if they answer within a second. Printed, it is drawn as a tree.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub async fn snapshot(&self) -> Result<Snapshot> {
+        snapshot::take(self.clone(), snapshot::PATIENCE).await
     }
 
     /// How many children there are.
     pub fn count(&self) -> Count {
-        self.shared.seats.with(|seats| {
-            let active = seats.values().filter(|seat| matches!(seat.occupancy(), Occupancy::Occupied(_)));
-            Count { specs: seats.len(), active: active.count() }
-        })
+        let members = self.office().members();
+        let specs = members.len();
+        let active = members.values().filter(|member| member.is_active()).count();
+        let supervisors = members.values().filter(|member| member.tree().is_some()).count();
+        Count { specs, active, supervisors, workers: specs - supervisors }
     }
 
     /// Stops all children, newest first, and then itself; resolves when all are gone. May be asked again.
@@ -362,9 +283,7 @@ impl Tree {
     /// # Cancel safety
     /// Dropped early, the stop goes on.
     pub async fn stop(&self) -> Result<()> {
-        // Fails only when it has ended already.
-        let _ = self.shared.commands.send(Command::Stop).await;
-        self.ended().await
+        self.run().stop().await.map(drop)
     }
 
     /// Runs until Ctrl-C or SIGTERM, then stops in order; a second signal ends the program at once. Also resolves
@@ -384,15 +303,35 @@ impl Tree {
         }
     }
 
-    async fn ended(&self) -> Result<()> {
-        ended(self.shared.over.clone()).await
+    /// Waits for the end, whoever brings it about.
+    ///
+    /// # Errors
+    /// It gave up: a child ended more often than the intensity allows.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn ended(&self) -> Result<()> {
+        self.run().ended().await.map(drop)
+    }
+
+    pub(crate) fn new(shared: Arc<Shared>) -> Tree {
+        Tree { shared }
+    }
+
+    pub(crate) fn office(&self) -> &Arc<Office> {
+        &self.shared.office
+    }
+
+    pub(crate) fn run(&self) -> Run {
+        self.shared.run()
     }
 }
 
-async fn ended(mut over: watch::Receiver<Option<Ending>>) -> Result<()> {
-    match over.wait_for(Option::is_some).await.as_deref() {
-        Ok(Some(ending)) => ending.clone(),
-        _ => Err(Error::msg("the runtime of the supervisor has ended")),
+impl Supervised for Supervisor {
+    type Handle = Tree;
+
+    fn kind() -> &'static str {
+        SUPERVISOR
     }
 }
 
@@ -403,9 +342,15 @@ impl std::fmt::Debug for Tree {
 }
 
 /// What the end of the program does with a tree.
-struct TreeResident {
+pub(crate) struct TreeResident {
     commands: mpsc::WeakSender<Command>,
     over: watch::Receiver<Option<Ending>>,
+}
+
+impl TreeResident {
+    pub(crate) fn new(run: &Run) -> TreeResident {
+        TreeResident { commands: run.commands.downgrade(), over: run.over.clone() }
+    }
 }
 
 impl Resident for TreeResident {
@@ -426,84 +371,5 @@ impl Resident for TreeResident {
             // Without a sender the last handle is gone, and it is stopping already.
             let _ = ended(over).await;
         })
-    }
-}
-
-/// Why a supervisor or a child did not start. A worker that takes too long to start is killed: that is a
-/// timeout, and the error has its exit.
-#[derive(Clone, PartialEq, Eq, thiserror::Error)]
-#[error("start of {what}: {fault}")]
-pub struct StartError {
-    what: String,
-    #[source]
-    fault: Fault,
-    refusal: Option<Refusal>,
-}
-
-/// Why a child was not started again, stopped or removed.
-#[derive(Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{what}: {fault}")]
-pub struct ChildError {
-    what: String,
-    #[source]
-    fault: Fault,
-    refusal: Option<Refusal>,
-}
-
-macro_rules! shown_for_people {
-    ($error:ty) => {
-        impl std::fmt::Debug for $error {
-            /// For people, as `unwrap` shows it: the text, and the worker's last words.
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                write!(f, "{self}")?;
-                self.fault.show_last_words(f)
-            }
-        }
-
-        impl $error {
-            fn new(what: String, Refused { refusal, fault }: Refused) -> $error {
-                Self { what, fault, refusal }
-            }
-
-            /// The library's own reason.
-            #[doc(hidden)]
-            pub fn fault(&self) -> Option<&Fault> {
-                Some(&self.fault)
-            }
-
-            hatchery_actor::predicates!();
-        }
-    };
-}
-
-shown_for_people!(StartError);
-shown_for_people!(ChildError);
-
-impl StartError {
-    /// Whether the supervisor has a child of that name, which runs or is being started.
-    pub fn is_already_started(&self) -> bool {
-        self.refusal == Some(Refusal::AlreadyStarted)
-    }
-
-    /// Whether the supervisor has a child of that name, which is stopped or being restarted.
-    pub fn is_already_present(&self) -> bool {
-        self.refusal == Some(Refusal::AlreadyPresent)
-    }
-}
-
-impl ChildError {
-    /// Whether there is no child of that name.
-    pub fn is_not_found(&self) -> bool {
-        self.refusal == Some(Refusal::NotFound)
-    }
-
-    /// Whether the child runs: it would have to be stopped first.
-    pub fn is_running(&self) -> bool {
-        self.refusal == Some(Refusal::Running)
-    }
-
-    /// Whether the child is being restarted.
-    pub fn is_restarting(&self) -> bool {
-        self.refusal == Some(Refusal::Restarting)
     }
 }

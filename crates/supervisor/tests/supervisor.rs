@@ -20,12 +20,20 @@ use hatchery_actor::outlet::{Answer, Line, Request};
 use hatchery_actor::probe::Probe;
 use hatchery_actor::root::Root;
 use hatchery_actor::seat::Seat;
+use hatchery_supervisor::builder::Supervisor;
+use hatchery_supervisor::errors::StartError;
+use hatchery_supervisor::policy::{CountDeaths, Exhausted, Restart, Strategy};
 use hatchery_supervisor::spec::ChildSpec;
-use hatchery_supervisor::tree::{
-    ChildState, CountDeaths, Exhausted, Restart, StartError, Strategy, Supervisor, Tree,
-};
+use hatchery_supervisor::tree::{ChildState, Tree};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
+
+#[path = "supervisor/beginning.rs"]
+mod beginning;
+#[path = "supervisor/dynamic.rs"]
+mod dynamic;
+#[path = "supervisor/otp.rs"]
+mod otp;
 
 // ---------------------------------------------------------------- children that do as they are told
 
@@ -1253,6 +1261,10 @@ async fn what_a_supervisor_is_told_must_not_contradict_itself() {
         (new().backoff(secs(2), secs(1)), "begins with 2s"),
         (new().child(world.child("a")), "the name \"a\" is taken"),
         (new().child(world.child("b").window(0)), "a window of 0"),
+        (new().max_children(0), "`max_children` allows 0"),
+        (Supervisor::dynamic().child(world.child("a")), "begins without children"),
+        (Supervisor::new(Strategy::OneForAll).start_concurrently(true), "cannot start all at once"),
+        (Supervisor::new(Strategy::RestForOne).start_concurrently(true), "cannot start all at once"),
     ] {
         let error = wrong.start().await.unwrap_err();
         assert!(error.to_string().contains(why), "{error}");

@@ -1,0 +1,151 @@
+//! A supervisor as a child of another one, in the same process.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use hatchery_actor::child::{BoxFuture, Child, Ended, Order, Rung, Shutdown, Start, Started, ended};
+use hatchery_actor::exit::{Exit, Status};
+use hatchery_actor::fault::Fault;
+use hatchery_actor::handle::ActorRef;
+use hatchery_actor::outlet::{Line, Request};
+use hatchery_actor::probe::Probe;
+use hatchery_actor::root::Root;
+use tokio::sync::watch;
+
+use crate::builder::Supervisor;
+use crate::office::{Ending, Office, Run, Shared};
+use crate::spec::ChildSpec;
+use crate::supervisor::{self, Command};
+use crate::tree::Tree;
+
+/// The name that seats of supervisors have in place of an actor's.
+pub(crate) const SUPERVISOR: &str = "hatchery::Supervisor";
+
+/// What [`Start`]s a supervisor as a child. See [`Supervisor::spec`].
+pub struct Nested {
+    name: String,
+    blueprint: Arc<Supervisor>,
+    /// Its place, which outlives its runs.
+    shared: OnceLock<Arc<Shared>>,
+}
+
+impl Nested {
+    pub(crate) fn spec(name: String, blueprint: Supervisor) -> ChildSpec<Nested> {
+        let nested = Nested { name, blueprint: Arc::new(blueprint), shared: OnceLock::new() };
+        ChildSpec::new(nested).shutdown(Shutdown::infinity()).start_timeout(Duration::MAX)
+    }
+
+    fn shared(&self, path: &str) -> Arc<Shared> {
+        let shared = self.shared.get_or_init(|| {
+            // Whatever is asked before the first run finds that there is none.
+            let (run, _) = Run::new();
+            Shared::new(Office::new(path.to_owned(), true), run)
+        });
+        shared.clone()
+    }
+}
+
+impl Start for Nested {
+    type Handle = Tree;
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn actor(&self) -> &'static str {
+        SUPERVISOR
+    }
+
+    fn check(&self) -> Result<(), Fault> {
+        self.blueprint.check().map_err(|(name, why)| match name {
+            Some(name) => Fault::Refused(format!("its child {name:?}: {}", why.fault)),
+            None => why.fault,
+        })
+    }
+
+    fn handle(&self, reference: ActorRef) -> Tree {
+        Tree::new(self.shared(reference.seat().path()))
+    }
+
+    fn start(&self, order: Order) -> BoxFuture<Result<Started, Fault>> {
+        let shared = self.shared(order.seat.path());
+        let blueprint = self.blueprint.clone();
+        Box::pin(async move {
+            let (run, runner) = Run::new();
+            shared.runs(run.clone());
+            shared.office.reopen();
+            if let Ok(root) = Root::current() {
+                shared.enter(&root);
+            }
+            let (exit, exited) = watch::channel(None);
+            let (seat, incarnation) = (order.seat.clone(), order.incarnation);
+            let at_end = move |ending: &Ending| {
+                let how = exit_of(ending);
+                seat.ended(incarnation, &how);
+                exit.send_replace(Some(Arc::new(how)));
+            };
+            supervisor::spawn(blueprint.rules(), &shared, runner, order.presence, at_end);
+            let tree = Tree::new(shared);
+            match tokio::time::timeout(order.timeout, blueprint.begin(&tree)).await {
+                Ok(Ok(())) => {
+                    Ok(Started { child: Arc::new(NestedChild { run, exited }), line: Arc::new(NoLine) })
+                }
+                Ok(Err(error)) => Err(Fault::StartFailed(error.to_string())),
+                Err(_) => {
+                    // What had begun is being stopped, and takes the time that its children have for that.
+                    let exit = Box::new((*ended(exited).await).clone());
+                    Err(Fault::Late { what: format!("not ready within {:?}", order.timeout), exit })
+                }
+            }
+        })
+    }
+}
+
+fn exit_of(ending: &Ending) -> Exit {
+    match ending {
+        Ok(_) => Exit::orderly(),
+        Err(gave_up) => Exit::new(Status::Code(1)).with_failed(true).with_reason(Some(gave_up.to_string())),
+    }
+}
+
+struct NestedChild {
+    run: Run,
+    exited: Ended,
+}
+
+impl Child for NestedChild {
+    fn stop(&self, rung: Rung) {
+        let command = || match rung {
+            Rung::Graceful | Rung::Term => Command::Stop,
+            Rung::Kill => Command::Kill,
+        };
+        if self.run.commands.try_send(command()).is_err() {
+            // It is busy, or has ended.
+            let (commands, command) = (self.run.commands.clone(), command());
+            tokio::spawn(async move { drop(commands.send(command).await) });
+        }
+    }
+
+    fn pid(&self) -> Option<u32> {
+        Some(std::process::id())
+    }
+
+    fn exited(&self) -> BoxFuture<Arc<Exit>> {
+        Box::pin(ended(self.exited.clone()))
+    }
+}
+
+/// The way of requests to a supervisor: there is none.
+struct NoLine;
+
+impl Line for NoLine {
+    fn send(&self, _: Request) -> Result<(), Fault> {
+        Err(Fault::Refused("a supervisor takes no messages: use its `Tree`".to_owned()))
+    }
+
+    fn withdraw(&self, _: u64) {}
+
+    fn probe(&self, _: u64, _: Probe) {}
+
+    fn credit(&self, _: u64, _: usize) {}
+}
