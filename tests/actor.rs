@@ -5,9 +5,7 @@ mod descriptors;
 mod ends;
 mod once;
 mod seats;
-mod stops;
 mod streams;
-mod watchdog;
 
 use std::cell::Cell;
 use std::collections::VecDeque;

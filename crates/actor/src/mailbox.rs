@@ -808,6 +808,77 @@ mod tests {
     }
 
     #[test]
+    fn a_draining_mailbox_gives_out_what_it_has_takes_nothing_more_and_stops() {
+        let (mailbox, back) = (Mailbox::new(), Arc::new(Back::default()));
+        for id in 1..=3 {
+            assert!(mailbox.push(parcel(id, id != 2, &back)).is_ok());
+        }
+        assert_eq!(next_id(&mailbox), Some(1));
+        mailbox.drain();
+        assert_eq!(mailbox.info(), MailboxInfo::new(2, Some(1)));
+        for (id, ask) in [(4, true), (5, false)] {
+            mailbox.push(parcel(id, ask, &back)).unwrap_err().refuse();
+        }
+        assert_eq!(back.answers(), [(4, Answer::Fault(Fault::Stopping))]);
+        assert_eq!(*back.places.lock().unwrap(), 1, "of the tell");
+        mailbox.finished();
+        assert_eq!((next_id(&mailbox), next_id(&mailbox)), (Some(2), Some(3)));
+        assert!(mailbox.finished().is_some() && mailbox.has_next());
+        assert!(matches!(next(&mailbox), Some(Next::Stop)));
+        assert_eq!(mailbox.info(), MailboxInfo::default());
+    }
+
+    #[test]
+    fn a_stop_overtakes_a_drain_and_a_drain_changes_nothing_after_it() {
+        for stop_first in [true, false] {
+            let (mailbox, back) = (Mailbox::new(), Arc::new(Back::default()));
+            assert!(mailbox.push(parcel(1, true, &back)).is_ok());
+            if stop_first {
+                mailbox.stop();
+                mailbox.drain();
+            } else {
+                mailbox.drain();
+                mailbox.stop();
+            }
+            assert!(matches!(next(&mailbox), Some(Next::Stop)));
+        }
+    }
+
+    #[test]
+    fn who_waits_at_a_mailbox_that_drains_is_woken_when_the_last_request_leaves() {
+        let back = Arc::new(Back::default());
+        let from: Arc<dyn ReturnPath> = back.clone();
+        for with_all_others in [false, true] {
+            let mailbox = Mailbox::new();
+            assert!(mailbox.push(parcel(1, true, &back)).is_ok());
+            mailbox.drain();
+            mailbox.suspend();
+            let woken = Arc::new(Woken::default());
+            let waker = Waker::from(woken.clone());
+            assert!(mailbox.poll_next(false, &mut Context::from_waker(&waker)).is_pending());
+            if with_all_others {
+                assert_eq!(mailbox.callers_left(&from), 1);
+            } else {
+                mailbox.withdraw(1, &from);
+            }
+            assert!(woken.0.load(std::sync::atomic::Ordering::Relaxed));
+            assert!(matches!(next(&mailbox), Some(Next::Stop)));
+        }
+        let empty = Mailbox::new();
+        empty.drain();
+        assert!(matches!(next(&empty), Some(Next::Stop)));
+    }
+
+    #[derive(Default)]
+    struct Woken(std::sync::atomic::AtomicBool);
+
+    impl std::task::Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    #[test]
     fn a_request_withdrawn_before_it_begins_never_does_and_its_place_comes_back() {
         let (mailbox, back) = (Mailbox::new(), Arc::new(Back::default()));
         for id in 1..=3 {

@@ -13,7 +13,7 @@
 //! | an actor elsewhere in the tree | any handle, and [`lookup()`] |
 //! | who has ended, and how | [`Monitor`], [`Down`] |
 //! | keeping them alive | [`Supervisor`], [`Strategy`], [`Restart`], [`Tree`] |
-//! | what a worker may have, and how it is watched and stopped | [`ChildSpec`], [`ProcessBuilder`], [`Output`], [`Heartbeat`], [`Shutdown`] |
+//! | what a worker may have, and how it is watched and stopped | [`ChildSpec`], [`ProcessBuilder`], [`Output`], [`Heartbeat`], [`Shutdown`], [`Stop`] |
 //! | what workers log | [`logs`], [`TraceContext`] |
 //! | what went wrong | [`Error`], [`CallError`], [`ProcessError`], [`Exit`] |
 
