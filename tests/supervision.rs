@@ -2,6 +2,7 @@
 //! deaths leave, and what supervisors are worth that live in workers or are called from below.
 
 mod calls;
+mod chaos;
 mod nested;
 mod stopping;
 mod storm;
