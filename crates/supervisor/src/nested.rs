@@ -116,7 +116,7 @@ struct NestedChild {
 impl Child for NestedChild {
     fn stop(&self, rung: Rung) {
         let command = || match rung {
-            Rung::Graceful | Rung::Term => Command::Stop,
+            Rung::Drain | Rung::Graceful | Rung::Term => Command::Stop,
             Rung::Kill => Command::Kill,
         };
         if self.run.commands.try_send(command()).is_err() {

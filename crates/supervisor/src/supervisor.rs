@@ -601,6 +601,7 @@ impl Supervisor {
             presence,
             settings: entry.spec.settings.clone(),
             heartbeat: entry.spec.heartbeat,
+            watchdog: entry.spec.watchdog,
             args: None,
         };
         let (start, args) = (entry.spec.start.clone(), entry.spec.args.clone());

@@ -32,6 +32,8 @@ use tokio::time::{Instant, sleep};
 mod beginning;
 #[path = "supervisor/dynamic.rs"]
 mod dynamic;
+#[path = "supervisor/nested.rs"]
+mod nested;
 #[path = "supervisor/otp.rs"]
 mod otp;
 
