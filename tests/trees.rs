@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use hatchery::prelude::*;
-use hatchery::{ChildInfo, ChildSpec, ChildState, Events, Start, SupervisorHandle, TreeEvent};
+use hatchery::{AutoShutdown, ChildInfo, ChildSpec, ChildState, Events, Start, SupervisorHandle, TreeEvent};
 use hatchery_tests::{becomes_true, ends, runs, send, state};
 use rustix::process::Signal;
 
@@ -373,7 +373,6 @@ async fn events_come_in_order_from_all_levels_and_end_with_the_tree() {
         );
     }
     assert!(matches!(next(&mut all).await, TreeEvent::Exited { path, .. } if path == "/shop/inner"));
-    assert!(matches!(next(&mut all).await, TreeEvent::Removed { path, .. } if path == "/shop/inner"));
     assert!(matches!(next(&mut all).await, TreeEvent::Ended { path, .. } if path == "/shop"));
     assert_eq!(ends("no more", all.next()).await, None);
     assert_eq!(ends("no more", tree.events().next()).await, None);
@@ -656,4 +655,85 @@ async fn a_supervisor_is_asked_from_anywhere_and_says_what_it_refuses() {
         let error = ends("count", gone.count()).await.unwrap_err();
         assert!(error.is_closed(), "{error}");
     }
+}
+
+/// A worker whose own supervisor ends when all its jobs are done.
+struct Batch {
+    tree: Tree,
+}
+
+#[hatchery::actor]
+impl Batch {
+    async fn start(jobs: u32, cx: &Context) -> hatchery::Result<Self> {
+        let job = |number| part(&format!("job-{number}")).restart(Restart::Transient).significant(true);
+        let supervisor = Supervisor::new(Strategy::OneForOne).auto_shutdown(AutoShutdown::AllSignificant);
+        let supervisor = (0..jobs).fold(supervisor, |all, number| all.child(job(number)));
+        Ok(Batch { tree: supervisor.child(part("log")).start_in(cx).await? })
+    }
+
+    fn active(&self) -> usize {
+        self.tree.count().active
+    }
+}
+
+#[hatchery::test]
+async fn a_tree_ends_by_itself_in_order_when_the_jobs_of_a_supervisor_in_a_worker_are_done() {
+    let batch = worker::<Batch>("batch", 2).restart(Restart::Transient).significant(true);
+    let supervisor = Supervisor::new(Strategy::OneForOne).name("shop");
+    let supervisor = supervisor.auto_shutdown(AutoShutdown::AnySignificant).child(part("first"));
+    let tree = ends("start", supervisor.child(batch).start()).await.unwrap();
+    let batch = tree.get::<Batch>("batch").unwrap();
+    let mut pids = vec![batch.pid().unwrap(), tree.get::<Part>("first").unwrap().pid().unwrap()];
+    for (number, active) in [(0, 2), (1, 0)] {
+        let job = hatchery::lookup::<Part>(&format!("/shop/batch/job-{number}")).unwrap();
+        let pid = ends("ask", job.me()).await.unwrap();
+        pids.push(pid);
+        ends("stop", job.stop()).await.unwrap();
+        becomes_true("its end", || !runs(pid)).await;
+        if active > 0 {
+            // Its supervisor learns of that a little later.
+            while ends("ask", batch.active()).await.unwrap() != active {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+    ends("its own end", tree.ended()).await.unwrap();
+    assert!(pids.iter().all(|pid| state(*pid).is_none()), "{pids:?}");
+}
+
+/// Takes its time, for ever.
+struct Idler;
+
+#[hatchery::actor]
+impl Idler {
+    fn start() -> Self {
+        Idler
+    }
+
+    async fn idle(&self) {
+        std::future::pending().await
+    }
+}
+
+#[hatchery::test]
+async fn a_snapshot_shows_how_much_waits_in_mailboxes() {
+    let beats = Heartbeat::every(Duration::from_millis(10)).misses(1000);
+    let tree = Supervisor::new(Strategy::OneForOne)
+        .child(local::<Idler>("here", ()).shutdown(Shutdown::kill()))
+        .child(worker::<Idler>("there", ()).shutdown(Shutdown::kill()).heartbeat(beats));
+    let tree = ends("start", tree.start()).await.unwrap();
+    for name in ["here", "there"] {
+        for _ in 0..3 {
+            ends("tell", tree.get::<Idler>(name).unwrap().idle().tell()).await.unwrap();
+        }
+    }
+    // What is known of a worker's mailbox came with an answer to a heartbeat.
+    loop {
+        let taken = ends("snapshot", tree.snapshot()).await.unwrap();
+        if taken.children.iter().all(|child| child.mailbox == Some(3)) {
+            assert!(taken.to_string().contains("mailbox 3"), "{taken}");
+            break;
+        }
+    }
+    ends("stop", tree.stop()).await.unwrap();
 }

@@ -209,7 +209,8 @@ where
 /// [`ChildSpec`] says otherwise: it runs until it has succeeded. The [handle](crate::TaskHandle)'s `join` waits for that.
 ///
 /// Whoever stops or kills it has it dropped where it awaits, at once; what it spawned itself goes on. Code that blocks and
-/// never awaits cannot be ended: it holds up a thread, and stopping it fails after 17 s. Put that into a [`task()`].
+/// never awaits cannot be ended: it holds up its thread, and after 17 s (unless its spec says otherwise) it is given up as
+/// unkillable. Put that into a [`task()`].
 ///
 /// ```
 /// use std::sync::Arc;

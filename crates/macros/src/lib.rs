@@ -23,7 +23,8 @@ mod entry;
 /// Makes a function one that other processes can run.
 ///
 /// The function becomes a constant of its name: `square(3)` still is a plain call, and
-/// `Process::spawn(square, 3)` runs it in a process of its own. Several parameters make a tuple.
+/// `Process::spawn(square, 3)` runs it in a process of its own, as `task("nine", square, 3)` has a supervisor do. Several
+/// parameters make a tuple.
 ///
 /// ```
 /// use hatchery::prelude::*;

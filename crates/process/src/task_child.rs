@@ -73,10 +73,11 @@ impl<R: 'static> Start for TaskChild<R> {
     }
 
     fn start(&self, order: Order) -> BoxFuture<Result<Started, Fault>> {
-        let (args, name) = (self.args.clone(), self.name.clone());
-        let (entry, results) = (self.entry, self.results.clone());
+        let args = order.args.clone().map_or_else(|| self.args.clone(), Ok);
+        let (name, entry, results) = (self.name.clone(), self.entry, self.results.clone());
         Box::pin(async move {
             let args = args.map_err(|error| Fault::NotSent(error.to_string()))?;
+            measure(&args)?;
             let program = Program::current()?;
             let deadline = deadline(order.timeout);
             let what = What::Task { name: entry.name.to_owned(), place: entry.place.to_string() };
@@ -95,7 +96,7 @@ impl<R: 'static> Start for TaskChild<R> {
                 seat.ended(incarnation, exit);
             })?;
             launch::ready(&ward, ended.clone(), deadline, timeout).await?;
-            let child = Arc::new(TaskProcess(WorkerChild { ward, process, ended }));
+            let child = Arc::new(TaskProcess(WorkerChild { ward, process, ended, line: None }));
             Ok(Started { child, line: Arc::new(NoLine) })
         })
     }
@@ -107,7 +108,7 @@ struct TaskProcess(WorkerChild);
 impl Child for TaskProcess {
     fn stop(&self, rung: Rung) {
         // The first rung and the second are the same: SIGTERM is how it is asked in order.
-        self.0.stop(if rung == Rung::Graceful { Rung::Term } else { rung });
+        self.0.stop(if rung == Rung::Kill { Rung::Kill } else { Rung::Term });
     }
 
     fn pid(&self) -> Option<u32> {

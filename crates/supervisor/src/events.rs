@@ -87,7 +87,7 @@ pub enum TreeEvent {
         /// The process, if it has one of its own.
         pid: Option<u32>,
     },
-    /// A child is forgotten, and its name is free.
+    /// A child is forgotten, and its name is free. Not told of those that end with their supervisor.
     #[non_exhaustive]
     Removed {
         /// Who, e.g. `/shop/web`.

@@ -4,7 +4,7 @@
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use hatchery_actor::error::Error;
 use hatchery_actor::root::Root;
@@ -17,7 +17,16 @@ use crate::supervisor::Command;
 use crate::tree::Tree;
 
 /// How a supervisor ended: in order, or why not.
-pub(crate) type Ending = Result<(), Error>;
+pub(crate) type Ending = Result<Orderly, Error>;
+
+/// Which end in order it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Orderly {
+    /// Somebody wanted it.
+    Wanted,
+    /// Its significant children had ended.
+    ByItself,
+}
 
 /// The place of a supervisor, and what is there.
 pub(crate) struct Office {
@@ -27,6 +36,7 @@ pub(crate) struct Office {
     pub(crate) overseer: Arc<Seat>,
     /// How many runs there have been.
     runs: AtomicU64,
+    left_behind: OnceLock<String>,
     /// Whether it is a child itself: its listed children keep their seats then, from one run to the next.
     pub(crate) nested: bool,
     members: Mutex<BTreeMap<String, Member>>,
@@ -65,7 +75,17 @@ impl Office {
     pub(crate) fn new(path: String, nested: bool) -> Arc<Office> {
         let overseer = overseer::seat(&path);
         let (news, runs, members) = (Arc::default(), AtomicU64::new(0), Mutex::default());
-        Arc::new(Office { path, news, overseer, runs, nested, members })
+        Arc::new(Office { path, news, overseer, runs, nested, members, left_behind: OnceLock::new() })
+    }
+
+    /// The child of this path lives on for ever, so that nobody may be started beside it.
+    pub(crate) fn leave_behind(&self, path: String) {
+        let _ = self.left_behind.set(path);
+    }
+
+    /// The child that could not be killed, if there is one.
+    pub(crate) fn left_behind(&self) -> Option<&str> {
+        self.left_behind.get().map(String::as_str)
     }
 
     /// The number of the run that begins now, from 1.
@@ -86,6 +106,14 @@ impl Office {
         let members: Vec<_> = self.members().values().cloned().collect();
         members.iter().for_each(|member| member.close(why));
         self.overseer.close(why);
+    }
+}
+
+impl Office {
+    /// Somebody will sit here again: from now on requests wait for him.
+    pub(crate) fn reopen(&self) {
+        let seats: Vec<_> = self.members().values().map(|member| member.seat.clone()).collect();
+        seats.iter().for_each(|seat| seat.reopen());
     }
 }
 

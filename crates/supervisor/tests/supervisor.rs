@@ -28,8 +28,12 @@ use hatchery_supervisor::tree::{ChildState, Tree};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 
+#[path = "supervisor/beginning.rs"]
+mod beginning;
 #[path = "supervisor/dynamic.rs"]
 mod dynamic;
+#[path = "supervisor/nested.rs"]
+mod nested;
 #[path = "supervisor/otp.rs"]
 mod otp;
 
@@ -43,6 +47,8 @@ enum Begin {
     Fails,
     Panics,
     Hangs,
+    /// The same, and something of it stays for ever.
+    Haunts,
     /// It completes when the world gives the cue.
     OnCue,
 }
@@ -201,7 +207,7 @@ impl Start for Fake {
         };
         let (world, name, manners) = (self.world.clone(), self.name.clone(), self.manners);
         Box::pin(async move {
-            let Order { seat, incarnation, timeout, .. } = order;
+            let Order { seat, incarnation, timeout, presence, .. } = order;
             world.say(format!("start {name} {incarnation}"));
             match begin {
                 Begin::Well => {}
@@ -213,6 +219,10 @@ impl Start for Fake {
                 Begin::Fails => return Err(Fault::StartFailed("no luck".to_owned())),
                 Begin::Panics => panic!("no luck at all"),
                 Begin::Hangs => std::future::pending().await,
+                Begin::Haunts => {
+                    std::mem::forget(presence);
+                    std::future::pending().await
+                }
                 Begin::OnCue => world.cue.notified().await,
             }
             let exit = watch::Sender::new(None);
@@ -1259,6 +1269,10 @@ async fn what_a_supervisor_is_told_must_not_contradict_itself() {
         (new().backoff(secs(2), secs(1)), "begins with 2s"),
         (new().child(world.child("a")), "the name \"a\" is taken"),
         (new().child(world.child("b").window(0)), "a window of 0"),
+        (new().max_children(0), "`max_children` allows 0"),
+        (Supervisor::dynamic().child(world.child("a")), "begins without children"),
+        (Supervisor::new(Strategy::OneForAll).start_concurrently(true), "cannot start all at once"),
+        (Supervisor::new(Strategy::RestForOne).start_concurrently(true), "cannot start all at once"),
     ] {
         let error = wrong.start().await.unwrap_err();
         assert!(error.to_string().contains(why), "{error}");

@@ -22,7 +22,6 @@
 //! | `simple_one_for_one`, `simple_one_for_one_extra` | `simple_one_for_one` |
 //! | `simple_one_for_one_corruption`, `*_scale_many_temporary_children` | how it is kept in their memory; timing is for benches |
 //! | `count_children`, `count_children_supervisor`, `count_restarting_children` | `count_children`, `count_restarting_children` |
-//! | `simple_global_supervisor` | names are paths: `a_child_that_is_stopped_is_gone_when_that_is_answered_and_starts_again_behind_its_handle` |
 
 use super::otp::{abnormal, all_exits, clean, counts, has_ended, incarnations, states};
 use super::*;

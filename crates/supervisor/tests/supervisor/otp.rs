@@ -22,6 +22,8 @@
 //! | `one_for_all_other_child_fails_restart` | `a_sibling_that_fails_to_start_has_all_tried_again_in_one_for_all` |
 //! | `rest_for_one_other_child_fails_restart` | `a_sibling_that_fails_to_start_leaves_those_before_it_up_in_rest_for_one` |
 //! | `nonsignificant_*`, `significant_temporary`, `significant_transient`, `significant_simple`, `significant_bystander` | the same |
+//! | `tree`, `significant_escalation` | the same |
+//! | `simple_global_supervisor` | names are paths; `trees.rs` of `tests/` has supervisors that are killed and started by hand |
 //! | `significant_upgrade_*`, `code_change*`, `get_callback_module` | no code is changed while it runs |
 //! | `do_not_save_child_specs_for_temporary_children` | the same |
 //! | `do_not_save_start_parameters_for_temporary_children` | a spec is kept or it is not |
@@ -571,29 +573,53 @@ async fn significant_bystander() {
     }
 }
 
-// ---------------------------------------------------------------- the same, where theirs ends
-
 #[tokio::test(start_paused = true)]
-async fn a_significant_child_that_ends_while_others_of_the_list_still_start_ends_all_when_they_have() {
-    for mode in [AutoShutdown::AnySignificant, AutoShutdown::AllSignificant] {
+async fn significant_escalation() {
+    for significant in [true, false] {
         let world = World::new();
-        let child = |fake: Fake| ChildSpec::new(fake).restart(Restart::Transient).significant(true);
-        let slow = world.fake("b").script(&[Begin::After(secs(2))]);
-        let supervisor = world.at_once(Strategy::OneForOne).auto_shutdown(mode);
-        let starting = supervisor.child(child(world.fake("a"))).child(child(slow)).start();
-        let starting = tokio::spawn(starting);
-        settle().await;
+        let new = |it: Supervisor| it.auto_shutdown(AutoShutdown::AnySignificant);
+        let top = new(world.at_once(Strategy::OneForOne)).start().await.unwrap();
+        let below = new(Supervisor::new(Strategy::OneForOne)).spec("below");
+        let below = below.restart(Restart::Transient).significant(significant);
+        let below = top.start_child(below).await.unwrap();
+        let child = world.child("a").restart(Restart::Transient).significant(true);
+        below.start_child(child).await.unwrap();
         world.end("a", Exit::orderly()).await;
-        let tree = starting.await.unwrap().unwrap();
-        assert_eq!(world.begun.elapsed(), secs(2));
-        assert_eq!(has_ended(&tree).await, mode == AutoShutdown::AnySignificant);
-        if mode == AutoShutdown::AllSignificant {
-            world.end("b", Exit::orderly()).await;
-            assert!(has_ended(&tree).await);
-        }
-        tree.stop().await.unwrap();
+        assert!(has_ended(&below).await);
+        assert_eq!(has_ended(&top).await, significant);
+        top.stop().await.unwrap();
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn tree() {
+    let world = World::new();
+    let top = world.at_once(Strategy::OneForAll).intensity(4, secs(3600)).start().await.unwrap();
+    let new = || {
+        let supervisor = Supervisor::new(Strategy::OneForOne).intensity(4, secs(3600));
+        supervisor.backoff(Duration::ZERO, Duration::ZERO)
+    };
+    let listed = new().child(world.child("a")).child(world.child("b"));
+    let one = top.start_child(listed.spec("one")).await.unwrap();
+    let two = top.start_child(new().spec("two")).await.unwrap();
+    let three = top.start_child(new().spec("three").restart(Restart::Transient)).await.unwrap();
+    top.terminate_child("three").await.unwrap();
+    assert_eq!([counts(&top), counts(&one), counts(&two)], [(3, 2), (2, 2), (0, 0)]);
+    two.start_child(world.no_second_time("c")).await.unwrap();
+    two.start_child(world.child("d")).await.unwrap();
+    // One that dies is started again, and nobody else is.
+    world.kill("d").await;
+    assert_eq!((incarnations(&one).await, incarnations(&two).await), (vec![1, 1], vec![1, 2]));
+    // All supervisors are started again, and not what was added to them.
+    world.kill("c").await;
+    settle().await;
+    assert_eq!([counts(&top), counts(&one), counts(&two), counts(&three)], [(3, 3), (2, 2), (0, 0), (0, 0)]);
+    assert_eq!((incarnations(&top).await, incarnations(&one).await), (vec![2, 2, 2], vec![2, 2]));
+    assert_eq!(world.alive(), ["a", "b"]);
+    top.stop().await.unwrap();
+}
+
+// ---------------------------------------------------------------- the same, where theirs ends
 
 #[tokio::test(start_paused = true)]
 async fn a_significant_child_that_is_given_up_has_ended_too() {
