@@ -1,6 +1,7 @@
 //! Supervisors below supervisors, in this process and in workers, with real processes and real signals; and what can be
 //! seen of them: events, snapshots, handles.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -735,5 +736,165 @@ async fn a_snapshot_shows_how_much_waits_in_mailboxes() {
             break;
         }
     }
+    ends("stop", tree.stop()).await.unwrap();
+}
+
+/// Writes down when it is stopped.
+struct Diarist {
+    name: String,
+    file: PathBuf,
+    _tree: Option<Tree>,
+}
+
+#[hatchery::actor]
+impl Diarist {
+    async fn start(name: String, file: PathBuf, below: bool, cx: &Context) -> hatchery::Result<Self> {
+        let tree = if below {
+            let args = ("below".to_owned(), file.clone(), false);
+            let supervisor = Supervisor::new(Strategy::OneForOne).child(worker::<Diarist>("below", args));
+            Some(supervisor.start_in(cx).await?)
+        } else {
+            None
+        };
+        Ok(Diarist { name, file, _tree: tree })
+    }
+
+    fn pid(&self) -> u32 {
+        std::process::id()
+    }
+
+    fn stopped(&mut self) {
+        let mut file = std::fs::File::options().append(true).create(true).open(&self.file).unwrap();
+        file.write_all(format!("{} ", self.name).as_bytes()).unwrap();
+    }
+}
+
+#[hatchery::test]
+async fn what_an_actor_supervises_stops_with_it_in_its_turn_also_when_the_program_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    for (round, local_one) in [true, false].into_iter().enumerate() {
+        let file = dir.path().join(round.to_string());
+        let args = |name: &str, below| (name.to_owned(), file.clone(), below);
+        let program =
+            Process::spawn(diary, (args("first", true), args("second", false), local_one)).await.unwrap();
+        ends("the program", program.join()).await.unwrap().unwrap();
+        let order = std::fs::read_to_string(&file).unwrap();
+        let mut rest: Vec<_> = order.split_whitespace().collect();
+        assert_eq!(rest.remove(0), "second", "local: {local_one}");
+        rest.sort_unstable();
+        assert_eq!(rest, ["below", "first"], "local: {local_one}");
+    }
+}
+
+type DiaristArgs = (String, PathBuf, bool);
+
+/// Ends without a stop of its own.
+#[hatchery::task]
+async fn diary(first: DiaristArgs, second: DiaristArgs, local_one: bool) -> hatchery::Result<()> {
+    let supervisor = Supervisor::new(Strategy::OneForOne).name("diary");
+    let supervisor = match local_one {
+        true => supervisor.child(local::<Diarist>("first", first)),
+        false => supervisor.child(worker::<Diarist>("first", first)),
+    };
+    let tree = supervisor.child(worker::<Diarist>("second", second)).start().await?;
+    tree.get::<Diarist>("first")?.actor_ref();
+    std::mem::forget(tree);
+    Ok(())
+}
+
+/// Has workers that do not leave when they are asked to.
+struct Holder;
+
+#[hatchery::actor]
+impl Holder {
+    async fn start(cx: &Context) -> hatchery::Result<Self> {
+        let mut supervisor = Supervisor::new(Strategy::OneForOne);
+        for number in 0..4 {
+            let long = Shutdown::graceful(Duration::from_secs(3600));
+            supervisor = supervisor.child(worker::<Stays>(format!("stays-{number}"), ()).shutdown(long));
+        }
+        supervisor.start_in(cx).await?;
+        Ok(Holder)
+    }
+}
+
+/// Does not come to the end of its stop.
+struct Stays;
+
+#[hatchery::actor]
+impl Stays {
+    fn start() -> Self {
+        Stays
+    }
+
+    fn me(&self) -> u32 {
+        std::process::id()
+    }
+
+    async fn stopped(&mut self) {
+        std::future::pending().await
+    }
+}
+
+#[hatchery::test]
+async fn a_local_actor_that_is_killed_takes_what_it_supervises_along() {
+    let tree = Supervisor::new(Strategy::OneForOne).name("shop").start().await.unwrap();
+    let short = Shutdown::graceful(Duration::from_millis(10));
+    let holder =
+        ends("start", tree.start_child(local::<Holder>("holder", ()).shutdown(short))).await.unwrap();
+    let stays = hatchery::lookup::<Stays>("/shop/holder/stays-3").unwrap();
+    let old = ends("ask", stays.me()).await.unwrap();
+    holder.kill();
+    becomes_true("the old ones are gone", || state(old).is_none()).await;
+    let new = ends("ask", stays.me()).await.unwrap();
+    assert!(state(old).is_none());
+    // And at the end of its patience, which is shorter than theirs by an hour.
+    ends("terminate", tree.terminate_child("holder")).await.unwrap();
+    assert!(state(new).is_none());
+    ends("restart", tree.restart_child("holder")).await.unwrap();
+    ends("terminate", tree.terminate_child("holder")).await.unwrap();
+    ends("stop", tree.stop()).await.unwrap();
+}
+
+/// Tries what would give two things one name.
+struct Namesakes;
+
+#[hatchery::actor]
+impl Namesakes {
+    async fn start(cx: &Context) -> hatchery::Result<Self> {
+        let named = Supervisor::new(Strategy::OneForOne).name("x").start_in(cx).await.unwrap_err();
+        assert!(named.to_string().contains("leave the name out"), "{named}");
+        let tree = Supervisor::new(Strategy::OneForOne).child(part("x")).start_in(cx).await?;
+        let second = Supervisor::new(Strategy::OneForOne).start_in(cx).await.unwrap_err();
+        assert!(second.to_string().contains("has a supervisor already"), "{second}");
+        let other = Supervisor::new(Strategy::OneForOne).name("x").start().await.unwrap_err();
+        assert!(other.to_string().contains("is taken"), "{other}");
+        let _kept = Supervisor::new(Strategy::OneForOne).name("y").start().await?;
+        let child = tree.start_child(part("y")).await.unwrap_err();
+        assert!(child.to_string().contains("is taken"), "{child}");
+        tree.terminate_child("x").await?;
+        tree.delete_child("x").await?;
+        Supervisor::new(Strategy::OneForOne).name("x").start().await?.stop().await?;
+        Ok(Namesakes)
+    }
+
+    fn is_there(&self) {}
+}
+
+#[hatchery::test]
+async fn names_in_a_worker_are_given_once() {
+    let tree = Supervisor::new(Strategy::OneForOne).name("shop").start().await.unwrap();
+    let namesakes = ends("start", tree.start_child(worker::<Namesakes>("w", ()))).await.unwrap();
+    ends("ask", namesakes.is_there()).await.unwrap();
+    ends("stop", tree.stop()).await.unwrap();
+}
+
+#[hatchery::test]
+async fn what_a_local_actor_supervises_is_told_above() {
+    let tree = Supervisor::new(Strategy::OneForOne).name("shop").start().await.unwrap();
+    let mut events = tree.events();
+    ends("start", tree.start_child(local::<Store>("store", 1))).await.unwrap();
+    assert_eq!(next(&mut events).await.path(), Some("/shop/store/shelf-0"));
+    assert_eq!(next(&mut events).await.path(), Some("/shop/store"));
     ends("stop", tree.stop()).await.unwrap();
 }

@@ -66,6 +66,11 @@ pub trait Start: Send + Sync + 'static {
         ))
     }
 
+    /// A start has failed, for this reason, before there was anybody who could say so.
+    fn start_failed(&self, fault: &Fault) {
+        let _ = fault;
+    }
+
     /// How long what is left of a start that was given up may take until it is gone, before it is called unkillable: it
     /// has been killed by then. `None` for what is asked to leave, and bounds itself.
     fn gone_within(&self) -> Option<Duration> {

@@ -23,6 +23,7 @@ use crate::panics;
 use crate::root::Root;
 use crate::runner;
 use crate::seat::Seat;
+use crate::tasks::Tasks;
 use crate::watchdog::{self, MailboxInfo, Progress};
 
 /// What [`Start`]s an actor in this process.
@@ -127,14 +128,15 @@ impl<A: Actor> Start for Local<A> {
             let task = tokio::spawn(live::<A>(origin, mailbox.clone(), cx, ready));
             let abort = task.abort_handle();
             let watching = mailbox.clone();
+            let below = tasks.clone();
             tokio::spawn(async move {
                 let (how, why) = watched(task, &watching, end.seat.path(), order.watchdog).await;
                 (end.how, end.why) = (how.flatten(), why);
                 // A kill waits for nothing, but it is over only when nothing of the incarnation runs any more.
-                tasks.gone().await;
+                below.gone().await;
                 drop(end);
             });
-            let child = Arc::new(LocalChild { mailbox: mailbox.clone(), task: abort.clone(), exited });
+            let child = Arc::new(LocalChild { mailbox: mailbox.clone(), task: abort.clone(), tasks, exited });
             let unless_ready = AbortOnDrop(Some(abort.clone()));
             let failed = match tokio::time::timeout(order.timeout, is_ready).await {
                 Ok(Ok(Ok(()))) => None,
@@ -262,6 +264,7 @@ impl Drop for End {
 struct LocalChild {
     mailbox: Arc<Mailbox>,
     task: AbortHandle,
+    tasks: Arc<Tasks>,
     exited: Ended,
 }
 
@@ -273,7 +276,10 @@ impl Child for LocalChild {
                 self.mailbox.drain();
             }
             Rung::Graceful | Rung::Term => self.mailbox.stop(),
-            Rung::Kill => self.task.abort(),
+            Rung::Kill => {
+                self.task.abort();
+                self.tasks.kill();
+            }
         }
     }
 

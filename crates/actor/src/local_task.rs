@@ -118,6 +118,10 @@ impl Start for LocalTask {
         None
     }
 
+    fn start_failed(&self, fault: &Fault) {
+        self.results.failed(fault);
+    }
+
     fn handle(&self, reference: ActorRef) -> TaskHandle<()> {
         TaskHandle::new(reference, self.results.clone(), |_| Ok(()))
     }

@@ -68,6 +68,10 @@ impl<R: 'static> Start for TaskChild<R> {
         settings.check(launch::INVITED_BY)
     }
 
+    fn start_failed(&self, fault: &Fault) {
+        self.results.failed(fault);
+    }
+
     fn handle(&self, reference: ActorRef) -> TaskHandle<R> {
         TaskHandle::new(reference, self.results.clone(), self.decode)
     }

@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 
 use crate::errors::{Refused, StartError};
 use crate::nested::Nested;
-use crate::office::{Ending, Office, Orderly, Run, Shared};
+use crate::office::{Ending, Office, Orderly, Run, Runner, Shared};
 use crate::policy::{AutoShutdown, Backoff, CountDeaths, Exhausted, Intensity, Refusal, Rules, Strategy};
 use crate::spec::{ChildSpec, ErasedSpec};
 use crate::supervisor::{self, Command};
@@ -187,11 +187,12 @@ impl Supervisor {
             Some(name) => root.take_name(name),
             None => Ok(root.unnamed()),
         };
-        self.start_at(root, place, ()).await
+        let office = |path: &str| Office::new(path.to_owned(), false, None);
+        self.start_at(root, place, office, Run::new(), (), true).await
     }
 
-    /// Starts it as a part of an actor: this is how a supervisor lives in a worker of its own. Its path is the actor's, or
-    /// that and its own [`name`](Supervisor::name).
+    /// Starts it as a part of an actor: this is how a supervisor lives in a worker of its own. Its path is the actor's; an
+    /// actor has one at most, and others may be children of that ([`spec`](Supervisor::spec)).
     ///
     /// The actor keeps it, also when nobody holds the [`Tree`]. When it gives up, the actor crashes, and when it ends by
     /// itself ([`auto_shutdown`](Supervisor::auto_shutdown)) the actor stops in order, so that whoever supervises the actor
@@ -236,15 +237,40 @@ impl Supervisor {
     /// ```
     ///
     /// # Errors
-    /// As [`start`](Supervisor::start). The actor has such a part already: give them names.
+    /// As [`start`](Supervisor::start). It has a name, or the actor has such a part already.
     pub async fn start_in(self, cx: &Context) -> Result<Tree, StartError> {
         let refused = |fault| StartError::new(self.shown(), Refused::from(fault));
         let root = Root::current().map_err(refused)?;
-        let place = |root: &Root| match &self.name {
-            Some(name) => root.take_path(&format!("{}/{name}", cx.path()), Some(name)),
-            None => root.take_path(cx.path(), None),
+        if self.name.is_some() {
+            return Err(refused(Fault::Refused(
+                "a supervisor that is a part of an actor goes by the path of the actor: leave the name out"
+                    .to_owned(),
+            )));
+        }
+        // In a process of its own its end is waited for; in another one the actor's end is.
+        let is_process = cx.path() == root.process().path;
+        let (run, runner) = Run::new();
+        let killed = run.clone();
+        let kept = cx.hold(move || killed.kill());
+        let seat = root.directory().seat(cx.path());
+        let office = |path: &str| match &seat {
+            // Its incarnations follow one another in this process, so its children keep their seats.
+            Some(seat) => {
+                let make = || {
+                    let office = Office::new(path.to_owned(), true, None);
+                    let above = path.rsplit_once('/').and_then(|(above, _)| Tree::lookup(above).ok());
+                    if let Some(above) = above {
+                        office.news.rise_to(above.office().news.clone());
+                    }
+                    office
+                };
+                seat.heirloom(|| make()).downcast().unwrap_or_else(|_| make())
+            }
+            // Below a worker's own path there may be other supervisors and processes.
+            None => Office::new(path.to_owned(), false, Some(root.clone())),
         };
-        let tree = self.start_at(root, place, cx.hold()).await?;
+        let place = |root: &Root| root.take_path(cx.path());
+        let tree = self.start_at(root.clone(), place, office, (run, runner), kept, is_process).await?;
         let (stops, kept) = (StopOnDrop(Some(tree.run())), tree.clone());
         let actor = cx.clone();
         cx.spawn(async move {
@@ -264,7 +290,10 @@ impl Supervisor {
         &self,
         root: Arc<Root>,
         place: impl FnOnce(&Root) -> Result<String, Fault>,
+        office: impl FnOnce(&str) -> Arc<Office>,
+        (run, runner): (Run, Runner),
         keeps: K,
+        is_resident: bool,
     ) -> Result<Tree, StartError> {
         let refused = |fault| StartError::new(self.shown(), Refused::from(fault));
         self.check().map_err(|(name, why)| match name {
@@ -272,13 +301,15 @@ impl Supervisor {
             None => StartError::new(self.shown(), why),
         })?;
         let path = place(&root).map_err(refused)?;
-        let (run, runner) = Run::new();
         let resident = Arc::new(TreeResident::new(&run));
-        let residence = root.move_in(resident).map_err(|fault| {
+        let moved_in = is_resident.then(|| root.move_in(resident)).transpose();
+        let residence = moved_in.map_err(|fault| {
             root.free_name(&path);
             refused(fault)
         })?;
-        let shared = Shared::new(Office::new(path.clone(), false), run);
+        let office = office(&path);
+        office.reopen();
+        let shared = Shared::new(office, run);
         shared.enter(&root);
         let at_end = move |_: &Ending| root.free_name(&path);
         supervisor::spawn(self.rules, &shared, runner, (residence, keeps), at_end);

@@ -38,7 +38,7 @@ impl Nested {
         let shared = self.shared.get_or_init(|| {
             // Whatever is asked before the first run finds that there is none.
             let (run, _) = Run::new();
-            Shared::new(Office::new(path.to_owned(), true), run)
+            Shared::new(Office::new(path.to_owned(), true, None), run)
         });
         shared.clone()
     }
@@ -130,15 +130,10 @@ struct NestedChild {
 
 impl Child for NestedChild {
     fn stop(&self, rung: Rung) {
-        let command = || match rung {
+        self.run.tell(|| match rung {
             Rung::Drain | Rung::Graceful | Rung::Term => Command::Stop,
             Rung::Kill => Command::Kill,
-        };
-        if self.run.commands.try_send(command()).is_err() {
-            // It is busy, or has ended.
-            let (commands, command) = (self.run.commands.clone(), command());
-            tokio::spawn(async move { drop(commands.send(command).await) });
-        }
+        });
     }
 
     fn pid(&self) -> Option<u32> {

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use hatchery_actor::error::Error;
 use hatchery_actor::root::Root;
 use hatchery_actor::seat::{Occupancy, Seat};
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
 use crate::events::News;
@@ -39,6 +40,8 @@ pub(crate) struct Office {
     left_behind: OnceLock<String>,
     /// Whether it is a child itself: its listed children keep their seats then, from one run to the next.
     pub(crate) nested: bool,
+    /// Where the names of its children are taken as well, if they are those of other things in this process, too.
+    pub(crate) names: Option<Arc<Root>>,
     members: Mutex<BTreeMap<String, Member>>,
 }
 
@@ -65,17 +68,23 @@ impl Member {
     /// Nobody sits there, and below it, for now or ever.
     pub(crate) fn close(&self, why: &str) {
         self.seat.close(why);
-        if let Some(tree) = self.tree() {
-            tree.office().close(why);
+        if let Some(office) = self.office() {
+            office.close(why);
         }
+    }
+
+    /// What is below it in this process: it is a supervisor, or an actor that has one.
+    pub(crate) fn office(&self) -> Option<Arc<Office>> {
+        let of_actor = || self.seat.handed_on().and_then(|kept| kept.clone().downcast::<Office>().ok());
+        self.tree().map(|tree| tree.office().clone()).or_else(of_actor)
     }
 }
 
 impl Office {
-    pub(crate) fn new(path: String, nested: bool) -> Arc<Office> {
+    pub(crate) fn new(path: String, nested: bool, names: Option<Arc<Root>>) -> Arc<Office> {
         let overseer = overseer::seat(&path);
         let (news, runs, members) = (Arc::default(), AtomicU64::new(0), Mutex::default());
-        Arc::new(Office { path, news, overseer, runs, nested, members, left_behind: OnceLock::new() })
+        Arc::new(Office { path, news, overseer, runs, nested, names, members, left_behind: OnceLock::new() })
     }
 
     /// The child of this path lives on for ever, so that nobody may be started beside it.
@@ -86,6 +95,13 @@ impl Office {
     /// The child that could not be killed, if there is one.
     pub(crate) fn left_behind(&self) -> Option<&str> {
         self.left_behind.get().map(String::as_str)
+    }
+
+    /// It will never run again: nothing more is told of it, nor of those below.
+    pub(crate) fn end(&self) {
+        let below: Vec<_> = self.members().values().filter_map(Member::office).collect();
+        below.iter().for_each(|office| office.end());
+        self.news.end();
     }
 
     /// The number of the run that begins now, from 1.
@@ -145,6 +161,20 @@ impl Run {
         let (commands, orders) = mpsc::channel(ASKED);
         let (over, is_over) = watch::channel(None);
         (Run { commands, over: is_over }, Runner { commands: orders, over })
+    }
+
+    /// Has it stop without any time for its children; does not wait.
+    pub(crate) fn kill(&self) {
+        self.tell(|| Command::Kill);
+    }
+
+    /// Tells it something, without waiting.
+    pub(crate) fn tell(&self, command: impl Fn() -> Command) {
+        // It may be busy, or have ended. Without a runtime it has ended with that.
+        if let (Err(_), Ok(runtime)) = (self.commands.try_send(command()), Handle::try_current()) {
+            let (commands, command) = (self.commands.clone(), command());
+            runtime.spawn(async move { drop(commands.send(command).await) });
+        }
     }
 
     /// Has it stop, and waits until it has.

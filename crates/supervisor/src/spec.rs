@@ -216,6 +216,7 @@ pub(crate) trait Startable: Send + Sync {
     fn check_settings(&self, settings: &Settings) -> Result<(), Fault>;
     fn check_watchdog(&self, limit: Duration, heartbeat: Heartbeat) -> Result<(), Fault>;
     fn start(&self, order: Order) -> BoxFuture<Result<Started, Fault>>;
+    fn start_failed(&self, fault: &Fault);
     fn gone_within(&self) -> Option<Duration>;
     /// [`Start::handle`], for whoever asks for it by its type.
     fn any_handle(&self, reference: ActorRef) -> Arc<dyn Any + Send + Sync>;
@@ -239,6 +240,9 @@ impl<S: Start> Startable for S {
     }
     fn start(&self, order: Order) -> BoxFuture<Result<Started, Fault>> {
         Start::start(self, order)
+    }
+    fn start_failed(&self, fault: &Fault) {
+        Start::start_failed(self, fault);
     }
     fn gone_within(&self) -> Option<Duration> {
         Start::gone_within(self)

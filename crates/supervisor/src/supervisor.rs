@@ -178,10 +178,11 @@ pub(crate) fn spawn<K: Send + 'static>(
         let overseer = overseer::sit(&office, shared.clone(), office.next_run()).await;
         let ending = run(rules, office.clone(), shared, commands).await;
         overseer::leave(overseer).await;
-        at_end(&ending);
         let path = office.path.clone();
         let gave_up = ending.as_ref().err().map(ToString::to_string);
+        // Before those above tell what follows from it.
         office.news.tell(|| TreeEvent::Ended { path, gave_up });
+        at_end(&ending);
         if !office.nested {
             office.news.end();
             let gave_up = ending.as_ref().err().map(|why| format!("its supervisor gave up: {why}"));
@@ -191,6 +192,9 @@ pub(crate) fn spawn<K: Send + 'static>(
         drop(keeps);
     });
 }
+
+/// How many reports are taken before a command has its turn.
+const REPORTS: u32 = 8;
 
 /// Runs until everything has stopped.
 async fn run(
@@ -215,11 +219,23 @@ async fn run(
         finished: None,
     };
     let mut handles = true;
+    let mut reports_in_a_row = 0;
     while supervisor.finished.is_none() {
+        // However many reports there are, whoever asks for something gets an answer, and a stop its stop.
+        if reports_in_a_row >= REPORTS {
+            reports_in_a_row = 0;
+            if let Ok(command) = commands.try_recv() {
+                supervisor.command(command);
+                continue;
+            }
+        }
         tokio::select! {
             biased;
             // This side holds a sender itself, so there is always another report to wait for.
-            Some(report) = reported.recv() => supervisor.report(report),
+            Some(report) = reported.recv() => {
+                reports_in_a_row += 1;
+                supervisor.report(report);
+            }
             command = commands.recv(), if handles => match command {
                 Some(command) => supervisor.command(command),
                 None => {
@@ -290,10 +306,18 @@ impl Supervisor {
             let _ = reply.send(Err(refused.unwrap_or_else(|| stopping().into())));
             return;
         }
+        let taken = self.office.names.as_ref().map(|root| root.take_name(&name)).transpose();
+        let taken = match taken {
+            Ok(taken) => taken,
+            Err(fault) => return drop(reply.send(Err(fault.into()))),
+        };
         let id = self.next;
         self.next += 1;
         let actions = self.decide(Event::Add(id, kind));
         if let Err(refused) = refused(&actions, &name) {
+            if let (Some(root), Some(path)) = (&self.office.names, taken) {
+                root.free_name(&path);
+            }
             let _ = reply.send(Err(refused));
             return;
         }
@@ -425,6 +449,7 @@ impl Supervisor {
                         let (path, why) = (entry.path(), fault.to_string());
                         self.office.news.tell(|| TreeEvent::StartFailed { path, incarnation, why });
                         let death = if unkillable { Death::GiveUp } else { death_of_start(&fault) };
+                        entry.spec.start.start_failed(&fault);
                         entry.last = Some(fault);
                         let outcome = if unkillable {
                             self.unkillable(id, incarnation);
@@ -559,7 +584,13 @@ impl Supervisor {
         let left = members.remove(name);
         drop(members);
         drop(left);
+        if let Some(root) = &self.office.names {
+            root.free_name(entry.seat().path());
+        }
         entry.member.close(why);
+        if let Some(office) = entry.member.office() {
+            office.end();
+        }
     }
 
     fn wait(&mut self, id: Id, number: u64, delay: Duration) {

@@ -226,6 +226,48 @@ async fn one_below_which_somebody_cannot_be_killed_is_given_up_and_nobody_is_sta
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_that_is_gone_for_good_tells_its_listeners_so() {
+    let world = World::new();
+    let deep = Supervisor::new(Strategy::OneForOne).child(inner(&world).spec("low"));
+    let tree = world.at_once(Strategy::OneForOne).child(deep.spec("in")).start().await.unwrap();
+    let middle = tree.get::<Supervisor>("in").unwrap();
+    let low = middle.get::<Supervisor>("low").unwrap();
+    let mut lowest = low.events();
+    tree.terminate_child("in").await.unwrap();
+    // It may come back, so its listeners wait on.
+    assert_eq!(heard(&mut lowest).await, ["/in/low/c exited", "/in/low/b exited", "/in/low ended true"]);
+    assert!(tokio::time::timeout(secs(60), lowest.next()).await.is_err());
+    tree.restart_child("in").await.unwrap();
+    assert_eq!(heard(&mut lowest).await.len(), 2);
+    tree.terminate_child("in").await.unwrap();
+    tree.delete_child("in").await.unwrap();
+    assert_eq!(heard(&mut lowest).await.len(), 3);
+    assert_eq!(lowest.next().await, None);
+    assert_eq!(low.events().next().await, None);
+    tree.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_asks_for_something_is_answered_however_much_there_is_to_restart() {
+    let world = World::new();
+    let outer = world.at_once(Strategy::OneForOne).intensity(u32::MAX, secs(60));
+    let tree = outer.start().await.unwrap();
+    let names: Vec<_> = (0..300).map(|number| format!("a{number}")).collect();
+    for name in &names {
+        let failing = ChildSpec::new(world.fake(name).script(&[Begin::Well, Begin::Fails]));
+        tree.start_child(failing).await.unwrap();
+    }
+    for name in &names {
+        world.find(name).end(Exit::new(Status::Signal(9)));
+    }
+    for _ in 0..10 {
+        assert_eq!(tree.children().await.len(), 300);
+        assert!(tree.delete_child("nobody").await.unwrap_err().is_not_found());
+    }
+    tree.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_start_of_which_something_stays_is_given_up() {
     let world = World::new();
     let haunted = ChildSpec::new(world.fake("a").script(&[Begin::Well, Begin::Haunts, Begin::Well]));
