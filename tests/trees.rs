@@ -779,10 +779,7 @@ async fn what_an_actor_supervises_stops_with_it_in_its_turn_also_when_the_progra
             Process::spawn(diary, (args("first", true), args("second", false), local_one)).await.unwrap();
         ends("the program", program.join()).await.unwrap().unwrap();
         let order = std::fs::read_to_string(&file).unwrap();
-        let mut rest: Vec<_> = order.split_whitespace().collect();
-        assert_eq!(rest.remove(0), "second", "local: {local_one}");
-        rest.sort_unstable();
-        assert_eq!(rest, ["below", "first"], "local: {local_one}");
+        assert_eq!(order, "second below first ", "local: {local_one}");
     }
 }
 
@@ -846,7 +843,13 @@ async fn a_local_actor_that_is_killed_takes_what_it_supervises_along() {
     let old = ends("ask", stays.me()).await.unwrap();
     holder.kill();
     becomes_true("the old ones are gone", || state(old).is_none()).await;
-    let new = ends("ask", stays.me()).await.unwrap();
+    let new = loop {
+        match ends("ask", stays.me()).await {
+            Ok(pid) => break pid,
+            // Sent to one that has just ended.
+            Err(error) => assert!(error.is_crash(), "{error}"),
+        }
+    };
     assert!(state(old).is_none());
     // And at the end of its patience, which is shorter than theirs by an hour.
     ends("terminate", tree.terminate_child("holder")).await.unwrap();
@@ -897,4 +900,146 @@ async fn what_a_local_actor_supervises_is_told_above() {
     assert_eq!(next(&mut events).await.path(), Some("/shop/store/shelf-0"));
     assert_eq!(next(&mut events).await.path(), Some("/shop/store"));
     ends("stop", tree.stop()).await.unwrap();
+}
+
+#[hatchery::test]
+async fn a_crash_is_told_before_what_the_actor_supervises_has_left() {
+    let tree = Supervisor::new(Strategy::OneForOne).name("shop").start().await.unwrap();
+    let crashes = local_with::<Crashes>("crashes", || Crashes { tree: None });
+    let crashes = ends("start", tree.start_child(crashes.shutdown(Shutdown::kill()))).await.unwrap();
+    let below = ends("begin", crashes.begin()).await.unwrap();
+    assert!(ends("crash", crashes.crash()).await.unwrap_err().is_crash());
+    assert!(state(below).is_some(), "it takes an hour to leave");
+    ends("terminate", tree.terminate_child("crashes")).await.unwrap();
+    assert!(state(below).is_none());
+    ends("stop", tree.stop()).await.unwrap();
+}
+
+struct Crashes {
+    tree: Option<Tree>,
+}
+
+#[hatchery::actor]
+impl Crashes {
+    fn start(never: hatchery::Never) -> Self {
+        match never {}
+    }
+
+    async fn begin(&mut self, cx: &Context) -> hatchery::Result<u32> {
+        let long = Shutdown::graceful(Duration::from_secs(3600));
+        let supervisor =
+            Supervisor::new(Strategy::OneForOne).child(worker::<Stays>("stays", ()).shutdown(long));
+        let tree = supervisor.start_in(cx).await?;
+        let pid = tree.get::<Stays>("stays")?.me().await?;
+        self.tree = Some(tree);
+        Ok(pid)
+    }
+
+    fn crash(&self) {
+        panic!("as asked")
+    }
+}
+
+#[hatchery::test]
+async fn a_temporary_child_that_is_listed_is_back_with_its_supervisor_behind_the_same_handle() {
+    let inner = frail(Strategy::OneForOne).child(part("a")).child(part("b").restart(Restart::Temporary));
+    let tree =
+        Supervisor::new(Strategy::OneForOne).name("shop").child(inner.spec("in")).start().await.unwrap();
+    let inner = tree.get::<Supervisor>("in").unwrap();
+    let (a, b) = (inner.get::<Part>("a").unwrap(), inner.get::<Part>("b").unwrap());
+    assert!(ends("crash", b.crash()).await.unwrap_err().is_crash());
+    becomes_true("it is removed", || inner.count().specs == 1).await;
+    assert!(ends("ask", b.me()).await.unwrap_err().is_closed());
+    assert!(inner.get::<Part>("b").is_err());
+    assert!(ends("crash", a.crash()).await.unwrap_err().is_crash());
+    ends("ask", a.me()).await.unwrap();
+    ends("ask", b.me()).await.unwrap();
+    assert_eq!((a.incarnation(), b.incarnation(), inner.count().specs), (Some(2), Some(2), 2));
+    ends("stop", tree.stop()).await.unwrap();
+}
+
+#[hatchery::test]
+async fn a_child_without_a_process_has_no_pid_and_nothing_that_is_about_one() {
+    let inner = Supervisor::new(Strategy::OneForOne).spec("in");
+    let idle = || local_task("idle", || async { std::future::pending::<()>().await });
+    let tree =
+        Supervisor::new(Strategy::OneForOne).child(inner).child(local::<Part>("here", ())).child(idle());
+    let tree = ends("start", tree.child(part("there")).start()).await.unwrap();
+    let pids: Vec<_> =
+        ends("children", tree.children()).await.iter().map(|child| child.pid.is_some()).collect();
+    assert_eq!(pids, [false, false, false, true]);
+    let beats = Heartbeat::every(Duration::from_millis(100));
+    let wrong = [
+        ends("start", tree.start_child(local::<Part>("a", ()).heartbeat(beats))).await.err().unwrap(),
+        ends("start", tree.start_child(idle().window(1))).await.err().unwrap(),
+        ends("start", tree.start_child(idle().on_stop(hatchery::Stop::Drain))).await.err().unwrap(),
+        ends("start", tree.start_child(Supervisor::new(Strategy::OneForOne).name("x").spec("y")))
+            .await
+            .err()
+            .unwrap(),
+    ];
+    for (error, what) in wrong.iter().zip(["heartbeat", "window", "Stop::Drain", "leave `name` out"]) {
+        assert!(error.to_string().contains(what), "{error}");
+    }
+    ends("stop", tree.stop()).await.unwrap();
+}
+
+/// Takes somebody else for a part, and kills it.
+struct Mistaken;
+
+#[hatchery::actor]
+impl Mistaken {
+    fn start() -> Self {
+        Mistaken
+    }
+
+    async fn kills(&self, path: String) -> hatchery::Result<usize> {
+        hatchery::lookup::<Part>(&path)?.kill();
+        // The same way, behind it.
+        Ok(SupervisorHandle::lookup(&path)?.count().await?.active)
+    }
+}
+
+#[hatchery::test]
+async fn a_wrong_handle_does_nothing_to_whoever_sits_there() {
+    let inner = Supervisor::new(Strategy::OneForOne).child(part("a")).spec("in");
+    let tree =
+        Supervisor::new(Strategy::OneForOne).name("shop").child(inner).child(worker::<Mistaken>("m", ()));
+    let tree = ends("start", tree.start()).await.unwrap();
+    let mistaken = tree.get::<Mistaken>("m").unwrap();
+    assert_eq!(ends("kills", mistaken.kills("/shop/in".to_owned())).await.unwrap(), 1);
+    let a = tree.get::<Supervisor>("in").unwrap().get::<Part>("a").unwrap();
+    ends("ask", a.me()).await.unwrap();
+    assert_eq!(a.incarnation(), Some(1));
+    ends("stop", tree.stop()).await.unwrap();
+}
+
+/// Blocks the thread that it starts on until it may go on.
+struct Blocks;
+
+static MAY_GO_ON: std::sync::Mutex<bool> = std::sync::Mutex::new(false);
+static GOES_ON: std::sync::Condvar = std::sync::Condvar::new();
+
+#[hatchery::actor]
+impl Blocks {
+    fn start() -> Self {
+        let waiting = GOES_ON.wait_while(MAY_GO_ON.lock().unwrap(), |may| !*may);
+        drop(waiting);
+        Blocks
+    }
+}
+
+/// It takes some twenty seconds: the patience with what is killed, of the start and of its supervisor.
+#[hatchery::test(flavor = "multi_thread")]
+async fn a_local_start_that_blocks_its_thread_is_given_up_in_bounded_time() {
+    let tree = Supervisor::new(Strategy::OneForOne).name("shop").start().await.unwrap();
+    let mut events = tree.events();
+    let starting = tree.clone();
+    let spec = local::<Blocks>("blocks", ()).start_timeout(Duration::from_millis(10));
+    let late = tokio::spawn(async move { starting.start_child(spec).await.map(drop) });
+    assert!(matches!(next_about(&mut events, "/shop/blocks").await, TreeEvent::StartFailed { .. }));
+    assert!(ends("the start", late).await.unwrap().unwrap_err().is_timeout());
+    ends("stop", tree.stop()).await.unwrap();
+    *MAY_GO_ON.lock().unwrap() = true;
+    GOES_ON.notify_all();
 }

@@ -66,6 +66,16 @@ pub trait Start: Send + Sync + 'static {
         ))
     }
 
+    /// Whether it takes requests: else it can have nothing that is about them.
+    fn has_mailbox(&self) -> bool {
+        true
+    }
+
+    /// Whether it is a process of its own: else it can have no heartbeat.
+    fn is_process(&self) -> bool {
+        true
+    }
+
     /// A start has failed, for this reason, before there was anybody who could say so.
     fn start_failed(&self, fault: &Fault) {
         let _ = fault;
@@ -322,6 +332,12 @@ impl Shutdown {
         Shutdown { stop, ..self }
     }
 
+    /// Whether what waits is worked off.
+    #[doc(hidden)]
+    pub fn drains(self) -> bool {
+        self.stop == Stop::Drain
+    }
+
     /// Finds contradictions before anything is stopped.
     ///
     /// # Errors
@@ -361,7 +377,7 @@ impl Default for Shutdown {
 }
 
 /// How long after SIGKILL a process may still be there before it is called unkillable (it hangs in the kernel).
-const AFTER_KILL: Duration = Duration::from_secs(10);
+pub(crate) const AFTER_KILL: Duration = Duration::from_secs(10);
 
 /// Stops a child rung by rung and waits for its end; bounded unless the shutdown is [`Shutdown::infinity`].
 ///

@@ -73,7 +73,8 @@ impl Far {
     /// Has this done to whoever sits there.
     pub(crate) fn command(&self, command: Command) {
         if let Some(exchange) = self.exchange.upgrade() {
-            drop(exchange.command(&self.address.path, self.address.only, command));
+            let Address { path, actor, only, .. } = &self.address;
+            drop(exchange.command(path, actor, *only, command));
         }
     }
 
@@ -334,8 +335,8 @@ struct FarChild {
 
 impl FarChild {
     fn command(&self, command: Command) -> Option<BoxFuture<Result<(), Fault>>> {
-        let exchange = self.seat.upgrade()?.exchange()?;
-        Some(exchange.command(&self.path, Some(self.found.tenure), command))
+        let seat = self.seat.upgrade()?;
+        Some(seat.exchange()?.command(&self.path, seat.actor(), Some(self.found.tenure), command))
     }
 }
 
@@ -538,7 +539,7 @@ mod tests {
             }))
         }
 
-        fn command(&self, _: &str, _: Option<Tenure>, _: Command) -> BoxFuture<Result<(), Fault>> {
+        fn command(&self, _: &str, _: &str, _: Option<Tenure>, _: Command) -> BoxFuture<Result<(), Fault>> {
             Box::pin(std::future::ready(Ok(())))
         }
     }

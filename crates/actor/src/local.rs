@@ -9,7 +9,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::actor::Actor;
-use crate::child::{BoxFuture, Child, Ended, Order, Presence, Rung, Start, Started, ended};
+use crate::child::{AFTER_KILL, BoxFuture, Child, Ended, Order, Presence, Rung, Start, Started, ended};
 use crate::context::Context;
 use crate::directory::Lodging;
 use crate::error::Error;
@@ -25,6 +25,9 @@ use crate::runner;
 use crate::seat::Seat;
 use crate::tasks::Tasks;
 use crate::watchdog::{self, MailboxInfo, Progress};
+
+/// Why the end of one that was killed is not known.
+const BLOCKS: &str = "its start blocks the thread it runs on, and cannot be ended there";
 
 /// What [`Start`]s an actor in this process.
 pub struct Local<A> {
@@ -98,8 +101,8 @@ impl<A: Actor> Start for Local<A> {
         watchdog::check(limit)
     }
 
-    fn gone_within(&self) -> Option<Duration> {
-        None
+    fn is_process(&self) -> bool {
+        false
     }
 
     fn handle(&self, reference: ActorRef) -> A::Handle {
@@ -119,6 +122,7 @@ impl<A: Actor> Start for Local<A> {
                 how: None,
                 why: None,
                 lodging: lodge::<A>(&order, &mailbox),
+                told: None,
                 _presence: order.presence,
             };
             panics::note_places();
@@ -132,12 +136,13 @@ impl<A: Actor> Start for Local<A> {
             tokio::spawn(async move {
                 let (how, why) = watched(task, &watching, end.seat.path(), order.watchdog).await;
                 (end.how, end.why) = (how.flatten(), why);
+                end.tell_seat();
                 // A kill waits for nothing, but it is over only when nothing of the incarnation runs any more.
-                below.gone().await;
+                below.released().await;
                 drop(end);
             });
             let child = Arc::new(LocalChild { mailbox: mailbox.clone(), task: abort.clone(), tasks, exited });
-            let unless_ready = AbortOnDrop(Some(abort.clone()));
+            let unless_ready = KillOnDrop(Some(child.clone()));
             let failed = match tokio::time::timeout(order.timeout, is_ready).await {
                 Ok(Ok(Ok(()))) => None,
                 Ok(Ok(Err(fault))) => Some(fault),
@@ -146,8 +151,15 @@ impl<A: Actor> Start for Local<A> {
                     Some(Fault::Ended { exit: Box::new((*exit).clone()), maybe_executed: false })
                 }
                 Err(_) => {
-                    abort.abort();
-                    let exit = Box::new((*child.exited().await).clone());
+                    child.stop(Rung::Kill);
+                    // If it blocks its thread, it is for the supervisor to say what follows from that.
+                    let exited = tokio::time::timeout(AFTER_KILL, child.exited()).await;
+                    let blocks = || Exit::new(Status::Unknown).with_reason(Some(BLOCKS.to_owned()));
+                    let exit = Box::new(exited.map_or_else(|_| blocks(), |exit| (*exit).clone()));
+                    if exit.reason() == Some(BLOCKS) {
+                        let what = format!("not ready within {:?}", order.timeout);
+                        return Err(Fault::Late { what, exit });
+                    }
                     Some(Fault::Late { what: format!("not ready within {:?}", order.timeout), exit })
                 }
             };
@@ -247,17 +259,31 @@ struct End {
     /// Why it was cut off, if it was for a reason.
     why: Option<String>,
     lodging: Option<Lodging>,
+    /// What its seat was told.
+    told: Option<Arc<Exit>>,
     _presence: Presence,
+}
+
+impl End {
+    /// It answers nobody any more; what it supervises may still be on its way out.
+    fn tell_seat(&mut self) -> Arc<Exit> {
+        if let Some(exit) = &self.told {
+            return exit.clone();
+        }
+        let why = self.why.take().unwrap_or_else(|| runner::ABORTED.to_owned());
+        let aborted = || Exit::new(Status::Unknown).with_reason(Some(why));
+        let exit = Arc::new(self.how.take().unwrap_or_else(aborted));
+        self.seat.ended(self.incarnation, &exit);
+        self.lodging = None;
+        self.told = Some(exit.clone());
+        exit
+    }
 }
 
 impl Drop for End {
     fn drop(&mut self) {
-        let why = self.why.take().unwrap_or_else(|| runner::ABORTED.to_owned());
-        let aborted = || Exit::new(Status::Unknown).with_reason(Some(why));
-        let exit = self.how.take().unwrap_or_else(aborted);
-        self.seat.ended(self.incarnation, &exit);
-        self.lodging = None;
-        self.exit.send_replace(Some(Arc::new(exit)));
+        let exit = self.tell_seat();
+        self.exit.send_replace(Some(exit));
     }
 }
 
@@ -318,18 +344,18 @@ impl Child for LocalChild {
 }
 
 /// Ends a start whose future is dropped half-way.
-struct AbortOnDrop(Option<AbortHandle>);
+struct KillOnDrop(Option<Arc<LocalChild>>);
 
-impl AbortOnDrop {
+impl KillOnDrop {
     fn forget(mut self) {
         self.0 = None;
     }
 }
 
-impl Drop for AbortOnDrop {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
-        if let Some(task) = &self.0 {
-            task.abort();
+        if let Some(child) = &self.0 {
+            child.stop(Rung::Kill);
         }
     }
 }

@@ -4,7 +4,6 @@ use std::fmt::Display;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use hatchery_wire::Body;
 use tokio::sync::watch;
@@ -114,12 +113,16 @@ impl Start for LocalTask {
         ))
     }
 
-    fn gone_within(&self) -> Option<Duration> {
-        None
-    }
-
     fn start_failed(&self, fault: &Fault) {
         self.results.failed(fault);
+    }
+
+    fn has_mailbox(&self) -> bool {
+        false
+    }
+
+    fn is_process(&self) -> bool {
+        false
     }
 
     fn handle(&self, reference: ActorRef) -> TaskHandle<()> {

@@ -115,12 +115,21 @@ impl Tasks {
         handles.iter().for_each(AbortHandle::abort);
     }
 
-    /// Resolves when none is left. Cancel safe.
+    /// Resolves when none is left, but for what only [holds](Tasks::hold) the incarnation. Cancel safe.
     pub(crate) async fn gone(&self) {
+        self.when(|state| state.running.len() == state.on_kill.len()).await;
+    }
+
+    /// Resolves when nothing of the incarnation is left at all. Cancel safe.
+    pub(crate) async fn released(&self) {
+        self.when(|state| state.running.is_empty()).await;
+    }
+
+    async fn when(&self, holds: impl Fn(&State) -> bool) {
         loop {
             // Before the look, so that whatever happens after it is noticed.
             let gone = self.gone.notified();
-            if self.lock().running.is_empty() {
+            if holds(&self.lock()) {
                 return;
             }
             gone.await;
@@ -185,7 +194,7 @@ impl Drop for Presence {
         let mut state = self.tasks.lock();
         let handle = state.running.remove(&self.id);
         let on_kill = state.on_kill.remove(&self.id);
-        let is_last = state.running.is_empty();
+        let is_last = state.running.len() == state.on_kill.len();
         drop(state);
         drop((handle, on_kill));
         if is_last {

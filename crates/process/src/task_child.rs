@@ -72,6 +72,10 @@ impl<R: 'static> Start for TaskChild<R> {
         self.results.failed(fault);
     }
 
+    fn has_mailbox(&self) -> bool {
+        false
+    }
+
     fn handle(&self, reference: ActorRef) -> TaskHandle<R> {
         TaskHandle::new(reference, self.results.clone(), self.decode)
     }

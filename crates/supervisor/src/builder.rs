@@ -365,6 +365,10 @@ impl Supervisor {
         self.name.clone().unwrap_or_else(|| "a supervisor".to_owned())
     }
 
+    pub(crate) fn has_name(&self) -> bool {
+        self.name.is_some()
+    }
+
     pub(crate) fn rules(&self) -> Rules {
         self.rules
     }

@@ -56,6 +56,12 @@ impl Start for Nested {
     }
 
     fn check(&self) -> Result<(), Fault> {
+        if self.blueprint.has_name() {
+            return Err(Fault::Refused(
+                "a supervisor that is a child goes by the name that `spec` gives it: leave `name` out"
+                    .to_owned(),
+            ));
+        }
         self.blueprint.check().map_err(|(name, why)| match name {
             Some(name) => Fault::Refused(format!("its child {name:?}: {}", why.fault)),
             None => why.fault,
@@ -64,6 +70,14 @@ impl Start for Nested {
 
     fn gone_within(&self) -> Option<Duration> {
         None
+    }
+
+    fn has_mailbox(&self) -> bool {
+        false
+    }
+
+    fn is_process(&self) -> bool {
+        false
     }
 
     fn handle(&self, reference: ActorRef) -> Tree {

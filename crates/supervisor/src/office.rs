@@ -53,6 +53,8 @@ pub(crate) struct Member {
     pub(crate) handle: Arc<dyn Any + Send + Sync>,
     /// How many incarnations there were in earlier runs of the supervisor.
     pub(crate) before: u64,
+    /// Whether it was removed, and is kept only because the next run of the supervisor begins with it again.
+    pub(crate) removed: bool,
 }
 
 impl Member {
@@ -97,6 +99,12 @@ impl Office {
         self.left_behind.get().map(String::as_str)
     }
 
+    /// Somebody will sit here again: from now on requests wait for him.
+    pub(crate) fn reopen(&self) {
+        let seats: Vec<_> = self.members().values().map(|member| member.seat.clone()).collect();
+        seats.iter().for_each(|seat| seat.reopen());
+    }
+
     /// It will never run again: nothing more is told of it, nor of those below.
     pub(crate) fn end(&self) {
         let below: Vec<_> = self.members().values().filter_map(Member::office).collect();
@@ -118,18 +126,17 @@ impl Office {
         self.members().get(name).cloned()
     }
 
+    /// Those children that have not been removed.
+    pub(crate) fn present(&self) -> Vec<(String, Member)> {
+        let members = self.members();
+        let present = members.iter().filter(|(_, member)| !member.removed);
+        present.map(|(name, member)| (name.clone(), member.clone())).collect()
+    }
+
     pub(crate) fn close(&self, why: &str) {
         let members: Vec<_> = self.members().values().cloned().collect();
         members.iter().for_each(|member| member.close(why));
         self.overseer.close(why);
-    }
-}
-
-impl Office {
-    /// Somebody will sit here again: from now on requests wait for him.
-    pub(crate) fn reopen(&self) {
-        let seats: Vec<_> = self.members().values().map(|member| member.seat.clone()).collect();
-        seats.iter().for_each(|seat| seat.reopen());
     }
 }
 
@@ -142,6 +149,8 @@ pub(crate) struct Shared {
 /// One run of a supervisor. It ends in order when all senders are gone.
 #[derive(Clone)]
 pub(crate) struct Run {
+    /// The runtime it runs on: what it is told may come from a thread without any.
+    runtime: Option<Handle>,
     pub(crate) commands: mpsc::Sender<Command>,
     /// Empty until it has ended.
     pub(crate) over: watch::Receiver<Option<Ending>>,
@@ -160,7 +169,10 @@ impl Run {
     pub(crate) fn new() -> (Run, Runner) {
         let (commands, orders) = mpsc::channel(ASKED);
         let (over, is_over) = watch::channel(None);
-        (Run { commands, over: is_over }, Runner { commands: orders, over })
+        (
+            Run { runtime: Handle::try_current().ok(), commands, over: is_over },
+            Runner { commands: orders, over },
+        )
     }
 
     /// Has it stop without any time for its children; does not wait.
@@ -170,8 +182,8 @@ impl Run {
 
     /// Tells it something, without waiting.
     pub(crate) fn tell(&self, command: impl Fn() -> Command) {
-        // It may be busy, or have ended. Without a runtime it has ended with that.
-        if let (Err(_), Ok(runtime)) = (self.commands.try_send(command()), Handle::try_current()) {
+        // It may be busy, or have ended.
+        if let (Err(_), Some(runtime)) = (self.commands.try_send(command()), &self.runtime) {
             let (commands, command) = (self.commands.clone(), command());
             runtime.spawn(async move { drop(commands.send(command).await) });
         }

@@ -197,6 +197,17 @@ impl ErasedSpec {
             let window = self.window;
             return Err(Fault::Refused(format!("a window of {window} requests: it has to be 1 to {WINDOW}")));
         }
+        if !self.start.has_mailbox() && (self.window != WINDOW || self.shutdown.drains()) {
+            return Err(Fault::Refused(
+                "a window, or `Stop::Drain`, of something that takes no requests: leave `window` and `on_stop` out"
+                    .to_owned(),
+            ));
+        }
+        if !self.start.is_process() && self.heartbeat != Heartbeat::default() {
+            return Err(Fault::Refused(
+                "a heartbeat of something that is no process of its own: leave `heartbeat` out".to_owned(),
+            ));
+        }
         self.heartbeat.check()?;
         self.shutdown.check()?;
         if let Some(limit) = self.watchdog {
@@ -216,6 +227,8 @@ pub(crate) trait Startable: Send + Sync {
     fn check_settings(&self, settings: &Settings) -> Result<(), Fault>;
     fn check_watchdog(&self, limit: Duration, heartbeat: Heartbeat) -> Result<(), Fault>;
     fn start(&self, order: Order) -> BoxFuture<Result<Started, Fault>>;
+    fn has_mailbox(&self) -> bool;
+    fn is_process(&self) -> bool;
     fn start_failed(&self, fault: &Fault);
     fn gone_within(&self) -> Option<Duration>;
     /// [`Start::handle`], for whoever asks for it by its type.
@@ -240,6 +253,12 @@ impl<S: Start> Startable for S {
     }
     fn start(&self, order: Order) -> BoxFuture<Result<Started, Fault>> {
         Start::start(self, order)
+    }
+    fn has_mailbox(&self) -> bool {
+        Start::has_mailbox(self)
+    }
+    fn is_process(&self) -> bool {
+        Start::is_process(self)
     }
     fn start_failed(&self, fault: &Fault) {
         Start::start_failed(self, fault);

@@ -348,11 +348,19 @@ impl Supervisor {
     fn member(&self, name: &str, spec: &ErasedSpec) -> Member {
         let left = self.office.member(name).filter(|member| member.seat.actor() == spec.start.actor());
         if let Some(member) = left {
+            if let Some(kept) = self.office.members().get_mut(name) {
+                kept.removed = false;
+            }
             return member;
         }
         let path = format!("{}/{name}", self.office.path);
         let seat = Seat::with(path, spec.start.actor(), spec.window, spec.shutdown);
-        let member = Member { handle: spec.start.any_handle(ActorRef::new(seat.clone())), seat, before: 0 };
+        let member = Member {
+            handle: spec.start.any_handle(ActorRef::new(seat.clone())),
+            seat,
+            before: 0,
+            removed: false,
+        };
         if let Some(tree) = member.tree() {
             tree.office().news.rise_to(self.office.news.clone());
         }
@@ -408,7 +416,7 @@ impl Supervisor {
                 Some(Standing::Stopped) | None => ChildState::Stopped,
             },
             incarnation: entry.incarnation,
-            pid: entry.child.as_ref().and_then(|child| child.pid()),
+            pid: entry.child.as_ref().and_then(|child| own_process(&**child)),
             last: entry.last(),
         };
         self.entries.iter().map(info).collect()
@@ -575,9 +583,14 @@ impl Supervisor {
     fn leave(&self, entry: &Entry, may_come_back: bool, why: &str) {
         let name = entry.spec.start.name();
         let mut members = self.office.members();
-        if entry.listed && self.office.nested && may_come_back {
+        if entry.listed && self.office.nested {
             if let Some(member) = members.get_mut(name) {
                 member.before = entry.incarnation;
+                member.removed = !may_come_back;
+            }
+            drop(members);
+            if !may_come_back {
+                entry.member.close(why);
             }
             return;
         }

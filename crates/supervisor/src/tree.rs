@@ -153,6 +153,8 @@ impl Tree {
     }
 
     /// The children, in the order of their addition; none once it has ended.
+    ///
+    /// Whoever has just learned of a crash may be faster than the supervisor: what this says is what that has come to.
     pub async fn children(&self) -> Vec<ChildInfo> {
         self.ask(Command::Children).await.unwrap_or_default()
     }
@@ -191,8 +193,9 @@ impl Tree {
     /// # Errors
     /// There is none of that name, or it is something else.
     pub fn get<K: Supervised>(&self, name: &str) -> Result<K::Handle> {
-        let Some(member) = self.office().member(name) else {
-            let names = self.office().members().keys().cloned().collect::<Vec<_>>().join(", ");
+        let Some(member) = self.office().member(name).filter(|member| !member.removed) else {
+            let names =
+                self.office().present().into_iter().map(|(name, _)| name).collect::<Vec<_>>().join(", ");
             return Err(Error::msg(format!(
                 "{} has no child {name:?}; its children are: {names}",
                 self.path()
@@ -268,10 +271,10 @@ impl Tree {
 
     /// How many children there are.
     pub fn count(&self) -> Count {
-        let members = self.office().members();
-        let specs = members.len();
-        let active = members.values().filter(|member| member.is_active()).count();
-        let supervisors = members.values().filter(|member| member.tree().is_some()).count();
+        let present = self.office().present();
+        let specs = present.len();
+        let active = present.iter().filter(|(_, member)| member.is_active()).count();
+        let supervisors = present.iter().filter(|(_, member)| member.tree().is_some()).count();
         Count { specs, active, supervisors, workers: specs - supervisors }
     }
 
@@ -303,7 +306,7 @@ impl Tree {
         }
     }
 
-    /// Waits for the end, whoever brings it about.
+    /// Waits for the end, whoever brings it about; of one that is a child itself, for the end of its present run.
     ///
     /// # Errors
     /// It gave up: a child ended more often than the intensity allows.
