@@ -66,6 +66,12 @@ pub trait Start: Send + Sync + 'static {
         ))
     }
 
+    /// How long what is left of a start that was given up may take until it is gone, before it is called unkillable: it
+    /// has been killed by then. `None` for what is asked to leave, and bounds itself.
+    fn gone_within(&self) -> Option<Duration> {
+        Some(AFTER_KILL)
+    }
+
     /// The typed handle around an untyped reference.
     fn handle(&self, reference: ActorRef) -> Self::Handle;
 

@@ -97,6 +97,10 @@ impl<A: Actor> Start for Local<A> {
         watchdog::check(limit)
     }
 
+    fn gone_within(&self) -> Option<Duration> {
+        None
+    }
+
     fn handle(&self, reference: ActorRef) -> A::Handle {
         reference.into()
     }

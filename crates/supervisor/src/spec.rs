@@ -91,7 +91,8 @@ impl<S: Start> ChildSpec<S> {
     }
 
     /// How it leaves when it is asked to: by its supervisor, by the end of the program, or by `handle.stop()`. It
-    /// finishes its message and refuses the rest ([`Stop::Refuse`]) unless told otherwise.
+    /// finishes its message and refuses the rest ([`Stop::Refuse`]) unless told otherwise. What has no mailbox, as a task,
+    /// has nothing to drain.
     pub fn on_stop(mut self, stop: Stop) -> Self {
         self.stop = stop;
         self
@@ -215,6 +216,7 @@ pub(crate) trait Startable: Send + Sync {
     fn check_settings(&self, settings: &Settings) -> Result<(), Fault>;
     fn check_watchdog(&self, limit: Duration, heartbeat: Heartbeat) -> Result<(), Fault>;
     fn start(&self, order: Order) -> BoxFuture<Result<Started, Fault>>;
+    fn gone_within(&self) -> Option<Duration>;
     /// [`Start::handle`], for whoever asks for it by its type.
     fn any_handle(&self, reference: ActorRef) -> Arc<dyn Any + Send + Sync>;
 }
@@ -237,6 +239,9 @@ impl<S: Start> Startable for S {
     }
     fn start(&self, order: Order) -> BoxFuture<Result<Started, Fault>> {
         Start::start(self, order)
+    }
+    fn gone_within(&self) -> Option<Duration> {
+        Start::gone_within(self)
     }
     fn any_handle(&self, reference: ActorRef) -> Arc<dyn Any + Send + Sync> {
         Arc::new(Start::handle(self, reference))

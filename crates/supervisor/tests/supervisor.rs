@@ -47,6 +47,8 @@ enum Begin {
     Fails,
     Panics,
     Hangs,
+    /// The same, and something of it stays for ever.
+    Haunts,
     /// It completes when the world gives the cue.
     OnCue,
 }
@@ -205,7 +207,7 @@ impl Start for Fake {
         };
         let (world, name, manners) = (self.world.clone(), self.name.clone(), self.manners);
         Box::pin(async move {
-            let Order { seat, incarnation, timeout, .. } = order;
+            let Order { seat, incarnation, timeout, presence, .. } = order;
             world.say(format!("start {name} {incarnation}"));
             match begin {
                 Begin::Well => {}
@@ -217,6 +219,10 @@ impl Start for Fake {
                 Begin::Fails => return Err(Fault::StartFailed("no luck".to_owned())),
                 Begin::Panics => panic!("no luck at all"),
                 Begin::Hangs => std::future::pending().await,
+                Begin::Haunts => {
+                    std::mem::forget(presence);
+                    std::future::pending().await
+                }
                 Begin::OnCue => world.cue.notified().await,
             }
             let exit = watch::Sender::new(None);

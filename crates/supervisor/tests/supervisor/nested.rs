@@ -201,3 +201,66 @@ async fn a_listener_that_does_not_keep_up_costs_nobody_anything() {
     assert_eq!(heard(&mut events).await, ["/a exited", " ended true"]);
     assert_eq!(events.next().await, None);
 }
+
+#[tokio::test(start_paused = true)]
+async fn one_below_which_somebody_cannot_be_killed_is_given_up_and_nobody_is_started_beside_that() {
+    let world = World::new();
+    let immortal = ChildSpec::new(world.fake("b").manners(Manners::Immortal));
+    let inner = Supervisor::new(Strategy::OneForOne).child(world.child("a")).child(immortal);
+    let outer = world.at_once(Strategy::RestForOne).child(world.child("d")).child(inner.spec("in"));
+    let tree = outer.start().await.unwrap();
+    let b = tree.get::<Supervisor>("in").unwrap().get::<Echo>("b").unwrap();
+    let mut events = tree.events();
+    world.log();
+    world.kill("d").await;
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(world.alive(), ["b", "d"]);
+    assert!(!world.events().iter().any(|event| event.starts_with("start b")));
+    let told = heard(&mut events).await;
+    assert!(told.contains(&"/tree/in/b cannot be killed".to_owned()), "{told:?}");
+    assert!(told.contains(&"/in given up".to_owned()), "{told:?}");
+    let error = b.who().await.unwrap_err();
+    assert!(error.is_closed() && error.to_string().contains("/tree/in/b cannot be killed"), "{error}");
+    assert!(tree.restart_child("in").await.is_err());
+    tree.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_of_which_something_stays_is_given_up() {
+    let world = World::new();
+    let haunted = ChildSpec::new(world.fake("a").script(&[Begin::Well, Begin::Haunts, Begin::Well]));
+    let tree = world.at_once(Strategy::OneForOne).child(haunted).start().await.unwrap();
+    let mut events = tree.events();
+    world.kill("a").await;
+    let error = tree.terminate_child("a").await.unwrap_err();
+    assert!(error.to_string().contains("still there 10 s after it was killed"), "{error}");
+    assert_eq!(tree.children().await[0].state, ChildState::GivenUp);
+    assert!(heard(&mut events).await.contains(&"/tree/a cannot be killed".to_owned()));
+    tree.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_stopped_while_it_starts_has_the_time_its_children_need_or_is_killed() {
+    for (shutdown, took) in [
+        (Shutdown::infinity(), secs(60)),
+        (Shutdown::graceful(secs(10)), secs(12)),
+        (Shutdown::kill(), Duration::ZERO),
+    ] {
+        let world = World::new();
+        let tree = world.at_once(Strategy::OneForOne).start().await.unwrap();
+        let slow = ChildSpec::new(world.fake("a").manners(Manners::Stubborn));
+        let slow = slow.shutdown(Shutdown::graceful(secs(58)));
+        let hanging = ChildSpec::new(world.fake("b").script(&[Begin::Hangs]));
+        let inner = Supervisor::new(Strategy::OneForOne).child(slow).child(hanging);
+        let spec = inner.spec("in").shutdown(shutdown);
+        let (starting, below) = (tree.clone(), world.clone());
+        let started = tokio::spawn(async move { starting.start_child(spec).await.map(drop) });
+        settle().await;
+        assert_eq!(below.alive(), ["a"]);
+        let begun = Instant::now();
+        tree.terminate_child("in").await.unwrap();
+        assert_eq!(begun.elapsed(), took, "{shutdown:?}");
+        assert!(world.alive().is_empty() && started.await.unwrap().is_err());
+        tree.stop().await.unwrap();
+    }
+}
