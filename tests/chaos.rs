@@ -100,10 +100,11 @@ async fn call_below(below: SupervisorHandle, name: &'static str, what: u64) {
     }
 }
 
-/// Starts those that were left stopped; whether all run.
-async fn revived(tree: &Tree) -> bool {
-    let mut all = true;
-    for child in ends("children", tree.children()).await {
+/// Starts those that were left stopped; whether so many run.
+async fn revived(tree: &Tree, count: usize) -> bool {
+    let children = ends("children", tree.children()).await;
+    let mut all = children.len() == count;
+    for child in children {
         if matches!(child.state, ChildState::Stopped | ChildState::GivenUp) {
             let _ = ends("restart", tree.restart_child(&child.name)).await;
         }
@@ -178,9 +179,9 @@ async fn random_kills_and_calls_all_over_a_tree_of_supervisors_end_with_everybod
 
     let begun = Instant::now();
     loop {
-        let mut all = revived(&tree).await;
+        let mut all = revived(&tree, CHILDREN.len()).await;
         for below in [&group, &rest] {
-            all &= revived(below).await;
+            all &= revived(below, NAMES.len()).await;
         }
         if all && revived_below(&below).await {
             break;
