@@ -189,12 +189,12 @@ pub fn lookup<A: AnyActor>(path: &str) -> Result<A::Handle, Error> {
 
 /// What every handle can do, whatever its actor. A method of the same name on the actor wins.
 ///
-/// They go by what this process knows. Of an actor that another process has started it knows nothing until the handle is
-/// used, or any other of that actor: the first use, one of these methods or a request, has it looked for, and until it is
-/// found it is as if nobody sat there: `pid` is `None` then, and `pause` an error. `stop` and `suspend` wait until it is found,
-/// for 30 s at most, and `kill` is passed on to its parent. A request waits: after its answer they all say what they
-/// should. Of an actor elsewhere it is not known whether it is paused, and what is asked of its parent by `kill`, `pause`
-/// and `resume` is not answered.
+/// They go by what this process knows. Of an actor that another process has started it knows nothing until the handle
+/// is used, or any other of that actor: the first use, one of these methods or a request, has it looked for, and
+/// until it is found it is as if nobody sat there: `pid` is `None` then, and `pause` an error. `stop`, `stop_with`
+/// and `suspend` wait until it is found, for 30 s at most, and `kill` is passed on to its parent. A request waits:
+/// after its answer they all say what they should. Of an actor elsewhere it is not known whether it is paused, and
+/// what is asked of its parent by `kill`, `pause` and `resume` is not answered.
 pub trait AnyHandle {
     /// The untyped reference inside.
     fn actor_ref(&self) -> &ActorRef;

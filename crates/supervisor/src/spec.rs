@@ -91,7 +91,8 @@ impl<S: Start> ChildSpec<S> {
     }
 
     /// How it leaves when it is asked to: by its supervisor, by the end of the program, or by `handle.stop()`. It
-    /// finishes its message and refuses the rest ([`Stop::Refuse`]) unless told otherwise.
+    /// finishes its message and refuses the rest ([`Stop::Refuse`]) unless told otherwise. What has no mailbox, as a task,
+    /// has nothing to drain.
     pub fn on_stop(mut self, stop: Stop) -> Self {
         self.stop = stop;
         self
