@@ -127,18 +127,18 @@ async fn main() -> hatchery::Result<()> {
 
     println!("the state crashes, and those after it are started again along with it:");
     let state = hatchery::lookup::<Stock>("/shop/state")?; // by its path, as in any process of the tree
-    assert!(state.crash().await.unwrap_err().is_crash());
+    assert!(state.crash().await.unwrap_err().is_crash()); // it had hardly lived, so it waits a moment
     until_started(&mut events, "/shop/web", 3).await?;
     println!("{}", web.order(3).await?);
 
     println!("{}", tree.snapshot().await?);
-    println!("a signal, and one orderly stop:");
+    let serves = std::env::args().any(|arg| arg == "--serve");
+    println!("{}:", if serves { "until Ctrl-C" } else { "a signal, and one orderly stop" });
     let printer = tokio::spawn(async move {
         while let Some(event) = events.next().await {
             println!("    {event}");
         }
     });
-    let serves = std::env::args().any(|arg| arg == "--serve");
     let signal = async move { if serves { Ok(()) } else { kill_process(getpid(), Signal::TERM) } };
     // The signal is polled for the first time after the one who waits for it.
     let (stopped, sent) = tokio::join!(tree.run_until_signal(), signal);
