@@ -205,6 +205,12 @@ pub trait Child: Send + Sync + 'static {
         false
     }
 
+    /// Resolves when it has been killed without anybody asking for that, as by its watchdog, and is still there all the
+    /// same: with what stands for its exit. Of most kinds never.
+    fn unkillable(&self) -> BoxFuture<Arc<Exit>> {
+        Box::pin(std::future::pending())
+    }
+
     /// What was heard of its mailbox at last: of a worker with its latest sign of life, so about a period of its
     /// heartbeat ago, and nothing if it has none; of a local actor here and now. `None` if nothing is known.
     fn mailbox(&self) -> Option<MailboxInfo> {
@@ -356,7 +362,7 @@ impl Default for Shutdown {
 }
 
 /// How long after SIGKILL a process may still be there before it is called unkillable (it hangs in the kernel).
-const AFTER_KILL: Duration = Duration::from_secs(10);
+pub(crate) const AFTER_KILL: Duration = Duration::from_secs(10);
 
 /// Stops a child rung by rung and waits for its end; bounded unless the shutdown is [`Shutdown::infinity`].
 ///

@@ -9,7 +9,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::actor::Actor;
-use crate::child::{BoxFuture, Child, Ended, Order, Presence, Rung, Start, Started, ended};
+use crate::child::{AFTER_KILL, BoxFuture, Child, Ended, Order, Presence, Rung, Start, Started, ended};
 use crate::context::Context;
 use crate::directory::Lodging;
 use crate::error::Error;
@@ -127,14 +127,16 @@ impl<A: Actor> Start for Local<A> {
             let task = tokio::spawn(live::<A>(origin, mailbox.clone(), cx, ready));
             let abort = task.abort_handle();
             let watching = mailbox.clone();
+            let (stuck, is_stuck) = watch::channel(None);
             tokio::spawn(async move {
-                let (how, why) = watched(task, &watching, end.seat.path(), order.watchdog).await;
+                let (how, why) = watched(task, &watching, &stuck, order.watchdog).await;
                 (end.how, end.why) = (how.flatten(), why);
                 // A kill waits for nothing, but it is over only when nothing of the incarnation runs any more.
                 tasks.gone().await;
                 drop(end);
             });
-            let child = Arc::new(LocalChild { mailbox: mailbox.clone(), task: abort.clone(), exited });
+            let child =
+                Arc::new(LocalChild { mailbox: mailbox.clone(), task: abort.clone(), exited, is_stuck });
             let unless_ready = AbortOnDrop(Some(abort.clone()));
             let failed = match tokio::time::timeout(order.timeout, is_ready).await {
                 Ok(Ok(Ok(()))) => None,
@@ -190,7 +192,7 @@ async fn live<A: Actor>(
 async fn watched<T>(
     mut task: JoinHandle<T>,
     mailbox: &Mailbox,
-    path: &str,
+    stuck: &watch::Sender<Option<Arc<Exit>>>,
     limit: Option<Duration>,
 ) -> (Option<T>, Option<String>) {
     let Some(limit) = limit else { return (task.await.ok(), None) };
@@ -208,14 +210,12 @@ async fn watched<T>(
         if progress.look(running, Instant::now().into_std(), || false) {
             let why = progress.reason();
             task.abort();
-            let ended = match tokio::time::timeout(CUT_OFF, &mut task).await {
+            let ended = match tokio::time::timeout(AFTER_KILL, &mut task).await {
                 Ok(ended) => ended,
                 Err(_) => {
-                    tracing::error!(
-                        child = path,
-                        why,
-                        "cut off, but it blocks its thread: only its process can be ended"
-                    );
+                    let why = format!("{why}; and it blocks its thread, so only its process can be ended");
+                    let exit = Exit::new(Status::Unknown).with_reason(Some(why));
+                    stuck.send_replace(Some(Arc::new(exit)));
                     task.await
                 }
             };
@@ -223,9 +223,6 @@ async fn watched<T>(
         }
     }
 }
-
-/// How long what has been cut off may take to its next await before that is said.
-const CUT_OFF: Duration = Duration::from_secs(10);
 
 /// Has the actor found by requests from other processes.
 fn lodge<A: Actor>(order: &Order, mailbox: &Arc<Mailbox>) -> Option<Lodging> {
@@ -263,6 +260,8 @@ struct LocalChild {
     mailbox: Arc<Mailbox>,
     task: AbortHandle,
     exited: Ended,
+    /// What stands for its exit once it has been cut off in vain.
+    is_stuck: Ended,
 }
 
 impl Child for LocalChild {
@@ -304,6 +303,18 @@ impl Child for LocalChild {
 
     fn is_paused(&self) -> bool {
         self.mailbox.is_suspended()
+    }
+
+    fn unkillable(&self) -> BoxFuture<Arc<Exit>> {
+        let mut is_stuck = self.is_stuck.clone();
+        Box::pin(async move {
+            let exit = is_stuck.wait_for(Option::is_some).await.ok().and_then(|exit| exit.clone());
+            match exit {
+                Some(exit) => exit,
+                // It has ended.
+                None => std::future::pending().await,
+            }
+        })
     }
 
     fn mailbox(&self) -> Option<MailboxInfo> {
