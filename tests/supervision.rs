@@ -3,6 +3,7 @@
 //! from below.
 
 mod calls;
+mod chaos;
 mod nested;
 mod stopping;
 mod stops;

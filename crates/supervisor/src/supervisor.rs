@@ -66,6 +66,10 @@ pub(crate) struct LookAt {
 
 type Answer<T> = oneshot::Sender<Result<T, Refused>>;
 
+fn stopped_while_it_started() -> Fault {
+    Fault::Closed { why: "it was stopped while it started".to_owned() }
+}
+
 /// What tasks report.
 enum Report {
     /// Whether something is left of a start that failed, which cannot be killed.
@@ -461,7 +465,11 @@ impl Supervisor {
         }
         entry.child = None;
         entry.ready = None;
-        entry.last = Some(Fault::Ended { exit: Box::new(exit.clone()), maybe_executed: false });
+        entry.last = Some(match outcome {
+            // Somebody still waits for its start.
+            Ok(()) if entry.reply.is_some() => stopped_while_it_started(),
+            _ => Fault::Ended { exit: Box::new(exit.clone()), maybe_executed: false },
+        });
         let answered = entry.seat().has_answered(incarnation);
         self.gone(id, Event::Exited { id, death, answered }, outcome);
     }
@@ -494,7 +502,10 @@ impl Supervisor {
         entry.seat().occupy(incarnation, child.clone(), line);
         let (path, pid) = (entry.path(), own_process(&*child));
         self.office.news.tell(|| TreeEvent::Started { path, incarnation, pid });
-        if let Some(reply) = entry.reply.take() {
+        // One that was stopped meanwhile has failed to start, however late that came, and is told so when it is gone. (At the
+        // end of everything it makes no difference.)
+        let failed = entry.stopping && self.state.as_ref().is_some_and(State::is_open);
+        if let Some(reply) = entry.reply.take_if(|_| !failed) {
             // Nobody waits if the asking future was dropped; the child stays.
             let _ = reply.send(Ok(entry.seat().clone()));
         }
@@ -654,7 +665,7 @@ impl Supervisor {
                     result.unwrap_or_else(|panic| Err(Fault::StartFailed(panic.to_string())))
                 }
                 // Dropping the start ends what it began.
-                _ = given_up => Err(Fault::Closed { why: "it was stopped while it started".to_owned() }),
+                _ = given_up => Err(stopped_while_it_started()),
             };
             let mut unkillable = false;
             if result.is_err() {

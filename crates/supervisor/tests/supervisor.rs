@@ -1299,6 +1299,42 @@ async fn a_first_start_that_is_terminated_has_failed_and_its_name_is_free() {
     tree.start_child(world.child("a")).await.unwrap();
 }
 
+/// The start completes when the call has come already, but nobody has heard of either: the call was first.
+#[tokio::test(start_paused = true)]
+async fn a_start_that_is_terminated_has_failed_also_if_it_completes_all_the_same() {
+    let world = World::new();
+    let tree = world.tree(&[]).await;
+    let start = tree.start_child(ChildSpec::new(world.fake("a").script(&[Begin::OnCue, Begin::Well])));
+    let mut start = std::pin::pin!(start);
+    assert!(std::future::poll_fn(|task| Poll::Ready(start.as_mut().poll(task).is_pending())).await);
+    settle().await;
+    // First the supervisor gets the order, then the start its cue, and then both of them run.
+    let mut terminate = std::pin::pin!(tree.terminate_child("a"));
+    assert!(std::future::poll_fn(|task| Poll::Ready(terminate.as_mut().poll(task).is_pending())).await);
+    world.cue.notify_one();
+    terminate.await.unwrap();
+    let error = start.await.unwrap_err();
+    assert!(error.to_string().contains("stopped while it started"), "{error}");
+    assert_eq!(world.events(), ["start a 1", "ready a 1", "Graceful a", "end a 1"]);
+    assert_eq!(tree.children().await, []);
+
+    // The same of one that is started by hand: that is told so, too, but its spec is kept.
+    let script = [Begin::Well, Begin::OnCue, Begin::Well];
+    let a = tree.start_child(ChildSpec::new(world.fake("a").script(&script))).await.unwrap();
+    tree.terminate_child("a").await.unwrap();
+    let mut restart = std::pin::pin!(tree.restart_child("a"));
+    assert!(std::future::poll_fn(|task| Poll::Ready(restart.as_mut().poll(task).is_pending())).await);
+    settle().await;
+    let mut terminate = std::pin::pin!(tree.terminate_child("a"));
+    assert!(std::future::poll_fn(|task| Poll::Ready(terminate.as_mut().poll(task).is_pending())).await);
+    world.cue.notify_one();
+    terminate.await.unwrap();
+    let error = restart.await.unwrap_err();
+    assert!(error.to_string().contains("stopped while it started"), "{error}");
+    tree.restart_child("a").await.unwrap();
+    assert_eq!(a.who().await.unwrap(), 3);
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_a_supervisor_is_told_must_not_contradict_itself() {
     let world = World::new();
