@@ -30,7 +30,13 @@ impl Slow {
         }
     }
 
-    /// Waits until a file is there.
+    /// Blocks until a file is there.
+    fn blocks_until(&self, begun: PathBuf, file: PathBuf) {
+        std::fs::write(begun, "").expect("a file");
+        hatchery_tests::eventually("it may go on", || file.exists());
+    }
+
+    /// The same, but others have their turn.
     async fn waits_for(&self, begun: PathBuf, file: PathBuf) {
         std::fs::write(begun, "").expect("a file");
         let mut ticks = tokio::time::interval(Duration::from_millis(1));
@@ -183,6 +189,22 @@ async fn a_watched_worker_that_is_paused_or_suspended_or_stopped_from_outside_is
         ends("who was spared", asked).await.unwrap().unwrap_or_else(|error| panic!("{n}: {error}"));
         assert_eq!(actor.incarnation(), Some(1));
     }
+}
+
+/// It takes ten seconds to say that it cannot be ended.
+#[hatchery::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watched_local_actor_that_blocks_its_thread_is_given_up_as_one_that_cannot_be_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (begun, go) = (dir.path().join("begun"), dir.path().join("go"));
+    let tree = tree().await;
+    let actor = tree.start_child(local::<Slow>("near", ()).watchdog(LIMIT)).await.unwrap();
+    let asked = tokio::spawn(actor.blocks_until(begun.clone(), go.clone()).without_deadline());
+    appears(&begun).await;
+    let error = ends("the stuck handler", asked).await.unwrap().unwrap_err();
+    assert!(error.is_crash() && error.to_string().contains("it blocks its thread"), "{error}");
+    assert!(ends("the next ask", actor.is_there()).await.unwrap_err().is_closed());
+    assert_eq!(tree.children().await[0].state, hatchery::ChildState::GivenUp);
+    std::fs::write(go, "").unwrap();
 }
 
 #[hatchery::test]

@@ -220,6 +220,12 @@ pub trait Child: Send + Sync + 'static {
         false
     }
 
+    /// Resolves when it has been killed without anybody asking for that, as by its watchdog, and is still there all the
+    /// same: with what stands for its exit. Of most kinds never.
+    fn unkillable(&self) -> BoxFuture<Arc<Exit>> {
+        Box::pin(std::future::pending())
+    }
+
     /// What was heard of its mailbox at last: of a worker with its latest sign of life, so about a period of its
     /// heartbeat ago, and nothing if it has none; of a local actor here and now. `None` if nothing is known.
     fn mailbox(&self) -> Option<MailboxInfo> {

@@ -133,15 +133,22 @@ impl<A: Actor> Start for Local<A> {
             let abort = task.abort_handle();
             let watching = mailbox.clone();
             let below = tasks.clone();
+            let (stuck, is_stuck) = watch::channel(None);
             tokio::spawn(async move {
-                let (how, why) = watched(task, &watching, end.seat.path(), order.watchdog).await;
+                let (how, why) = watched(task, &watching, &stuck, order.watchdog).await;
                 (end.how, end.why) = (how.flatten(), why);
                 end.tell_seat();
                 // A kill waits for nothing, but it is over only when nothing of the incarnation runs any more.
                 below.released().await;
                 drop(end);
             });
-            let child = Arc::new(LocalChild { mailbox: mailbox.clone(), task: abort.clone(), tasks, exited });
+            let child = Arc::new(LocalChild {
+                mailbox: mailbox.clone(),
+                task: abort.clone(),
+                tasks,
+                exited,
+                is_stuck,
+            });
             let unless_ready = KillOnDrop(Some(child.clone()));
             let failed = match tokio::time::timeout(order.timeout, is_ready).await {
                 Ok(Ok(Ok(()))) => None,
@@ -204,7 +211,7 @@ async fn live<A: Actor>(
 async fn watched<T>(
     mut task: JoinHandle<T>,
     mailbox: &Mailbox,
-    path: &str,
+    stuck: &watch::Sender<Option<Arc<Exit>>>,
     limit: Option<Duration>,
 ) -> (Option<T>, Option<String>) {
     let Some(limit) = limit else { return (task.await.ok(), None) };
@@ -222,14 +229,12 @@ async fn watched<T>(
         if progress.look(running, Instant::now().into_std(), || false) {
             let why = progress.reason();
             task.abort();
-            let ended = match tokio::time::timeout(CUT_OFF, &mut task).await {
+            let ended = match tokio::time::timeout(AFTER_KILL, &mut task).await {
                 Ok(ended) => ended,
                 Err(_) => {
-                    tracing::error!(
-                        child = path,
-                        why,
-                        "cut off, but it blocks its thread: only its process can be ended"
-                    );
+                    let why = format!("{why}; and it blocks its thread, so only its process can be ended");
+                    let exit = Exit::new(Status::Unknown).with_reason(Some(why));
+                    stuck.send_replace(Some(Arc::new(exit)));
                     task.await
                 }
             };
@@ -237,9 +242,6 @@ async fn watched<T>(
         }
     }
 }
-
-/// How long what has been cut off may take to its next await before that is said.
-const CUT_OFF: Duration = Duration::from_secs(10);
 
 /// Has the actor found by requests from other processes.
 fn lodge<A: Actor>(order: &Order, mailbox: &Arc<Mailbox>) -> Option<Lodging> {
@@ -292,6 +294,8 @@ struct LocalChild {
     task: AbortHandle,
     tasks: Arc<Tasks>,
     exited: Ended,
+    /// What stands for its exit once it has been cut off in vain.
+    is_stuck: Ended,
 }
 
 impl Child for LocalChild {
@@ -336,6 +340,18 @@ impl Child for LocalChild {
 
     fn is_paused(&self) -> bool {
         self.mailbox.is_suspended()
+    }
+
+    fn unkillable(&self) -> BoxFuture<Arc<Exit>> {
+        let mut is_stuck = self.is_stuck.clone();
+        Box::pin(async move {
+            let exit = is_stuck.wait_for(Option::is_some).await.ok().and_then(|exit| exit.clone());
+            match exit {
+                Some(exit) => exit,
+                // It has ended.
+                None => std::future::pending().await,
+            }
+        })
     }
 
     fn mailbox(&self) -> Option<MailboxInfo> {

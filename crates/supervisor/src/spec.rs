@@ -143,8 +143,9 @@ impl<S: Start> ChildSpec<S> {
     /// A handler that waits for another actor waits with it: watch over the one that may hang, or give the one who asks
     /// more time. For callers alone, a deadline is better: it costs no incarnation.
     ///
-    /// A local actor is cut off where it next awaits. One that blocks its thread cannot be, which the log says: then only
-    /// its process can be ended.
+    /// A local actor is cut off where it next awaits. One that blocks its thread cannot be: after 10 s more its callers get
+    /// `is_crash()`, and it is given up, since nobody may be started beside it. Then only its process can be ended. On a
+    /// runtime of one thread it is not even noticed.
     pub fn watchdog(mut self, limit: Duration) -> Self {
         self.watchdog = Some(limit);
         self

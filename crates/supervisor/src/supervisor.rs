@@ -475,7 +475,11 @@ impl Supervisor {
             }
             Report::Unkillable(id, incarnation, exit) => {
                 let why = Fault::Refused(exit.reason().unwrap_or_default().to_owned());
-                self.unkillable(id, incarnation);
+                let entry = self.entries.get(&id).filter(|entry| entry.incarnation == incarnation);
+                // Both whoever stopped it and its own watchdog may say so.
+                if entry.is_some_and(|entry| entry.child.is_some()) {
+                    self.unkillable(id, incarnation);
+                }
                 // Nobody is started beside it.
                 self.ended(id, incarnation, &exit, Death::GiveUp, Err(why));
             }
@@ -538,10 +542,18 @@ impl Supervisor {
             // Nobody waits if the asking future was dropped; the child stays.
             let _ = reply.send(Ok(entry.seat().clone()));
         }
-        let reports = self.reports.clone();
+        let (reports, seat) = (self.reports.clone(), entry.seat().clone());
         tokio::spawn(async move {
-            let exit = child.exited().await;
-            let _ = reports.send(Report::Exited(id, incarnation, exit)).await;
+            let report = tokio::select! {
+                biased;
+                exit = child.exited() => Report::Exited(id, incarnation, exit),
+                exit = child.unkillable() => {
+                    // As in `stop`.
+                    seat.ended(incarnation, &exit);
+                    Report::Unkillable(id, incarnation, exit)
+                }
+            };
+            let _ = reports.send(report).await;
         });
         let too_late = entry.stopping;
         self.step(Event::Ready(id));

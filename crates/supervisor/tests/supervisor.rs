@@ -65,6 +65,8 @@ enum Manners {
     Stubborn,
     /// Nothing helps.
     Immortal,
+    /// After so long it is killed by its own side, which does not help.
+    Stuck(Duration),
 }
 
 /// Where all fakes of a test live.
@@ -273,6 +275,14 @@ impl Child for FakeChild {
     fn exited(&self) -> BoxFuture<Arc<Exit>> {
         let mut exit = self.exit.subscribe();
         Box::pin(async move { exit.wait_for(Option::is_some).await.unwrap().clone().unwrap() })
+    }
+
+    fn unkillable(&self) -> BoxFuture<Arc<Exit>> {
+        let Manners::Stuck(after) = self.manners else { return Box::pin(std::future::pending()) };
+        Box::pin(async move {
+            sleep(after).await;
+            Arc::new(Exit::new(Status::Unknown).with_reason(Some("it does not end".to_owned())))
+        })
     }
 }
 
@@ -1006,6 +1016,35 @@ async fn a_child_that_can_not_be_killed_is_given_up_and_nobody_is_started_beside
     let error = tree.terminate_child("b").await.unwrap_err();
     assert!(error.to_string().starts_with("stop of /tree/b: it is still there 10 s after"), "{error}");
     assert_eq!(tree.children().await[1].state, ChildState::GivenUp);
+    tree.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_child_that_its_own_side_could_not_kill_is_given_up_and_its_callers_know() {
+    let world = World::new();
+    let stuck = ChildSpec::new(world.fake("b").manners(Manners::Stuck(secs(20))));
+    let supervisor = world.at_once(Strategy::OneForOne).child(world.child("a")).child(stuck);
+    let tree = supervisor.start().await.unwrap();
+    let b = tree.get::<Echo>("b").unwrap();
+    sleep(Duration::from_millis(19_950)).await;
+    let asked = tokio::spawn(b.who());
+    sleep(secs(1)).await;
+    let error = asked.await.unwrap().unwrap_err();
+    assert!(error.is_crash() && error.maybe_executed(), "{error}");
+    assert_eq!(error.exit().unwrap().reason(), Some("it does not end"));
+    assert!(b.who().await.unwrap_err().is_closed());
+    assert_eq!(tree.children().await[1].state, ChildState::GivenUp);
+    assert_eq!(tree.get::<Echo>("a").unwrap().incarnation(), Some(1));
+    tree.stop().await.unwrap();
+    // While somebody stops it, both say so, and that is said once.
+    let world = World::new();
+    let stuck = ChildSpec::new(world.fake("b").manners(Manners::Stuck(secs(3))));
+    let tree = world.at_once(Strategy::OneForOne).child(stuck).start().await.unwrap();
+    let error = tree.terminate_child("b").await.unwrap_err();
+    assert_eq!(world.begun.elapsed(), secs(3), "{error}");
+    assert!(error.to_string().contains("it does not end"), "{error}");
+    sleep(secs(60)).await;
+    assert_eq!(tree.children().await[0].state, ChildState::GivenUp);
     tree.stop().await.unwrap();
 }
 
