@@ -1012,7 +1012,10 @@ async fn a_child_that_can_not_be_killed_is_given_up_and_nobody_is_started_beside
     let error = b.who().await.unwrap_err();
     assert!(error.is_closed() && error.to_string().contains("`restart_child` starts it again"), "{error}");
     let child = tree.children().await.remove(1);
-    assert_eq!((child.state, child.last.as_deref()), (ChildState::GivenUp, Some("killed by SIGKILL (signal 9)")));
+    assert_eq!(
+        (child.state, child.last.as_deref()),
+        (ChildState::GivenUp, Some("killed by SIGKILL (signal 9)"))
+    );
     tree.restart_child("b").await.unwrap();
     assert_eq!(b.incarnation(), Some(2));
     let error = tree.terminate_child("b").await.unwrap_err();

@@ -247,6 +247,35 @@ async fn what_cannot_be_killed_is_told_up_through_all_levels_and_so_is_its_late_
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_that_is_stopped_or_killed_is_not_gone_before_what_is_below_it() {
+    for (shutdown, begin) in [
+        (Shutdown::infinity(), Begin::Hangs),
+        (Shutdown::kill(), Begin::Hangs),
+        (Shutdown::kill(), Begin::Well),
+    ] {
+        let world = World::new();
+        let tree = world.at_once(Strategy::OneForOne).start().await.unwrap();
+        let immortal = ChildSpec::new(world.fake("a").manners(Manners::Immortal));
+        let second = ChildSpec::new(world.fake("b").script(&[begin]));
+        let spec = Supervisor::new(Strategy::OneForOne).child(immortal).child(second).spec("in");
+        let starting = tree.clone();
+        tokio::spawn(async move { starting.start_child(spec.shutdown(shutdown)).await.map(drop) });
+        settle().await;
+        assert!(tree.terminate_child("in").await.is_err());
+        sleep(secs(60)).await;
+        assert_beside_nobody(&tree, &world, "in").await;
+        world.kill("a").await;
+        // A first start that has failed leaves nothing.
+        let expected = match begin {
+            Begin::Well => vec![("in".to_owned(), ChildState::GivenUp)],
+            _ => vec![],
+        };
+        assert_eq!(super::otp::states(&tree).await, expected, "{shutdown:?}");
+        tree.stop().await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_start_of_which_something_stays_is_given_up() {
     let world = World::new();
     let haunted = ChildSpec::new(world.fake("a").script(&[Begin::Well, Begin::Haunts, Begin::Well]));
