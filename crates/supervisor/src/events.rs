@@ -77,7 +77,8 @@ pub enum TreeEvent {
         /// In words: how it ended at last.
         why: String,
     },
-    /// A process is still there 10 s after SIGKILL; its child is given up, since nobody may be started beside it.
+    /// A process is still there 10 s after SIGKILL; its child is given up, since nobody may be started beside it. If it ends
+    /// after all, `Exited` tells of that, unless it had never been ready.
     #[non_exhaustive]
     Unkillable {
         /// Who, e.g. `/shop/web`.

@@ -89,7 +89,7 @@ impl Start for Nested {
         let blueprint = self.blueprint.clone();
         Box::pin(async move {
             if let Some(path) = shared.office.left_behind() {
-                return Err(Fault::Ended { exit: Box::new(beside(path)), maybe_executed: false });
+                return Err(Fault::Ended { exit: Box::new(not_again(&path)), maybe_executed: false });
             }
             let (run, runner) = Run::new();
             shared.runs(run.clone());
@@ -118,7 +118,7 @@ impl Start for Nested {
 /// How a run ended, as its own supervisor sees it.
 fn exit_of(ending: &Ending, office: &Office) -> Exit {
     match (office.left_behind(), ending) {
-        (Some(path), _) => beside(path),
+        (Some(path), _) => not_again(&path),
         (None, Ok(_)) => Exit::orderly(),
         (None, Err(gave_up)) => {
             Exit::new(Status::Code(1)).with_failed(true).with_reason(Some(gave_up.to_string()))
@@ -127,9 +127,13 @@ fn exit_of(ending: &Ending, office: &Office) -> Exit {
 }
 
 /// The end of one that may not be started again.
-fn beside(left: &str) -> Exit {
-    let why = format!("{left} cannot be killed, and nobody may be started beside it");
-    Exit::new(Status::Code(DO_NOT_TRY_AGAIN)).with_reason(Some(why))
+fn not_again(left: &str) -> Exit {
+    Exit::new(Status::Code(DO_NOT_TRY_AGAIN)).with_reason(Some(beside(left)))
+}
+
+/// Why it may not.
+pub(crate) fn beside(left: &str) -> String {
+    format!("{left} cannot be killed, and nobody may be started beside it")
 }
 
 /// The present run of a supervisor, as a child.

@@ -4,7 +4,7 @@
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use hatchery_actor::error::Error;
 use hatchery_actor::root::Root;
@@ -37,7 +37,8 @@ pub(crate) struct Office {
     pub(crate) overseer: Arc<Seat>,
     /// How many runs there have been.
     runs: AtomicU64,
-    left_behind: OnceLock<String>,
+    /// The paths of what could not be killed and is still there.
+    left_behind: watch::Sender<Vec<String>>,
     /// Whether it is a child itself: its listed children keep their seats then, from one run to the next.
     pub(crate) nested: bool,
     /// Where the names of its children are taken as well, if they are those of other things in this process, too.
@@ -86,17 +87,34 @@ impl Office {
     pub(crate) fn new(path: String, nested: bool, names: Option<Arc<Root>>) -> Arc<Office> {
         let overseer = overseer::seat(&path);
         let (news, runs, members) = (Arc::default(), AtomicU64::new(0), Mutex::default());
-        Arc::new(Office { path, news, overseer, runs, nested, names, members, left_behind: OnceLock::new() })
+        Arc::new(Office {
+            path,
+            news,
+            overseer,
+            runs,
+            nested,
+            names,
+            members,
+            left_behind: watch::Sender::default(),
+        })
     }
 
-    /// The child of this path lives on for ever, so that nobody may be started beside it.
-    pub(crate) fn leave_behind(&self, path: String) {
-        let _ = self.left_behind.set(path);
+    /// What cannot be killed has this path, and nobody may be started beside it until what this gives is dropped.
+    pub(crate) fn leave_behind(self: &Arc<Office>, path: String) -> LeftBehind {
+        self.left_behind.send_modify(|left| left.push(path.clone()));
+        LeftBehind { office: self.clone(), path }
     }
 
-    /// The child that could not be killed, if there is one.
-    pub(crate) fn left_behind(&self) -> Option<&str> {
-        self.left_behind.get().map(String::as_str)
+    /// What could not be killed and is still there: the first, if there is more.
+    pub(crate) fn left_behind(&self) -> Option<String> {
+        self.left_behind.borrow().first().cloned()
+    }
+
+    /// Resolves when there is no such thing. Cancel safe.
+    pub(crate) async fn nothing_left(&self) {
+        let mut left = self.left_behind.subscribe();
+        // Fails only when the sender is gone, and that lives in `self`.
+        let _ = left.wait_for(Vec::is_empty).await;
     }
 
     /// Somebody will sit here again: from now on requests wait for him.
@@ -137,6 +155,23 @@ impl Office {
         let members: Vec<_> = self.members().values().cloned().collect();
         members.iter().for_each(|member| member.close(why));
         self.overseer.close(why);
+    }
+}
+
+/// Says that something is still there that could not be killed. Whoever waits for its end holds this, not the run in which it
+/// was started: that may be over before.
+pub(crate) struct LeftBehind {
+    office: Arc<Office>,
+    path: String,
+}
+
+impl Drop for LeftBehind {
+    fn drop(&mut self) {
+        self.office.left_behind.send_modify(|left| {
+            if let Some(place) = left.iter().position(|path| *path == self.path) {
+                left.remove(place);
+            }
+        });
     }
 }
 

@@ -77,6 +77,8 @@ enum Report {
     Exited(Id, u64, Arc<Exit>),
     /// What stands for the exit of one that does not end.
     Unkillable(Id, u64, Arc<Exit>),
+    /// Of what was called unkillable, nothing is left.
+    Gone(Id, u64),
     Elapsed(Id, u64),
 }
 
@@ -133,6 +135,22 @@ impl Entry {
     /// Whether somebody is there, or on the way, or on the way out.
     fn is_live(&self) -> bool {
         self.child.is_some() || self.starting
+    }
+
+    /// Whether this incarnation is there, as far as is known.
+    fn is_up(&self, incarnation: u64) -> bool {
+        self.incarnation == incarnation && self.child.is_some()
+    }
+
+    /// Why nobody sits there once it was given up; if it is kept, how it stands.
+    fn why_given_up(&self, standing: Option<Standing>) -> String {
+        let last = self.last();
+        let and = match standing {
+            None => "",
+            Some(Standing::Unkillable) => ", and it cannot be killed, so nobody is started beside it",
+            Some(_) => ", and `restart_child` starts it again",
+        };
+        format!("its supervisor gave it up{and}; at last: {}", last.as_deref().unwrap_or("it never ran"))
     }
 
     /// How it ended last, in words.
@@ -412,6 +430,7 @@ impl Supervisor {
                 Some(Standing::Running) if entry.starting => ChildState::Starting,
                 Some(Standing::Running) => ChildState::Running,
                 Some(Standing::Restarting) => ChildState::Restarting,
+                Some(Standing::Unkillable) => ChildState::GivenUp,
                 Some(Standing::Stopped) | None if entry.given_up => ChildState::GivenUp,
                 Some(Standing::Stopped) | None => ChildState::Stopped,
             },
@@ -456,48 +475,55 @@ impl Supervisor {
                         tracing::warn!(child = entry.seat().path(), incarnation, %fault, "start failed");
                         let (path, why) = (entry.path(), fault.to_string());
                         self.office.news.tell(|| TreeEvent::StartFailed { path, incarnation, why });
-                        let death = if unkillable { Death::GiveUp } else { death_of_start(&fault) };
+                        let (mut death, mut outcome) = (death_of_start(&fault), Ok(()));
                         entry.spec.start.start_failed(&fault);
                         entry.last = Some(fault);
-                        let outcome = if unkillable {
+                        if unkillable {
+                            death = Death::Unkillable;
+                            outcome = Err(Fault::Refused(LEFT.to_owned()));
                             self.unkillable(id, incarnation);
-                            Err(Fault::Refused(LEFT.to_owned()))
-                        } else {
-                            Ok(())
-                        };
+                        } else if let Some(below) = self.left_below(id, incarnation) {
+                            (death, outcome) = (Death::Unkillable, Err(below));
+                        }
                         self.gone(id, Event::StartFailed(id, death), outcome);
                     }
                 }
             }
-            Report::Exited(id, incarnation, exit) => {
-                let death = death(&exit);
-                self.ended(id, incarnation, &exit, death, Ok(()));
-            }
+            Report::Exited(id, incarnation, exit) => self.exited(id, incarnation, &exit),
             Report::Unkillable(id, incarnation, exit) => {
-                let why = Fault::Refused(exit.reason().unwrap_or_default().to_owned());
-                let entry = self.entries.get(&id).filter(|entry| entry.incarnation == incarnation);
-                // Both whoever stopped it and its own watchdog may say so.
-                if entry.is_some_and(|entry| entry.child.is_some()) {
+                // Its end may have come at that very moment.
+                let is_up = self.entries.get(&id).is_some_and(|entry| entry.is_up(incarnation));
+                if is_up && !self.is_unkillable(id) {
+                    let why = Fault::Refused(exit.reason().unwrap_or_default().to_owned());
                     self.unkillable(id, incarnation);
+                    self.ended(id, incarnation, &exit, Death::Unkillable, Err(why));
                 }
-                // Nobody is started beside it.
-                self.ended(id, incarnation, &exit, Death::GiveUp, Err(why));
             }
+            Report::Gone(id, incarnation) => self.let_go(id, incarnation, None),
             Report::Elapsed(id, wait) => self.step(Event::Elapsed(id, wait)),
         }
     }
 
-    fn ended(&mut self, id: Id, incarnation: u64, exit: &Exit, death: Death, outcome: Result<(), Fault>) {
-        let entry = self.entries.get_mut(&id).filter(|entry| entry.incarnation == incarnation);
-        // Once it has been called unkillable, its end is no news.
-        let Some(entry) = entry.filter(|entry| entry.child.is_some()) else { return };
+    fn exited(&mut self, id: Id, incarnation: u64, exit: &Exit) {
+        let Some(entry) = self.entries.get(&id).filter(|entry| entry.is_up(incarnation)) else { return };
         tracing::info!(child = entry.seat().path(), incarnation, %exit, "child ended");
-        if outcome.is_ok() {
-            let (path, exit) = (entry.path(), exit.clone());
-            self.office.news.tell(|| TreeEvent::Exited { path, incarnation, exit });
+        let (path, told) = (entry.path(), exit.clone());
+        self.tell(|| TreeEvent::Exited { path, incarnation, exit: told });
+        match (self.left_below(id, incarnation), self.is_unkillable(id)) {
+            (None, false) => self.ended(id, incarnation, exit, death(exit), Ok(())),
+            (None, true) => self.let_go(id, incarnation, Some(exit)),
+            (Some(why), false) => self.ended(id, incarnation, exit, Death::Unkillable, Err(why)),
+            (Some(_), true) => {}
         }
-        entry.child = None;
+    }
+
+    fn ended(&mut self, id: Id, incarnation: u64, exit: &Exit, death: Death, outcome: Result<(), Fault>) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        if death != Death::Unkillable {
+            entry.child = None;
+        }
         entry.ready = None;
+        entry.stopping = false;
         entry.last = Some(match outcome {
             // Somebody still waits for its start.
             Ok(()) if entry.reply.is_some() => stopped_while_it_started(),
@@ -507,15 +533,49 @@ impl Supervisor {
         self.gone(id, Event::Exited { id, death, answered }, outcome);
     }
 
-    /// One lives on, whatever was done to end it: nobody may be started beside it, in a later run neither.
+    /// One lives on, whatever was done to end it.
     fn unkillable(&self, id: Id, incarnation: u64) {
-        let Some(entry) = self.entries.get(&id).filter(|entry| entry.incarnation == incarnation) else {
-            return;
-        };
+        let Some(entry) = self.entries.get(&id) else { return };
         let pid = entry.child.as_ref().and_then(|child| own_process(&**child));
         tracing::error!(child = entry.seat().path(), incarnation, "unkillable");
         self.tell(|| TreeEvent::Unkillable { path: entry.path(), incarnation, pid });
-        self.office.leave_behind(entry.path());
+    }
+
+    fn is_unkillable(&self, id: Id) -> bool {
+        self.state.as_ref().and_then(|state| state.standing(id)) == Some(Standing::Unkillable)
+    }
+
+    /// Why a supervisor that has ended is not gone all the same: something below it cannot be killed. When that is gone, it is
+    /// reported.
+    fn left_below(&self, id: Id, incarnation: u64) -> Option<Fault> {
+        let below = self.entries.get(&id)?.member.tree()?.office().clone();
+        let path = below.left_behind()?;
+        let why = nested::beside(&path);
+        let (left, reports) = (self.office.leave_behind(path), self.reports.clone());
+        tokio::spawn(async move {
+            below.nothing_left().await;
+            drop(left);
+            let _ = reports.send(Report::Gone(id, incarnation)).await;
+        });
+        Some(Fault::Refused(why))
+    }
+
+    /// What could not be killed is gone after all: its child is one that was given up as any other.
+    fn let_go(&mut self, id: Id, incarnation: u64, exit: Option<&Exit>) {
+        let is_unkillable = self.is_unkillable(id);
+        let entry =
+            self.entries.get_mut(&id).filter(|entry| is_unkillable && entry.incarnation == incarnation);
+        let Some(entry) = entry else { return };
+        tracing::info!(child = entry.seat().path(), incarnation, "gone after all");
+        entry.child = None;
+        if let Some(exit) = exit {
+            entry.last = Some(Fault::Ended { exit: Box::new(exit.clone()), maybe_executed: false });
+        }
+        self.step(Event::Gone(id));
+        if let Some(entry) = self.entries.get(&id) {
+            // Who asks it for something is told the new way to an answer.
+            entry.member.close(&entry.why_given_up(Some(Standing::Stopped)));
+        }
     }
 
     /// An incarnation, or its start, has ended; those who wanted that are told.
@@ -641,12 +701,11 @@ impl Supervisor {
         let path = entry.path();
         let last = entry.last();
         let last = last.as_deref().unwrap_or("it never ran");
-        let is_kept = self.state.as_ref().is_some_and(|state| state.standing(id).is_some());
+        let standing = self.state.as_ref().and_then(|state| state.standing(id));
         let why = if given_up {
             tracing::error!(child = path, last, "given up");
             self.office.news.tell(|| TreeEvent::GivenUp { path, why: last.to_owned() });
-            let again = if is_kept { ", and `restart_child` starts it again" } else { "" };
-            format!("its supervisor gave it up{again}; at last: {last}")
+            entry.why_given_up(standing)
         } else {
             tracing::info!(child = path, last, "stopped");
             self.office.news.tell(|| TreeEvent::Stopped { path });
@@ -701,6 +760,7 @@ impl Supervisor {
         let reports = self.reports.clone();
         let (give_up, given_up) = oneshot::channel::<()>();
         let gone_within = entry.spec.start.gone_within();
+        let (office, path) = (self.office.clone(), entry.path());
         tokio::spawn(async move {
             let result = tokio::select! {
                 biased;
@@ -718,7 +778,13 @@ impl Supervisor {
                     Some(time) => unkillable = tokio::time::timeout(time, absence.wait()).await.is_err(),
                 }
             }
+            let left = unkillable.then(|| office.leave_behind(path));
             let _ = reports.send(Report::Start(id, incarnation, result, unkillable)).await;
+            if left.is_some() {
+                absence.wait().await;
+                drop(left);
+                let _ = reports.send(Report::Gone(id, incarnation)).await;
+            }
         });
         entry.starting = true;
         entry.give_up = Some(give_up);
@@ -730,14 +796,17 @@ impl Supervisor {
         let (reports, incarnation) = (self.reports.clone(), entry.incarnation);
         let shutdown = if self.kill { Shutdown::kill() } else { entry.spec.shutdown };
         if let Some(child) = entry.child.clone() {
-            let seat = entry.seat().clone();
+            let (seat, office) = (entry.seat().clone(), self.office.clone());
             tokio::spawn(async move {
                 // Its end is reported by the task that waits for it, unless it does not end.
                 if let Err(error) = child::stop(&*child, shutdown).await {
+                    let left = office.leave_behind(seat.path().to_owned());
                     let exit = Exit::new(Status::Unknown).with_reason(Some(error.to_string()));
                     // It will not say so itself: those who wait for its answers wait no longer.
                     seat.ended(incarnation, &exit);
                     let _ = reports.send(Report::Unkillable(id, incarnation, Arc::new(exit))).await;
+                    child.exited().await;
+                    drop(left);
                 }
             });
         }

@@ -61,7 +61,7 @@ pub struct ChildInfo {
     pub state: ChildState,
     /// Its latest incarnation, or the one that is being started; from 1.
     pub incarnation: u64,
-    /// The process it lives in, if it is up and has one of its own.
+    /// The process it lives in, if it is up, or cannot be killed, and has one of its own.
     pub pid: Option<u32>,
     /// How its latest incarnation, or its latest start, ended, in words.
     pub last: Option<String>,
@@ -81,7 +81,9 @@ pub enum ChildState {
     /// It was stopped, or has left in order. Its spec is kept.
     Stopped,
     /// It said not to try again (exit code 125), cannot be killed, or was restarted too often
-    /// ([`Exhausted::GiveUpChild`](crate::policy::Exhausted::GiveUpChild)). Its spec is kept.
+    /// ([`Exhausted::GiveUpChild`](crate::policy::Exhausted::GiveUpChild)). Its spec is kept. One that cannot be killed
+    /// keeps its place and its name until it is gone, so calls about it are refused
+    /// ([`is_unkillable`](ChildError::is_unkillable)).
     GivenUp,
 }
 
@@ -97,8 +99,9 @@ impl Tree {
     /// The name is taken or no name; the program does not host the actor; the arguments cannot be encoded; the
     /// process cannot be started, its `start` failed, it ended or took longer than its `start_timeout` (30 s unless
     /// told otherwise); the supervisor is stopping. A first start is not tried again. Where the name is that of a child,
-    /// [`is_already_started`](StartError::is_already_started) and
-    /// [`is_already_present`](StartError::is_already_present) tell how it stands.
+    /// [`is_already_started`](StartError::is_already_started),
+    /// [`is_already_present`](StartError::is_already_present) and [`is_unkillable`](StartError::is_unkillable) tell how it
+    /// stands.
     ///
     /// # Cancel safety
     /// Dropping the future does not stop the child.
@@ -117,7 +120,8 @@ impl Tree {
     ///
     /// # Errors
     /// There is none of that name; it runs ([`is_running`](ChildError::is_running)) or is being restarted
-    /// ([`is_restarting`](ChildError::is_restarting)); it does not start: then it stays stopped, and that is not tried
+    /// ([`is_restarting`](ChildError::is_restarting)), or cannot be killed and is still there
+    /// ([`is_unkillable`](ChildError::is_unkillable)); it does not start: then it stays stopped, and that is not tried
     /// again. The supervisor is stopping.
     ///
     /// # Cancel safety
@@ -133,7 +137,7 @@ impl Tree {
     ///
     /// # Errors
     /// There is none of that name. The supervisor is stopping. It is still there 10 s after it was killed: then it is given
-    /// up.
+    /// up, and further calls are refused until it is gone ([`is_unkillable`](ChildError::is_unkillable)).
     ///
     /// # Cancel safety
     /// Dropped early, the stop goes on.
@@ -146,7 +150,8 @@ impl Tree {
     ///
     /// # Errors
     /// There is none of that name; it runs ([`is_running`](ChildError::is_running)) or is being restarted
-    /// ([`is_restarting`](ChildError::is_restarting)). The supervisor is stopping.
+    /// ([`is_restarting`](ChildError::is_restarting)), or cannot be killed and is still there
+    /// ([`is_unkillable`](ChildError::is_unkillable)). The supervisor is stopping.
     pub async fn delete_child(&self, name: &str) -> Result<(), ChildError> {
         let outcome = self.call(|reply| Command::DeleteChild(name.to_owned(), reply)).await;
         outcome.map_err(|refused| self.child_error("removal", name, refused))

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use hatchery_actor::actor::{Actor, Place};
 use hatchery_actor::ask::Ask;
-use hatchery_actor::child::{BoxFuture, Child, Order, Rung, Shutdown, Start, Started};
+use hatchery_actor::child::{BoxFuture, Child, Order, Presence, Rung, Shutdown, Start, Started};
 use hatchery_actor::context::Context;
 use hatchery_actor::error::Error;
 use hatchery_actor::exit::{Exit, Status};
@@ -47,7 +47,7 @@ enum Begin {
     Fails,
     Panics,
     Hangs,
-    /// The same, and something of it stays for ever.
+    /// The same, and something of it stays until the world lets go.
     Haunts,
     /// It completes when the world gives the cue.
     OnCue,
@@ -77,6 +77,7 @@ struct World {
     log: Arc<Mutex<Vec<String>>>,
     live: Arc<Mutex<BTreeMap<String, Arc<FakeChild>>>>,
     cue: Arc<Notify>,
+    ghosts: Arc<Mutex<Vec<Presence>>>,
 }
 
 /// What can be started: every start goes as the script says, the last entry again and again.
@@ -101,7 +102,8 @@ impl World {
     fn new() -> World {
         let root = Root::new();
         root.clone().enter();
-        World { root, begun: Instant::now(), log: Arc::default(), live: Arc::default(), cue: Arc::default() }
+        let (log, live, cue, ghosts) = Default::default();
+        World { root, begun: Instant::now(), log, live, cue, ghosts }
     }
 
     fn fake(&self, name: &str) -> Fake {
@@ -222,7 +224,7 @@ impl Start for Fake {
                 Begin::Panics => panic!("no luck at all"),
                 Begin::Hangs => std::future::pending().await,
                 Begin::Haunts => {
-                    std::mem::forget(presence);
+                    world.ghosts.lock().unwrap().push(presence);
                     std::future::pending().await
                 }
                 Begin::OnCue => world.cue.notified().await,
@@ -1009,13 +1011,29 @@ async fn a_child_that_can_not_be_killed_is_given_up_and_nobody_is_started_beside
     assert_eq!(tree.get::<Echo>("a").unwrap().incarnation(), Some(2));
     assert_eq!(tree.children().await[1].state, ChildState::GivenUp);
     assert!(tree.get::<Echo>("b").unwrap().who().await.unwrap_err().is_closed());
-    // Its end, long after, is no news.
-    world.kill("b").await;
+    assert_beside_nobody(&tree, &world, "b").await;
+    // Its group does not bring it back.
+    world.kill("a").await;
+    assert_eq!(tree.get::<Echo>("a").unwrap().incarnation(), Some(3));
     assert_eq!(tree.children().await[1].state, ChildState::GivenUp);
+    // Once the kernel has let go of it, long after, it is one that was given up as any other.
+    world.kill("b").await;
+    let b = tree.get::<Echo>("b").unwrap();
+    let error = b.who().await.unwrap_err();
+    assert!(error.is_closed() && error.to_string().contains("`restart_child` starts it again"), "{error}");
+    let child = tree.children().await.remove(1);
+    assert_eq!(
+        (child.state, child.last.as_deref()),
+        (ChildState::GivenUp, Some("killed by SIGKILL (signal 9)"))
+    );
     tree.restart_child("b").await.unwrap();
+    assert_eq!(b.incarnation(), Some(2));
     let error = tree.terminate_child("b").await.unwrap_err();
     assert!(error.to_string().starts_with("stop of /tree/b: it is still there 10 s after"), "{error}");
     assert_eq!(tree.children().await[1].state, ChildState::GivenUp);
+    world.kill("b").await;
+    tree.delete_child("b").await.unwrap();
+    tree.start_child(world.child("b")).await.unwrap();
     tree.stop().await.unwrap();
 }
 
@@ -1046,6 +1064,17 @@ async fn a_child_that_its_own_side_could_not_kill_is_given_up_and_its_callers_kn
     sleep(secs(60)).await;
     assert_eq!(tree.children().await[0].state, ChildState::GivenUp);
     tree.stop().await.unwrap();
+}
+
+/// What cannot be killed keeps its place, and its name.
+async fn assert_beside_nobody(tree: &Tree, world: &World, name: &str) {
+    let refused =
+        [tree.restart_child(name).await, tree.delete_child(name).await, tree.terminate_child(name).await];
+    for error in refused.map(Result::unwrap_err) {
+        assert!(error.is_unkillable() && error.to_string().contains("is still there"), "{error}");
+    }
+    let error = tree.start_child(world.child(name)).await.unwrap_err();
+    assert!(error.is_unkillable(), "{error}");
 }
 
 // ---------------------------------------------------------------- kinds of children

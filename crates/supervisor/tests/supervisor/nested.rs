@@ -221,7 +221,12 @@ async fn one_below_which_somebody_cannot_be_killed_is_given_up_and_nobody_is_sta
     assert!(told.contains(&"/in given up".to_owned()), "{told:?}");
     let error = b.who().await.unwrap_err();
     assert!(error.is_closed() && error.to_string().contains("/tree/in/b cannot be killed"), "{error}");
-    assert!(tree.restart_child("in").await.is_err());
+    assert_beside_nobody(&tree, &world, "in").await;
+    // Once the kernel has let go, it can be started again, by hand.
+    world.kill("b").await;
+    assert_eq!(world.alive(), ["d"]);
+    tree.restart_child("in").await.unwrap();
+    assert_eq!((world.alive(), b.incarnation()), (vec!["a".into(), "b".into(), "d".into()], Some(2)));
     tree.stop().await.unwrap();
 }
 
@@ -248,6 +253,22 @@ async fn one_that_is_gone_for_good_tells_its_listeners_so() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_cannot_be_killed_is_told_up_through_all_levels_and_so_is_its_late_end() {
+    let world = World::new();
+    let immortal = ChildSpec::new(world.fake("a").manners(Manners::Immortal));
+    let inner = Supervisor::new(Strategy::OneForOne).child(immortal);
+    let middle = Supervisor::new(Strategy::OneForOne).child(inner.spec("in"));
+    let tree = world.at_once(Strategy::OneForOne).child(middle.spec("mid")).start().await.unwrap();
+    let error = tree.terminate_child("mid").await.unwrap_err();
+    assert!(error.to_string().contains("/tree/mid/in/a cannot be killed"), "{error}");
+    assert_beside_nobody(&tree, &world, "mid").await;
+    world.kill("a").await;
+    tree.restart_child("mid").await.unwrap();
+    assert_eq!(world.alive(), ["a"]);
+    tree.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn whoever_asks_for_something_is_answered_however_much_there_is_to_restart() {
     let world = World::new();
     let outer = world.at_once(Strategy::OneForOne).intensity(u32::MAX, secs(60));
@@ -268,6 +289,35 @@ async fn whoever_asks_for_something_is_answered_however_much_there_is_to_restart
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_that_is_stopped_or_killed_is_not_gone_before_what_is_below_it() {
+    for (shutdown, begin) in [
+        (Shutdown::infinity(), Begin::Hangs),
+        (Shutdown::kill(), Begin::Hangs),
+        (Shutdown::kill(), Begin::Well),
+    ] {
+        let world = World::new();
+        let tree = world.at_once(Strategy::OneForOne).start().await.unwrap();
+        let immortal = ChildSpec::new(world.fake("a").manners(Manners::Immortal));
+        let second = ChildSpec::new(world.fake("b").script(&[begin]));
+        let spec = Supervisor::new(Strategy::OneForOne).child(immortal).child(second).spec("in");
+        let starting = tree.clone();
+        tokio::spawn(async move { starting.start_child(spec.shutdown(shutdown)).await.map(drop) });
+        settle().await;
+        assert!(tree.terminate_child("in").await.is_err());
+        sleep(secs(60)).await;
+        assert_beside_nobody(&tree, &world, "in").await;
+        world.kill("a").await;
+        // A first start that has failed leaves nothing.
+        let expected = match begin {
+            Begin::Well => vec![("in".to_owned(), ChildState::GivenUp)],
+            _ => vec![],
+        };
+        assert_eq!(super::otp::states(&tree).await, expected, "{shutdown:?}");
+        tree.stop().await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_start_of_which_something_stays_is_given_up() {
     let world = World::new();
     let haunted = ChildSpec::new(world.fake("a").script(&[Begin::Well, Begin::Haunts, Begin::Well]));
@@ -278,6 +328,11 @@ async fn a_start_of_which_something_stays_is_given_up() {
     assert!(error.to_string().contains("still there 10 s after it was killed"), "{error}");
     assert_eq!(tree.children().await[0].state, ChildState::GivenUp);
     assert!(heard(&mut events).await.contains(&"/tree/a cannot be killed".to_owned()));
+    assert_beside_nobody(&tree, &world, "a").await;
+    world.ghosts.lock().unwrap().clear();
+    settle().await;
+    tree.restart_child("a").await.unwrap();
+    assert_eq!(tree.get::<Echo>("a").unwrap().incarnation(), Some(3));
     tree.stop().await.unwrap();
 }
 
