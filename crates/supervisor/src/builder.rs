@@ -308,6 +308,12 @@ impl Supervisor {
             refused(fault)
         })?;
         let office = office(&path);
+        if let Some(left) = office.left_behind() {
+            root.free_name(&path);
+            return Err(refused(Fault::Refused(format!(
+                "{left} cannot be killed, and nobody may be started beside it"
+            ))));
+        }
         office.reopen();
         let shared = Shared::new(office, run);
         shared.enter(&root);

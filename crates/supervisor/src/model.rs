@@ -50,9 +50,10 @@ pub(crate) enum Mistake {
     UnkillableIsRevived,
     UnkillableHoldsUpTheEnd,
     LateEndsAreRestarts,
+    EldersWaitForLaterOnes,
 }
 
-const MISTAKES: [Mistake; 29] = [
+const MISTAKES: [Mistake; 30] = [
     Mistake::CleanIsAbnormal,
     Mistake::GivenUpIsRestarted,
     Mistake::OneMoreIsAllowed,
@@ -82,6 +83,7 @@ const MISTAKES: [Mistake; 29] = [
     Mistake::UnkillableIsRevived,
     Mistake::UnkillableHoldsUpTheEnd,
     Mistake::LateEndsAreRestarts,
+    Mistake::EldersWaitForLaterOnes,
 ];
 
 thread_local! {
@@ -541,11 +543,16 @@ impl Model {
             kid.told_to_stop = true;
             return self.out.push(Action::Stop(kid.id));
         }
-        let is_on_its_way = |kid: &Kid| kid.wait.is_some() || kid.body == Some(Body::Coming(Way::Again));
-        if self.kids.iter().any(is_on_its_way) {
+        if self.kids.iter().any(|kid| kid.body == Some(Body::Coming(Way::Again))) {
             return;
         }
-        if let Some(place) = self.kids.iter().position(is_due) {
+        let Some(place) = self.kids.iter().position(is_due) else { return };
+        // One for all waits for whoever waits; of rest for one, those do that come later than he.
+        let others = match self.rules.strategy {
+            Strategy::RestForOne => &self.kids[..place],
+            _ => &self.kids[..],
+        };
+        if others.iter().all(|kid| kid.wait.is_none()) {
             self.start(place, Way::Again);
         }
     }

@@ -625,7 +625,13 @@ impl Turn {
         if is(|phase| matches!(phase, Phase::Stopping(_))) && !slips!(NobodyWaitsForStops) {
             return;
         }
-        let blocked = is(|phase| matches!(phase, Phase::Waiting(Some(_)) | Phase::Starting(Begin::Again)));
+        let is_starting = is(|phase| matches!(phase, Phase::Starting(Begin::Again)));
+        // Where those before do not depend on those after them, they do not wait for them either.
+        let ordered = self.state.rules.strategy == Strategy::RestForOne && !slips!(EldersWaitForLaterOnes);
+        let waits = children.iter().position(|child| matches!(child.phase, Phase::Waiting(Some(_))));
+        let due = children.iter().position(|child| child.phase == Phase::Waiting(None));
+        let is_held_up = waits.is_some_and(|waits| !ordered || due.is_none_or(|due| waits < due));
+        let blocked = is_starting || is_held_up;
         let doomed = |child: &&mut Child| matches!(child.phase, Phase::Doomed(_));
         if let Some(child) = children.iter_mut().rev().find(doomed) {
             if let Phase::Doomed(then) = child.phase {

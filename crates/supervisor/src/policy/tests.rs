@@ -138,6 +138,18 @@ fn time_that_the_supervisor_spends_at_work_does_not_age_the_window() {
 }
 
 #[test]
+fn in_rest_for_one_nobody_waits_for_those_that_come_later() {
+    let (state, actions) = after(group(Strategy::RestForOne), &[dies_early(2), leaves(3)]);
+    assert_eq!(actions, []);
+    let (state, actions) = after(state, &[dies(1)]);
+    assert_eq!(actions, [Action::Start(1, 2)], "the second one's wait is not its own");
+    let (state, actions) = after(state, &[Event::Ready(1)]);
+    assert_eq!(actions, [], "the second and the third one wait on");
+    let (_, actions) = after(state, &[Event::Elapsed(2, 0)]);
+    assert_eq!(actions, [Action::Start(2, 2)]);
+}
+
+#[test]
 fn what_is_too_many_may_give_up_the_child_or_go_on() {
     let given_up = Rules { exhausted: Exhausted::GiveUpChild, ..rules(Strategy::OneForAll, 0) };
     let (_, actions) = after(running_by(given_up, &[(1, Permanent), (2, Permanent)]), &[dies(1)]);
