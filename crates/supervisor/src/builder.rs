@@ -21,7 +21,7 @@ use crate::tree::{Tree, TreeResident};
 
 /// A supervisor to be: it starts its children, and restarts those that end.
 ///
-/// A child that ends is started again in the same seat, unless its [`Restart`] says otherwise: its handles find the new
+/// A child that ends is started again in the same seat, unless its [`Restart`](crate::policy::Restart) says otherwise: its handles find the new
 /// incarnation by themselves. The [`Strategy`] says who is restarted along with it. One that was ready for a second, or
 /// had answered a message, starts again at once; one that died earlier, or whose restart failed, waits before the next
 /// attempt ([`backoff`](Supervisor::backoff)). When there are too many restarts
@@ -43,7 +43,7 @@ impl Supervisor {
     /// A supervisor for children that come and go: it begins with none, restarts each alone, and keeps none that does not
     /// run.
     ///
-    /// A child that is terminated, that has left cleanly as a [`Restart::Transient`] one, or that is given up, is removed,
+    /// A child that is terminated, that has left cleanly as a [`Restart::Transient`](crate::policy::Restart::Transient) one, or that is given up, is removed,
     /// and its name is free; so `restart_child` and `delete_child` find those only that they refuse. In the end all are
     /// stopped at the same time, and not one after the other.
     ///

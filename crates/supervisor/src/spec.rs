@@ -72,13 +72,13 @@ impl<S: Start> ChildSpec<S> {
     }
 
     /// Whether its end may be that of its supervisor: once it has ended by itself and is not started again,
-    /// [`auto_shutdown`](crate::tree::Supervisor::auto_shutdown) says what follows. That is where it is
+    /// [`auto_shutdown`](crate::builder::Supervisor::auto_shutdown) says what follows. That is where it is
     /// [`Restart::Transient`] and has left cleanly, where it is [`Restart::Temporary`], and where it is given up. It is not
     /// where `terminate_child` stopped it, where a sibling took it along, or where it did not start.
     ///
     /// A child that is [`Restart::Permanent`] cannot be significant, nor can one of a supervisor that never ends by itself:
     /// then the start fails before anything was started
-    /// ([`is_contradiction`](crate::tree::StartError::is_contradiction)).
+    /// ([`is_contradiction`](crate::errors::StartError::is_contradiction)).
     pub fn significant(mut self, significant: bool) -> Self {
         self.kind.significant = significant;
         self
