@@ -186,6 +186,10 @@ impl Store {
         Ok(pids)
     }
 
+    async fn close(&self) -> hatchery::Result<()> {
+        self.tree.stop().await
+    }
+
     async fn add(&self, name: String) -> hatchery::Result<PartHandle> {
         Ok(self.tree.start_child(part(&name)).await?)
     }
@@ -1042,4 +1046,36 @@ async fn a_local_start_that_blocks_its_thread_is_given_up_in_bounded_time() {
     ends("stop", tree.stop()).await.unwrap();
     *MAY_GO_ON.lock().unwrap() = true;
     GOES_ON.notify_all();
+}
+
+#[hatchery::test]
+async fn whoever_asks_a_worker_of_a_worker_waits_while_its_supervisor_gives_up() {
+    // Nothing is asked of the worker itself, so each of its ends is an early one.
+    let supervisor =
+        Supervisor::new(Strategy::OneForOne).name("shop").intensity(100, Duration::from_secs(60));
+    let supervisor = supervisor.backoff(Duration::ZERO, Duration::ZERO);
+    let store = worker::<Store>("store", 1).shutdown(Shutdown::infinity());
+    let tree = ends("start", supervisor.child(store).start()).await.unwrap();
+    let shelf = hatchery::lookup::<Part>("/shop/store/shelf-0").unwrap();
+    let mut pid = ends("ask", shelf.me()).await.unwrap();
+    for _ in 0..10 {
+        assert!(ends("crash", shelf.crash()).await.unwrap_err().is_crash());
+        // Its supervisor gives up, the worker crashes with it, and both come back.
+        let next = loop {
+            match ends("ask", shelf.me()).await {
+                Ok(next) => break next,
+                // Sent to one that has just ended; but never that there is nobody.
+                Err(error) => assert!(error.is_crash() && !error.is_closed(), "{error}"),
+            }
+        };
+        assert_ne!(next, pid);
+        pid = next;
+    }
+    // One that its actor stops, while that goes on, is gone.
+    let store = tree.get::<Store>("store").unwrap();
+    ends("close", store.close()).await.unwrap();
+    let error = ends("ask", shelf.me()).await.unwrap_err();
+    assert!(error.is_crash() || error.is_closed() || error.is_stopping(), "{error}");
+    assert!(ends("ask", shelf.me()).await.unwrap_err().is_closed());
+    ends("stop", tree.stop()).await.unwrap();
 }

@@ -28,6 +28,8 @@ pub struct Root {
     tree: u64,
     directory: Arc<Directory>,
     exchange: OnceLock<Arc<dyn Exchange>>,
+    /// What the actor that this process is there for supervises: kept to the end of the process.
+    heirloom: OnceLock<Arc<dyn Any + Send + Sync>>,
     state: Mutex<State>,
 }
 
@@ -75,6 +77,7 @@ impl Root {
             tree,
             directory: Arc::default(),
             exchange: OnceLock::new(),
+            heirloom: OnceLock::new(),
             state: Mutex::default(),
         })
     }
@@ -193,6 +196,11 @@ impl Root {
             )));
         }
         Ok(path.to_owned())
+    }
+
+    /// What the actor that this process is there for supervises; made when it begins to.
+    pub fn heirloom(&self, make: impl FnOnce() -> Arc<dyn Any + Send + Sync>) -> Arc<dyn Any + Send + Sync> {
+        self.heirloom.get_or_init(make).clone()
     }
 
     /// A supervisor has this path from now on, for as long as it is there.

@@ -50,7 +50,8 @@ pub fn worker<A: AnyActor>(name: impl Into<String>, args: A::Args) -> ChildSpec<
 /// An actor in a process of its own whose arguments are made anew at each start, from the tree that it is a child of: so it
 /// can be handed its siblings, or a configuration as it is now.
 ///
-/// The closure runs in this process, beside its supervisor, which goes on meanwhile. Its error, or a panic in it, is a
+/// The closure runs in this process, beside its supervisor, which goes on meanwhile. It is no async one: what takes time belongs
+/// into the child's `start`. Its error, or a panic in it, is a
 /// failed start. What it does takes the time of one of the runtime's threads, so it should not block. A child can only be found
 /// ([`Tree::get`]) once the children before it in the list have been added.
 ///

@@ -253,21 +253,24 @@ impl Supervisor {
         let killed = run.clone();
         let kept = cx.hold(move || killed.kill());
         let seat = root.directory().seat(cx.path());
-        let office = |path: &str| match &seat {
-            // Its incarnations follow one another in this process, so its children keep their seats.
-            Some(seat) => {
-                let make = || {
-                    let office = Office::new(path.to_owned(), true, None);
-                    let above = path.rsplit_once('/').and_then(|(above, _)| Tree::lookup(above).ok());
-                    if let Some(above) = above {
-                        office.news.rise_to(above.office().news.clone());
-                    }
-                    office
-                };
-                seat.heirloom(|| make()).downcast().unwrap_or_else(|_| make())
-            }
-            // Below a worker's own path there may be other supervisors and processes.
-            None => Office::new(path.to_owned(), false, Some(root.clone())),
+        // Its children keep their seats: incarnations of a local actor follow one another in this process, and whoever asks a
+        // child of a worker that is about to end, and to come back, is not told that there is none.
+        let office = |path: &str| {
+            let make = || {
+                // Below a worker's own path there may be other supervisors and processes.
+                let names = is_process.then(|| root.clone());
+                let office = Office::new(path.to_owned(), true, names);
+                let above = path.rsplit_once('/').and_then(|(above, _)| Tree::lookup(above).ok());
+                if let Some(above) = above {
+                    office.news.rise_to(above.office().news.clone());
+                }
+                office
+            };
+            let kept = match &seat {
+                Some(seat) => seat.heirloom(|| make()),
+                None => root.heirloom(|| make()),
+            };
+            kept.downcast().unwrap_or_else(|_| make())
         };
         let place = |root: &Root| root.take_path(cx.path());
         let tree = self.start_at(root.clone(), place, office, (run, runner), kept, is_process).await?;
@@ -278,8 +281,8 @@ impl Supervisor {
             match kept.run().ended().await {
                 Err(gave_up) => actor.crash(gave_up.to_string()),
                 Ok(Orderly::ByItself) => actor.stop(),
-                // Somebody wanted that.
-                Ok(Orderly::Wanted) => {}
+                // Somebody wanted that, and the actor goes on without.
+                Ok(Orderly::Wanted) => kept.office().close("it was stopped"),
             }
         });
         Ok(tree)

@@ -654,6 +654,9 @@ impl Supervisor {
     /// Gives the place of a child up, or, at the end of a run that may not be the last one, leaves it to the next run.
     fn leave(&self, entry: &Entry, may_come_back: bool, why: &str) {
         let name = entry.spec.start.name();
+        if let Some(root) = &self.office.names {
+            root.free_name(entry.seat().path());
+        }
         let mut members = self.office.members();
         if entry.listed && self.office.nested {
             if let Some(member) = members.get_mut(name) {
@@ -669,9 +672,6 @@ impl Supervisor {
         let left = members.remove(name);
         drop(members);
         drop(left);
-        if let Some(root) = &self.office.names {
-            root.free_name(entry.seat().path());
-        }
         entry.member.close(why);
         if let Some(office) = entry.member.office() {
             office.end();
