@@ -204,7 +204,8 @@ impl ErasedSpec {
                     .to_owned(),
             ));
         }
-        if !self.start.is_process() && self.heartbeat != Heartbeat::default() {
+        let no_heartbeat = [Heartbeat::default(), Heartbeat::off()].contains(&self.heartbeat);
+        if !self.start.is_process() && !no_heartbeat {
             return Err(Fault::Refused(
                 "a heartbeat of something that is no process of its own: leave `heartbeat` out".to_owned(),
             ));
