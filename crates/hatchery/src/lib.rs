@@ -158,7 +158,7 @@ pub mod __private {
     pub use hatchery_actor::outlet::Answer;
     pub use hatchery_process::byte_strings::{ByteSlice, ByteVec, take_bytes};
     pub use hatchery_process::registry::{HostedActor, HostedTask};
-    pub use hatchery_process::task::{TaskEntry, TaskOutcome, TaskRun};
+    pub use hatchery_process::task::{PackedOutcome, PackedRun, TaskEntry, TaskOutcome, TaskRun};
     pub use hatchery_process::test::{TestOptions, test};
     pub use hatchery_wire::{Body, ByteString, DecodeError, EncodeError, decode_owned, encode};
     pub use hatchery_wire::{CannotDecode, CannotEncode, Decodes, Decoding, Encodes, Encoding, must_travel};
