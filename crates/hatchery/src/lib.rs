@@ -12,6 +12,7 @@
 //! | open files and sockets in messages | [`Fd`] |
 //! | an actor elsewhere in the tree | any handle, and [`lookup()`] |
 //! | who has ended, and how | [`Monitor`], [`Down`] |
+//! | many tasks on a few workers | [`Pool`], [`Job`], [`Map`], [`Results`], [`TaskError`] |
 //! | keeping them alive | [`Supervisor`], [`Strategy`], [`Restart`], [`Tree`] |
 //! | what a worker may have, and how it is watched and stopped | [`ChildSpec`], [`ProcessBuilder`], [`Output`], [`Heartbeat`], [`Shutdown`] |
 //! | what workers log | [`logs`], [`TraceContext`] |
@@ -21,6 +22,11 @@
 
 pub use hatchery_macros::{actor, main, task, test};
 
+pub use hatchery_pool::job::Job;
+pub use hatchery_pool::map::{All, Map, Results};
+pub use hatchery_pool::plan::Priority;
+pub use hatchery_pool::pool::{Pool, PoolBuilder};
+pub use hatchery_pool::stats::{PoolStats, WorkerStats};
 pub use hatchery_process::door::{Door, Flavor, Outcome, program};
 pub use hatchery_process::logs;
 pub use hatchery_process::process::{Builder as ProcessBuilder, Process, ProcessError};
@@ -137,7 +143,7 @@ pub mod prelude {
     pub use std::time::Duration;
 
     pub use crate::{
-        AnyHandle, Context, Heartbeat, Process, Reply, Restart, Shutdown, Strategy, Supervisor, Tree, local,
+        AnyHandle, Context, Heartbeat, Pool, Process, Reply, Restart, Shutdown, Strategy, Supervisor, Tree, local,
         local_task, local_with, worker, worker_with,
     };
     // The function alone: the attribute of the same name is written `#[hatchery::task]`.

@@ -83,6 +83,11 @@ pub struct TaskOutcome {
 }
 
 impl TaskOutcome {
+    /// Whether it returned an `Err`, or nothing.
+    pub fn failed(&self) -> bool {
+        self.failed
+    }
+
     /// What it returned, or why there is nothing.
     pub fn into_result(self) -> Result<Body, Fault> {
         self.result
