@@ -55,11 +55,15 @@ fn times(dir: &Path, number: u64) -> usize {
     fs::read_to_string(dir.join(number.to_string())).unwrap_or_default().lines().count()
 }
 
-fn runner(dir: &Path, number: u64) -> u32 {
-    let path = dir.join(number.to_string());
-    let read = || fs::read_to_string(&path).ok()?.lines().last()?.parse().ok();
-    eventually("it runs", || read().is_some());
-    read().unwrap()
+/// The process that ran it last.
+fn runner(dir: &Path, number: u64) -> Option<u32> {
+    fs::read_to_string(dir.join(number.to_string())).ok()?.lines().last()?.parse().ok()
+}
+
+/// Waits until it runs, and says in which process.
+async fn runs_in(dir: &Path, number: u64) -> u32 {
+    becomes_true("it runs", || runner(dir, number).is_some()).await;
+    runner(dir, number).unwrap()
 }
 
 fn inputs(dir: &tempfile::TempDir, how: impl Fn(u64) -> &'static str, count: u64) -> Vec<(u64, String, PathBuf)> {
@@ -106,7 +110,8 @@ async fn of_10_000_tasks_those_fail_that_were_killed_and_no_others() {
         let dir = dir.path().to_owned();
         move || {
             for number in (0..10_000).filter(|number| fails(*number)) {
-                send(runner(&dir, number), Signal::KILL);
+                eventually("it runs", || runner(&dir, number).is_some());
+                send(runner(&dir, number).unwrap(), Signal::KILL);
             }
         }
     });
@@ -167,7 +172,7 @@ async fn a_task_that_takes_too_long_is_ended_and_the_others_are_untouched() {
         }
         assert_eq!(times(dir.path(), number), 1, "runs of {number}");
     }
-    assert!(!runs(runner(dir.path(), 5)), "its worker is gone");
+    assert!(!runs(runner(dir.path(), 5).unwrap()), "its worker is gone");
     over(pool).await;
 }
 
@@ -181,7 +186,7 @@ async fn cancelling_or_dropping_a_job_ends_its_task_and_the_next_one_runs_once()
         let mut hangs = act(first, "hang");
         let queued = act(waits, "ok");
         let job = act(next, "ok");
-        let worker = runner(dir.path(), first);
+        let worker = runs_in(dir.path(), first).await;
         drop(queued);
         if round % 2 == 0 {
             hangs.cancel();
@@ -204,7 +209,7 @@ async fn a_stream_that_is_dropped_half_read_ends_what_runs_and_begins_nothing_mo
     let inputs = inputs(&dir, |number| if number == 3 { "hang" } else { "ok" }, 100);
     let mut results = pool.map(acts, inputs).chunk_size(2).stream();
     assert_eq!(ends("next", results.next()).await.unwrap().unwrap(), 0);
-    let worker = runner(dir.path(), 3);
+    let worker = runs_in(dir.path(), 3).await;
     drop(results);
     becomes_true("its worker ends", || !runs(worker)).await;
     assert_eq!(ends("next", pool.submit(square, 3)).await.unwrap(), 9);
@@ -225,7 +230,7 @@ async fn nobody_notices_when_idle_workers_are_killed() {
         }
         seen.extend(&pids);
         // Perhaps before their ends are known.
-        eventually("they are gone", || !pids.iter().any(|pid| runs(*pid)));
+        becomes_true("they are gone", || !pids.iter().any(|worker| runs(*worker))).await;
     }
     assert_eq!(ends("map", pool.map(square, 0..100).into_future()).await.unwrap().len(), 100);
     over(pool).await;

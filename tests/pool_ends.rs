@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use hatchery::prelude::*;
-use hatchery_tests::{becomes_true, children, ends, eventually, runs};
+use hatchery_tests::{becomes_true, children, ends, runs};
 
 use crate::pool_results::{multiply, over, own_pid, pool, square};
 
@@ -65,7 +65,7 @@ async fn a_worker_is_replaced_when_it_has_run_as_many_tasks_as_it_may() {
     let pool = ends("start", builder.start()).await.unwrap();
     let pids = ends("pids", pool.map(own_pid, std::iter::repeat_n((), 10)).chunk_size(5).into_future()).await.unwrap();
     let mut counts = std::collections::BTreeMap::new();
-    pids.iter().for_each(|pid| *counts.entry(pid).or_insert(0) += 1);
+    pids.iter().for_each(|worker| *counts.entry(worker).or_insert(0) += 1);
     assert!(counts.values().all(|count| *count <= 2) && counts.len() >= 5, "{counts:?}");
     over(pool).await;
 }
@@ -96,7 +96,7 @@ async fn a_pool_that_is_terminated_ends_every_job_and_its_workers() {
     let pids = children(std::process::id());
     assert_eq!(pids.len(), 2);
     ends("terminate", pool.terminate()).await.unwrap();
-    assert!(!pids.iter().any(|pid| runs(*pid)));
+    assert!(!pids.iter().any(|worker| runs(*worker)));
     for job in jobs {
         assert!(ends("job", job).await.unwrap_err().is_closed());
     }
@@ -134,6 +134,6 @@ async fn a_detached_job_runs_to_its_end() {
     let dir = tempfile::tempdir().unwrap();
     let pool = pool(1).await;
     pool.submit(begins, (dir.path().to_owned(), "ok".to_owned())).detach();
-    eventually("it has run", || begun(&dir) == 1);
+    becomes_true("it has run", || begun(&dir) == 1).await;
     over(pool).await;
 }

@@ -279,14 +279,13 @@ impl Plan {
         self.hand_out(now);
     }
 
-    /// What has come for a job; if nothing has, `waker` is woken when something comes.
+    /// What has come for a job; `waker` is woken when something more comes.
     pub(crate) fn take(&mut self, job: JobId, waker: &Waker) -> VecDeque<Delivery> {
         let Some(job) = self.jobs.get_mut(&job) else { return VecDeque::new() };
-        if job.inbox.is_empty() {
-            match &job.waker {
-                Some(known) if known.will_wake(waker) => {}
-                _ => job.waker = Some(waker.clone()),
-            }
+        // Also if something has: it need not be what is waited for.
+        match &job.waker {
+            Some(known) if known.will_wake(waker) => {}
+            _ => job.waker = Some(waker.clone()),
         }
         std::mem::take(&mut job.inbox)
     }

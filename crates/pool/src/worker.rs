@@ -240,8 +240,10 @@ impl Desk<'_> {
         while !alone && row::next(&mut rest).is_some() {
             count += 1;
         }
+        if count > 0 {
+            self.begin(number);
+        }
         for at in 0..count {
-            self.begin_if_idle(number);
             let next = (at + 1 < count).then(|| number.wrapping_add(1));
             self.finish(number, SKIPPED, &[], next)?;
             number = number.wrapping_add(1);
@@ -257,7 +259,7 @@ impl Desk<'_> {
         bytes: &[u8],
     ) -> Result<Then, Error> {
         let (mut rest, mut number) = (bytes, first);
-        self.begin_if_idle(number);
+        self.begin(number);
         while let Some(args) = row::next(&mut rest) {
             let leaves = self.thread.stopping.load(Ordering::Relaxed);
             let next = (!leaves && !rest.is_empty()).then(|| number.wrapping_add(1));
@@ -284,7 +286,7 @@ impl Desk<'_> {
         number: u32,
         args: Body,
     ) -> Result<Then, Error> {
-        self.begin_if_idle(number);
+        self.begin(number);
         match entry {
             Ok(entry) => {
                 let outcome = self.thread.run(entry, args);
@@ -342,7 +344,7 @@ impl Desk<'_> {
         self.finish(number, kind, &bytes, next)
     }
 
-    fn begin_if_idle(&mut self, number: u32) {
+    fn begin(&mut self, number: u32) {
         if self.lane.begin(number).is_err() {
             is_ended();
         }
