@@ -4,7 +4,8 @@ use std::fs;
 use std::path::PathBuf;
 
 use hatchery::prelude::*;
-use hatchery_tests::{becomes_true, children, ends, runs};
+use hatchery_tests::{becomes_true, ends, runs};
+
 
 use crate::pool_results::{multiply, over, own_pid, pool, square};
 
@@ -28,6 +29,11 @@ fn hangs() {
     loop {
         std::thread::park();
     }
+}
+
+/// The workers of this test.
+fn workers() -> Vec<u32> {
+    hatchery::active_children().iter().map(|child| child.pid()).collect()
 }
 
 fn begun(dir: &tempfile::TempDir) -> usize {
@@ -56,7 +62,7 @@ async fn an_initializer_that_fails_fails_the_start_and_nothing_is_tried_again() 
         assert!(error.to_string().contains(said), "{how}: {error}");
         assert!(begun(&dir) <= 2, "{} starts", begun(&dir));
     }
-    becomes_true("no worker is left", || children(std::process::id()).is_empty()).await;
+    becomes_true("no worker is left", || workers().is_empty()).await;
 }
 
 #[hatchery::test]
@@ -84,7 +90,7 @@ async fn a_closed_pool_takes_nothing_more_and_finishes_what_it_has() {
     assert_eq!(ends("before", before).await.unwrap(), 42);
     ends("join", pool.join()).await.unwrap();
     assert_eq!(ends("map", mapped).await.unwrap().unwrap().len(), 1_000);
-    assert!(children(std::process::id()).is_empty());
+    assert!(workers().is_empty());
     ends("join", pool.join()).await.unwrap();
 }
 
@@ -93,7 +99,7 @@ async fn a_pool_that_is_terminated_ends_every_job_and_its_workers() {
     let pool = pool(2).await;
     let jobs: Vec<_> = (0..10_000).map(|_| pool.submit(hangs, ())).collect();
     becomes_true("some run", || pool.stats().given == 2).await;
-    let pids = children(std::process::id());
+    let pids = workers();
     assert_eq!(pids.len(), 2);
     ends("terminate", pool.terminate()).await.unwrap();
     assert!(!pids.iter().any(|worker| runs(*worker)));
@@ -109,7 +115,7 @@ async fn a_pool_whose_last_handle_is_dropped_stops() {
     let job = pool.submit(square, 3);
     drop(pool);
     assert_eq!(ends("a job keeps it", job).await.unwrap(), 9);
-    becomes_true("it has stopped", || children(std::process::id()).is_empty()).await;
+    becomes_true("it has stopped", || workers().is_empty()).await;
 }
 
 /// Has a pool of its own.

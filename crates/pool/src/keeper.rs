@@ -1,6 +1,6 @@
 //! The task that looks after one worker: brings it what it runs, takes what it has done, and learns how it ends.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -72,9 +72,10 @@ async fn attend(shared: &Shared, index: usize, arrived: Arrived) {
         greeting: Greeted::No,
         waiting: Vec::new(),
         timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
+        ticks: false,
         quiet: false,
         is_ending: false,
-        found: Vec::new(),
+        taken: VecDeque::new(),
     };
     shared.with(|plan| plan.arrived(index, Instant::now()));
     let exit = keeper.run().await;
@@ -97,11 +98,21 @@ struct Keeper<'a> {
     /// What it is told once it has been greeted.
     waiting: Vec<Order>,
     timer: Pin<Box<Sleep>>,
+    /// Whether the timer is waited for.
+    ticks: bool,
     /// Nothing has come for a while.
     quiet: bool,
     /// It is being killed.
     is_ending: bool,
+    /// Outcomes that were taken out of the ledger and wait for others before them, which come over the socket.
+    taken: VecDeque<Taken>,
+}
+
+/// Outcomes, and what they lie in.
+struct Taken {
     found: Vec<Found>,
+    used: usize,
+    bytes: Bytes,
 }
 
 /// Whether the worker has answered a request: before it has, its supervisor takes its death for one of a worker that
@@ -137,6 +148,10 @@ impl Keeper<'_> {
         loop {
             if let Poll::Ready(exit) = self.exited.as_mut().poll(cx) {
                 return Poll::Ready(exit);
+            }
+            if self.ticks && self.timer.as_mut().poll(cx).is_ready() {
+                self.ticks = false;
+                self.on_tick();
             }
             if self.shared.is_killed() {
                 self.end();
@@ -174,12 +189,17 @@ impl Keeper<'_> {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            let Some(look) = look else { return Poll::Pending };
-            self.timer.as_mut().reset(Instant::now() + look);
-            if self.timer.as_mut().poll(cx).is_pending() {
+            let Some(look) = look else {
+                self.ticks = false;
+                return Poll::Pending;
+            };
+            let at = Instant::now() + look;
+            if self.ticks && self.timer.deadline() <= at {
                 return Poll::Pending;
             }
-            self.on_tick();
+            self.ticks = true;
+            self.timer.as_mut().reset(at);
+            // Polled once more, so that it wakes this task.
         }
     }
 
@@ -222,29 +242,44 @@ impl Keeper<'_> {
         if told != Some(Ok(())) {
             self.end();
         }
+        self.hand_in();
     }
 
     /// Takes what lies in the ledger; whether there was anything.
     fn look(&mut self) -> bool {
-        let mut bytes = Vec::new();
-        self.found.clear();
-        let found = &mut self.found;
+        let (mut found, mut bytes) = (Vec::new(), Vec::new());
         let drained = self.ledger.drain(|record| {
             let from = bytes.len();
             row::put(&mut bytes, record.bytes);
             found.push(Found { number: record.task, kind: record.kind, from, to: bytes.len() });
         });
-        let mut wrong = drained.is_err();
-        if !self.found.is_empty() {
-            let bytes = Bytes::from(bytes);
-            let now = Instant::now();
-            let found = &self.found;
-            wrong |= self.shared.with(|plan| plan.results(self.index, found, &bytes, now)).is_err();
+        let any = !found.is_empty();
+        if any {
+            self.taken.push_back(Taken { found, used: 0, bytes: bytes.into() });
         }
-        if wrong {
+        self.hand_in();
+        if drained.is_err() {
             self.end();
         }
-        !self.found.is_empty()
+        any
+    }
+
+    /// Hands in the outcomes whose turn it is.
+    fn hand_in(&mut self) {
+        while let Some(Taken { found, used, bytes }) = self.taken.front_mut() {
+            let now = Instant::now();
+            match self.shared.with(|plan| plan.results(self.index, &found[*used..], bytes, now)) {
+                Ok(count) if *used + count == found.len() => drop(self.taken.pop_front()),
+                Ok(count) => {
+                    *used += count;
+                    return;
+                }
+                Err(_) => {
+                    self.taken.clear();
+                    return self.end();
+                }
+            }
+        }
     }
 
     /// Tells the worker what it is to be told.

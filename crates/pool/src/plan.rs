@@ -249,9 +249,17 @@ impl Plan {
 
     /// What it wants from now on.
     pub(crate) fn change(&mut self, job: JobId, wants: Wants) {
-        if let Some(job) = self.jobs.get_mut(&job) {
-            job.wants = wants;
+        let Some(of) = self.jobs.get_mut(&job) else { return };
+        let before = std::mem::replace(&mut of.wants, wants);
+        if before.priority != wants.priority {
+            let queue = std::mem::take(&mut self.ready[before.priority as usize]);
+            let (moves, stays) = queue.into_iter().partition(|chunk| chunk.job == job);
+            self.ready[before.priority as usize] = stays;
+            let moves: VecDeque<Chunk> = moves;
+            self.ready[wants.priority as usize].extend(moves);
         }
+        // Its time may be over earlier than whoever looks after it thinks.
+        self.calls.extend(0..self.places.len());
     }
 
     /// Whether one more task may wait that was submitted alone; if not, `waker` is woken when that may be so.
@@ -435,17 +443,21 @@ impl Plan {
         self.places[index].up.as_mut().map(|up| std::mem::take(&mut up.orders)).unwrap_or_default()
     }
 
-    /// Outcomes that a worker has left, in their order; `bytes` is what they lie in.
+    /// Outcomes that a worker has left, in their order; `bytes` is what they lie in. Says how many were taken: the next one
+    /// comes behind one that has still to come alone.
     pub(crate) fn results(
         &mut self,
         index: usize,
         found: &[Found],
         bytes: &Bytes,
         now: Instant,
-    ) -> Result<(), Nonsense> {
+    ) -> Result<usize, Nonsense> {
         let mut rest = found;
         while let Some(first) = rest.first() {
-            let (given, _) = self.front(index, first.number)?;
+            if self.is_early(index, first.number)? {
+                break;
+            }
+            let given = self.front(index, first.number)?;
             let (job, number) = (given.chunk.job, given.chunk.first + u64::from(given.done));
             let open = (given.chunk.load.count() - given.done) as usize;
             let values = rest.iter().take(open).zip(0_u32..);
@@ -464,7 +476,16 @@ impl Plan {
             self.deliver(job, Delivery { first: number, what: What::Row(row) });
             rest = &rest[count..];
         }
-        Ok(())
+        Ok(found.len() - rest.len())
+    }
+
+    /// Whether another outcome has to come before that of this number.
+    fn is_early(&self, index: usize, number: u32) -> Result<bool, Nonsense> {
+        let up = self.places[index].up.as_ref().ok_or(Nonsense)?;
+        let given = up.given.front().ok_or(Nonsense)?;
+        let ahead = number.wrapping_sub(given.number.wrapping_add(given.done));
+        let open = up.next.wrapping_sub(given.number.wrapping_add(given.done));
+        if ahead < open { Ok(ahead > 0) } else { Err(Nonsense) }
     }
 
     /// A single outcome that is no value.
@@ -481,7 +502,7 @@ impl Plan {
                 self.faulty(index, fault, now)
             }
             SKIPPED => {
-                let (given, _) = self.front(index, found.number)?;
+                let given = self.front(index, found.number)?;
                 if !given.withdrawn {
                     return Err(Nonsense);
                 }
@@ -501,7 +522,7 @@ impl Plan {
         body: Body,
         now: Instant,
     ) -> Result<(), Nonsense> {
-        let (given, _) = self.front(index, number)?;
+        let given = self.front(index, number)?;
         let (job, first) = (given.chunk.job, given.chunk.first + u64::from(given.done));
         match kind {
             VALUE => {
@@ -522,13 +543,13 @@ impl Plan {
     }
 
     /// What a worker works on, if that is the task of this number.
-    fn front(&mut self, index: usize, number: u32) -> Result<(&mut Given, &mut Instant), Nonsense> {
+    fn front(&mut self, index: usize, number: u32) -> Result<&mut Given, Nonsense> {
         let up = self.places[index].up.as_mut().ok_or(Nonsense)?;
         let given = up.given.front_mut().ok_or(Nonsense)?;
         if given.number.wrapping_add(given.done) != number {
             return Err(Nonsense);
         }
-        Ok((given, &mut up.began))
+        Ok(given)
     }
 
     /// A worker has done so many tasks of the first chunk that it has.
