@@ -5,8 +5,8 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use hatchery::prelude::*;
 use hatchery::TaskError;
+use hatchery::prelude::*;
 use hatchery_tests::{Dice, becomes_true, ends, eventually, runs, send};
 use rustix::process::Signal;
 
@@ -66,7 +66,11 @@ async fn runs_in(dir: &Path, number: u64) -> u32 {
     runner(dir, number).unwrap()
 }
 
-fn inputs(dir: &tempfile::TempDir, how: impl Fn(u64) -> &'static str, count: u64) -> Vec<(u64, String, PathBuf)> {
+fn inputs(
+    dir: &tempfile::TempDir,
+    how: impl Fn(u64) -> &'static str,
+    count: u64,
+) -> Vec<(u64, String, PathBuf)> {
     (0..count).map(|number| (number, how(number).to_owned(), dir.path().to_owned())).collect()
 }
 
@@ -116,7 +120,8 @@ async fn of_10_000_tasks_those_fail_that_were_killed_and_no_others() {
         }
     });
     let inputs = inputs(&dir, |number| if fails(number) { "hang" } else { "ok" }, 10_000);
-    let results = tokio::time::timeout(Duration::from_secs(120), pool.map(acts, inputs).each()).await.unwrap();
+    let results =
+        tokio::time::timeout(Duration::from_secs(120), pool.map(acts, inputs).each()).await.unwrap();
     killer.await.unwrap();
     check(results, &dir, fails);
     over(pool).await;
@@ -168,7 +173,9 @@ async fn a_task_that_takes_too_long_is_ended_and_the_others_are_untouched() {
     for (number, result) in (0..).zip(ends("each", map.each()).await) {
         match result {
             Ok(value) => assert_eq!(value, number),
-            Err(error) => assert!(fails(number) && error.is_timeout() && !error.is_crash(), "{number}: {error}"),
+            Err(error) => {
+                assert!(fails(number) && error.is_timeout() && !error.is_crash(), "{number}: {error}")
+            }
         }
         assert_eq!(times(dir.path(), number), 1, "runs of {number}");
     }
@@ -222,7 +229,9 @@ async fn nobody_notices_when_idle_workers_are_killed() {
     let pool = pool(2).await;
     let mut seen = BTreeSet::new();
     for _ in 0..3 {
-        let pids = ends("pids", pool.map(own_pid, std::iter::repeat_n((), 20)).chunk_size(1).into_future()).await.unwrap();
+        let pids = ends("pids", pool.map(own_pid, std::iter::repeat_n((), 20)).chunk_size(1).into_future())
+            .await
+            .unwrap();
         let pids: BTreeSet<u32> = pids.into_iter().collect();
         assert!(pids.is_disjoint(&seen));
         for worker in &pids {

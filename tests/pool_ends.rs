@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use hatchery::prelude::*;
 use hatchery_tests::{becomes_true, ends, runs};
 
-
 use crate::pool_results::{multiply, over, own_pid, pool, square};
 
 #[hatchery::task]
@@ -55,7 +54,12 @@ async fn each_worker_runs_the_initializer_once_and_the_finaliser_once() {
 
 #[hatchery::test]
 async fn an_initializer_that_fails_fails_the_start_and_nothing_is_tried_again() {
-    for (how, said) in [("no such file", "initializer failed"), ("panic", "no luck"), ("exit", "code 3"), ("hang", "not ready")] {
+    for (how, said) in [
+        ("no such file", "initializer failed"),
+        ("panic", "no luck"),
+        ("exit", "code 3"),
+        ("hang", "not ready"),
+    ] {
         let dir = tempfile::tempdir().unwrap();
         let builder = Pool::builder().workers(2).initializer(begins, (dir.path().to_owned(), how.to_owned()));
         let error = ends("start", builder.start_timeout(Duration::from_secs(2)).start()).await.unwrap_err();
@@ -69,7 +73,9 @@ async fn an_initializer_that_fails_fails_the_start_and_nothing_is_tried_again() 
 async fn a_worker_is_replaced_when_it_has_run_as_many_tasks_as_it_may() {
     let builder = Pool::builder().workers(2).max_tasks_per_worker(2);
     let pool = ends("start", builder.start()).await.unwrap();
-    let pids = ends("pids", pool.map(own_pid, std::iter::repeat_n((), 10)).chunk_size(5).into_future()).await.unwrap();
+    let pids = ends("pids", pool.map(own_pid, std::iter::repeat_n((), 10)).chunk_size(5).into_future())
+        .await
+        .unwrap();
     let mut counts = std::collections::BTreeMap::new();
     pids.iter().for_each(|worker| *counts.entry(worker).or_insert(0) += 1);
     assert!(counts.values().all(|count| *count <= 2) && counts.len() >= 5, "{counts:?}");

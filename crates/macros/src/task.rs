@@ -167,8 +167,8 @@ impl Task {
     /// What the parameters are encoded as.
     fn encoded(&self) -> TokenStream {
         let types = self.parameters.iter();
-        let types = types
-            .map(|ty| if is_bytes(ty) { quote!(::hatchery::__private::ByteVec) } else { quote!(#ty) });
+        let types =
+            types.map(|ty| if is_bytes(ty) { quote!(::hatchery::__private::ByteVec) } else { quote!(#ty) });
         as_one(&types.collect::<Vec<_>>())
     }
 

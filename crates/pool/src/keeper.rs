@@ -321,7 +321,9 @@ impl Keeper<'_> {
             Order::Run { entry, number, load } => {
                 let task = self.number_of(entry);
                 match load {
-                    Load::Row(row) => Envelope::new(Kind::Tell, TARGET, id(task, number), Body::from_bytes(row.bytes)),
+                    Load::Row(row) => {
+                        Envelope::new(Kind::Tell, TARGET, id(task, number), Body::from_bytes(row.bytes))
+                    }
                     Load::Alone(body) => Envelope::new(Kind::Ask, TARGET, id(task, number), body),
                 }
             }

@@ -330,7 +330,8 @@ impl<I: Iterator, R> Flow<I, R> {
                 // Of what is left, something for each, more than once.
                 let left = self.map.inputs.size_hint();
                 let left = left.1.filter(|most| *most == left.0);
-                let fair = left.map_or(u32::MAX, |left| u32::try_from(left / (workers * 4)).unwrap_or(u32::MAX));
+                let fair =
+                    left.map_or(u32::MAX, |left| u32::try_from(left / (workers * 4)).unwrap_or(u32::MAX));
                 adapted.min(fair.max(1))
             });
             // What is under way, and as much again that waits or has come before its turn.

@@ -432,7 +432,9 @@ impl Plan {
             let up = place.up.as_ref().filter(|up| !up.leaving && up.ended.is_none() && up.left > 0)?;
             let given = up.given.len();
             let may = given == 0
-                || (soon && given <= self.rules.prefetch && up.given.iter().all(|other| self.is_soon(&other.chunk)));
+                || (soon
+                    && given <= self.rules.prefetch
+                    && up.given.iter().all(|other| self.is_soon(&other.chunk)));
             may.then_some((given, index))
         });
         able.min().map(|(_, index)| index)
@@ -461,9 +463,8 @@ impl Plan {
             let (job, number) = (given.chunk.job, given.chunk.first + u64::from(given.done));
             let open = (given.chunk.load.count() - given.done) as usize;
             let values = rest.iter().take(open).zip(0_u32..);
-            let values = values.take_while(|(one, at)| {
-                one.kind == VALUE && one.number == first.number.wrapping_add(*at)
-            });
+            let values = values
+                .take_while(|(one, at)| one.kind == VALUE && one.number == first.number.wrapping_add(*at));
             let count = values.count();
             if count == 0 {
                 self.outcome(index, first, bytes, now)?;
@@ -642,9 +643,8 @@ impl Plan {
     ) -> Option<(u32, End)> {
         let up = self.places[index].up.as_mut().filter(|up| up.ended.is_none())?;
         let number = running?;
-        let given = up.given.front().filter(|given| {
-            number.wrapping_sub(given.number) < given.chunk.load.count()
-        })?;
+        let given =
+            up.given.front().filter(|given| number.wrapping_sub(given.number) < given.chunk.load.count())?;
         if given.withdrawn {
             return Some((number, End::Cancelled));
         }
@@ -670,7 +670,8 @@ impl Plan {
     pub(crate) fn next_look(&self, index: usize, now: Instant) -> Option<Duration> {
         let up = self.places[index].up.as_ref()?;
         let first = up.given.front();
-        let due = self.later.first_key_value().filter(|_| first.is_none() || up.given.len() <= self.rules.prefetch);
+        let due =
+            self.later.first_key_value().filter(|_| first.is_none() || up.given.len() <= self.rules.prefetch);
         let due = due.map(|((at, _), _)| at.saturating_duration_since(now).max(OFTEN));
         let watched = first.and_then(|given| {
             if given.withdrawn {
@@ -721,9 +722,7 @@ impl Plan {
             let why = match up.ended.filter(|(ended, _)| *ended == number) {
                 Some((_, End::TimedOut)) => TaskFault::Fault(Fault::Timeout { maybe_executed: true }),
                 Some((_, End::Cancelled)) => TaskFault::Cancelled,
-                None => {
-                    TaskFault::Fault(Fault::Ended { exit: Box::new(exit.clone()), maybe_executed: true })
-                }
+                None => TaskFault::Fault(Fault::Ended { exit: Box::new(exit.clone()), maybe_executed: true }),
             };
             self.try_again(task, why, index, now);
         }

@@ -82,7 +82,9 @@ fn prepared<T: Runs>(task: &T, args: &T::Args) -> Prepared {
     let entry = task.entry();
     let args = task.encode_args(args).map_err(|error| Fault::NotSent(error.to_string()))?;
     if args.descriptors() > 0 {
-        return Err(Fault::NotSent("an initializer runs in many workers, and takes no descriptors".to_owned()));
+        return Err(Fault::NotSent(
+            "an initializer runs in many workers, and takes no descriptors".to_owned(),
+        ));
     }
     let task = Named { name: entry.name.to_owned(), place: entry.place.to_string() };
     Ok(Once { task, args: args.to_bytes().to_vec() })
@@ -154,15 +156,14 @@ impl PoolBuilder {
     /// # Cancel safety
     /// Dropped early, it stops what it has started, in the background.
     pub async fn start(self) -> std::result::Result<Pool, StartError> {
-        let workers = self.workers.unwrap_or_else(|| {
-            std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
-        });
+        let workers = self
+            .workers
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
         let workers = workers.max(1);
-        let (max, within) = self.intensity.unwrap_or_else(|| {
-            (u32::try_from(2 * workers + 4).unwrap_or(u32::MAX), Duration::from_secs(60))
-        });
-        let supervisor =
-            Supervisor::dynamic().count_deaths(CountDeaths::Early).intensity(max, within);
+        let (max, within) = self
+            .intensity
+            .unwrap_or_else(|| (u32::try_from(2 * workers + 4).unwrap_or(u32::MAX), Duration::from_secs(60)));
+        let supervisor = Supervisor::dynamic().count_deaths(CountDeaths::Early).intensity(max, within);
         let supervisor = match &self.name {
             Some(name) => supervisor.name(name.clone()),
             None => supervisor,
@@ -365,13 +366,7 @@ impl Pool {
 
 /// What a job wants unless it says otherwise.
 fn wants<T: Runs>(task: &T) -> Wants {
-    Wants {
-        entry: task.entry(),
-        timeout: None,
-        retries: 0,
-        poison_after: None,
-        priority: Priority::Normal,
-    }
+    Wants { entry: task.entry(), timeout: None, retries: 0, poison_after: None, priority: Priority::Normal }
 }
 
 impl fmt::Debug for Pool {

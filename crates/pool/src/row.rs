@@ -118,9 +118,27 @@ mod tests {
     fn what_is_not_written_leaves_no_trace() {
         let mut bytes = Vec::new();
         put(&mut bytes, b"a");
-        assert_eq!(put_with::<u8, ()>(&mut bytes, |out| { out.push(1); Err(()) }), Err(()));
-        assert_eq!(put_with::<u8, ()>(&mut bytes, |out| { out.push(1); Ok(Some(7)) }), Ok(Some(7)));
-        assert_eq!(put_with::<u8, ()>(&mut bytes, |out| { out.push(b'b'); Ok(None) }), Ok(None));
+        assert_eq!(
+            put_with::<u8, ()>(&mut bytes, |out| {
+                out.push(1);
+                Err(())
+            }),
+            Err(())
+        );
+        assert_eq!(
+            put_with::<u8, ()>(&mut bytes, |out| {
+                out.push(1);
+                Ok(Some(7))
+            }),
+            Ok(Some(7))
+        );
+        assert_eq!(
+            put_with::<u8, ()>(&mut bytes, |out| {
+                out.push(b'b');
+                Ok(None)
+            }),
+            Ok(None)
+        );
         assert_eq!(Bytes::from(bytes), row(&[b"a", b"b"]).bytes);
     }
 

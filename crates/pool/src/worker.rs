@@ -372,8 +372,9 @@ impl Desk<'_> {
         }
         self.runtime.block_on(self.connection.flush())?;
         match self.lane.finish_elsewhere(next) {
-            // Whoever reads the socket looks into the ledger, too.
-            Ok(_) => Ok(()),
+            Ok(Bell::Quiet) => Ok(()),
+            // The pool may have taken the result already, and sleep over the next task.
+            Ok(Bell::Ring) => self.ring(),
             Err(_) => is_ended(),
         }
     }

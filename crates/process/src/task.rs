@@ -23,12 +23,7 @@ pub struct TaskEntry {
 
 impl TaskEntry {
     /// All of it at once, for a `static`.
-    pub const fn new(
-        name: &'static str,
-        place: Place,
-        run: TaskRun,
-        packed: Option<PackedRun>,
-    ) -> TaskEntry {
+    pub const fn new(name: &'static str, place: Place, run: TaskRun, packed: Option<PackedRun>) -> TaskEntry {
         TaskEntry { name, place, run, packed }
     }
 }
