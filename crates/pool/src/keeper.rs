@@ -353,7 +353,7 @@ impl Keeper<'_> {
             return false;
         }
         let running = self.ledger.cursor(0).running;
-        let to_end = self.shared.with(|plan| plan.to_be_ended(self.index, running, Instant::now()));
+        let to_end = self.shared.with(|plan| plan.due_to_end(self.index, running, Instant::now()));
         let Some((number, why)) = to_end else { return false };
         match self.ledger.close_running(0, number) {
             Ok(true) => {

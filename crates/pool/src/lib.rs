@@ -14,6 +14,9 @@ mod row;
 #[doc(hidden)]
 pub mod plan;
 
+#[cfg(test)]
+mod plan_tests;
+
 // What is said between a pool and a worker of it.
 mod terms;
 

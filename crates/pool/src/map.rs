@@ -255,7 +255,7 @@ impl<I: Iterator, R> Flow<I, R> {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<R, TaskError>>> {
         loop {
             if self.current.count > 0 {
-                return Poll::Ready(Some(self.from_row()));
+                return Poll::Ready(Some(self.next_of_row()));
             }
             let Some(job) = self.job else {
                 let refused = self.refused.take();
@@ -296,7 +296,7 @@ impl<I: Iterator, R> Flow<I, R> {
 
     /// The next result of the row that is being given.
     #[inline]
-    fn from_row(&mut self) -> Result<R, TaskError> {
+    fn next_of_row(&mut self) -> Result<R, TaskError> {
         let mut rest = &self.current.bytes[..];
         let result = row::next(&mut rest).map(self.map.packing.decode);
         let used = self.current.bytes.len() - rest.len();

@@ -635,7 +635,7 @@ impl Plan {
     }
 
     /// Which running task of a worker is to be ended, and why.
-    pub(crate) fn to_be_ended(
+    pub(crate) fn due_to_end(
         &mut self,
         index: usize,
         running: Option<u32>,
