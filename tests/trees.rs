@@ -1,6 +1,7 @@
 //! Supervisors below supervisors, in this process and in workers, with real processes and real signals; and what can be
 //! seen of them: events, snapshots, handles.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -699,4 +700,346 @@ async fn a_tree_ends_by_itself_in_order_when_the_jobs_of_a_supervisor_in_a_worke
     }
     ends("its own end", tree.ended()).await.unwrap();
     assert!(pids.iter().all(|pid| state(*pid).is_none()), "{pids:?}");
+}
+
+/// Takes its time, for ever.
+struct Idler;
+
+#[hatchery::actor]
+impl Idler {
+    fn start() -> Self {
+        Idler
+    }
+
+    async fn idle(&self) {
+        std::future::pending().await
+    }
+}
+
+#[hatchery::test]
+async fn a_snapshot_shows_how_much_waits_in_mailboxes() {
+    let beats = Heartbeat::every(Duration::from_millis(10)).misses(1000);
+    let tree = Supervisor::new(Strategy::OneForOne)
+        .child(local::<Idler>("here", ()).shutdown(Shutdown::kill()))
+        .child(worker::<Idler>("there", ()).shutdown(Shutdown::kill()).heartbeat(beats));
+    let tree = ends("start", tree.start()).await.unwrap();
+    for name in ["here", "there"] {
+        for _ in 0..3 {
+            ends("tell", tree.get::<Idler>(name).unwrap().idle().tell()).await.unwrap();
+        }
+    }
+    // What is known of a worker's mailbox came with an answer to a heartbeat.
+    loop {
+        let taken = ends("snapshot", tree.snapshot()).await.unwrap();
+        if taken.children.iter().all(|child| child.mailbox == Some(3)) {
+            assert!(taken.to_string().contains("mailbox 3"), "{taken}");
+            break;
+        }
+    }
+    ends("stop", tree.stop()).await.unwrap();
+}
+
+/// Writes down when it is stopped.
+struct Diarist {
+    name: String,
+    file: PathBuf,
+    _tree: Option<Tree>,
+}
+
+#[hatchery::actor]
+impl Diarist {
+    async fn start(name: String, file: PathBuf, below: bool, cx: &Context) -> hatchery::Result<Self> {
+        let tree = if below {
+            let args = ("below".to_owned(), file.clone(), false);
+            let supervisor = Supervisor::new(Strategy::OneForOne).child(worker::<Diarist>("below", args));
+            Some(supervisor.start_in(cx).await?)
+        } else {
+            None
+        };
+        Ok(Diarist { name, file, _tree: tree })
+    }
+
+    fn pid(&self) -> u32 {
+        std::process::id()
+    }
+
+    fn stopped(&mut self) {
+        let mut file = std::fs::File::options().append(true).create(true).open(&self.file).unwrap();
+        file.write_all(format!("{} ", self.name).as_bytes()).unwrap();
+    }
+}
+
+#[hatchery::test]
+async fn what_an_actor_supervises_stops_with_it_in_its_turn_also_when_the_program_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    for (round, local_one) in [true, false].into_iter().enumerate() {
+        let file = dir.path().join(round.to_string());
+        let args = |name: &str, below| (name.to_owned(), file.clone(), below);
+        let program =
+            Process::spawn(diary, (args("first", true), args("second", false), local_one)).await.unwrap();
+        ends("the program", program.join()).await.unwrap().unwrap();
+        let order = std::fs::read_to_string(&file).unwrap();
+        assert_eq!(order, "second below first ", "local: {local_one}");
+    }
+}
+
+type DiaristArgs = (String, PathBuf, bool);
+
+/// Ends without a stop of its own.
+#[hatchery::task]
+async fn diary(first: DiaristArgs, second: DiaristArgs, local_one: bool) -> hatchery::Result<()> {
+    let supervisor = Supervisor::new(Strategy::OneForOne).name("diary");
+    let supervisor = match local_one {
+        true => supervisor.child(local::<Diarist>("first", first)),
+        false => supervisor.child(worker::<Diarist>("first", first)),
+    };
+    let tree = supervisor.child(worker::<Diarist>("second", second)).start().await?;
+    tree.get::<Diarist>("first")?.actor_ref();
+    std::mem::forget(tree);
+    Ok(())
+}
+
+/// Has workers that do not leave when they are asked to.
+struct Holder;
+
+#[hatchery::actor]
+impl Holder {
+    async fn start(cx: &Context) -> hatchery::Result<Self> {
+        let mut supervisor = Supervisor::new(Strategy::OneForOne);
+        for number in 0..4 {
+            let long = Shutdown::graceful(Duration::from_secs(3600));
+            supervisor = supervisor.child(worker::<Stays>(format!("stays-{number}"), ()).shutdown(long));
+        }
+        supervisor.start_in(cx).await?;
+        Ok(Holder)
+    }
+}
+
+/// Does not come to the end of its stop.
+struct Stays;
+
+#[hatchery::actor]
+impl Stays {
+    fn start() -> Self {
+        Stays
+    }
+
+    fn me(&self) -> u32 {
+        std::process::id()
+    }
+
+    async fn stopped(&mut self) {
+        std::future::pending().await
+    }
+}
+
+#[hatchery::test]
+async fn a_local_actor_that_is_killed_takes_what_it_supervises_along() {
+    let tree = Supervisor::new(Strategy::OneForOne).name("shop").start().await.unwrap();
+    let short = Shutdown::graceful(Duration::from_millis(10));
+    let holder =
+        ends("start", tree.start_child(local::<Holder>("holder", ()).shutdown(short))).await.unwrap();
+    let stays = hatchery::lookup::<Stays>("/shop/holder/stays-3").unwrap();
+    let old = ends("ask", stays.me()).await.unwrap();
+    holder.kill();
+    becomes_true("the old ones are gone", || state(old).is_none()).await;
+    let new = loop {
+        match ends("ask", stays.me()).await {
+            Ok(pid) => break pid,
+            // Sent to one that has just ended.
+            Err(error) => assert!(error.is_crash(), "{error}"),
+        }
+    };
+    assert!(state(old).is_none());
+    // And at the end of its patience, which is shorter than theirs by an hour.
+    ends("terminate", tree.terminate_child("holder")).await.unwrap();
+    assert!(state(new).is_none());
+    ends("restart", tree.restart_child("holder")).await.unwrap();
+    ends("terminate", tree.terminate_child("holder")).await.unwrap();
+    ends("stop", tree.stop()).await.unwrap();
+}
+
+/// Tries what would give two things one name.
+struct Namesakes;
+
+#[hatchery::actor]
+impl Namesakes {
+    async fn start(cx: &Context) -> hatchery::Result<Self> {
+        let named = Supervisor::new(Strategy::OneForOne).name("x").start_in(cx).await.unwrap_err();
+        assert!(named.to_string().contains("leave the name out"), "{named}");
+        let tree = Supervisor::new(Strategy::OneForOne).child(part("x")).start_in(cx).await?;
+        let second = Supervisor::new(Strategy::OneForOne).start_in(cx).await.unwrap_err();
+        assert!(second.to_string().contains("has a supervisor already"), "{second}");
+        let other = Supervisor::new(Strategy::OneForOne).name("x").start().await.unwrap_err();
+        assert!(other.to_string().contains("is taken"), "{other}");
+        let _kept = Supervisor::new(Strategy::OneForOne).name("y").start().await?;
+        let child = tree.start_child(part("y")).await.unwrap_err();
+        assert!(child.to_string().contains("is taken"), "{child}");
+        tree.terminate_child("x").await?;
+        tree.delete_child("x").await?;
+        Supervisor::new(Strategy::OneForOne).name("x").start().await?.stop().await?;
+        Ok(Namesakes)
+    }
+
+    fn is_there(&self) {}
+}
+
+#[hatchery::test]
+async fn names_in_a_worker_are_given_once() {
+    let tree = Supervisor::new(Strategy::OneForOne).name("shop").start().await.unwrap();
+    let namesakes = ends("start", tree.start_child(worker::<Namesakes>("w", ()))).await.unwrap();
+    ends("ask", namesakes.is_there()).await.unwrap();
+    ends("stop", tree.stop()).await.unwrap();
+}
+
+#[hatchery::test]
+async fn what_a_local_actor_supervises_is_told_above() {
+    let tree = Supervisor::new(Strategy::OneForOne).name("shop").start().await.unwrap();
+    let mut events = tree.events();
+    ends("start", tree.start_child(local::<Store>("store", 1))).await.unwrap();
+    assert_eq!(next(&mut events).await.path(), Some("/shop/store/shelf-0"));
+    assert_eq!(next(&mut events).await.path(), Some("/shop/store"));
+    ends("stop", tree.stop()).await.unwrap();
+}
+
+#[hatchery::test]
+async fn a_crash_is_told_before_what_the_actor_supervises_has_left() {
+    let tree = Supervisor::new(Strategy::OneForOne).name("shop").start().await.unwrap();
+    let crashes = local_with::<Crashes>("crashes", || Crashes { tree: None });
+    let crashes = ends("start", tree.start_child(crashes.shutdown(Shutdown::kill()))).await.unwrap();
+    let below = ends("begin", crashes.begin()).await.unwrap();
+    assert!(ends("crash", crashes.crash()).await.unwrap_err().is_crash());
+    assert!(state(below).is_some(), "it takes an hour to leave");
+    ends("terminate", tree.terminate_child("crashes")).await.unwrap();
+    assert!(state(below).is_none());
+    ends("stop", tree.stop()).await.unwrap();
+}
+
+struct Crashes {
+    tree: Option<Tree>,
+}
+
+#[hatchery::actor]
+impl Crashes {
+    fn start(never: hatchery::Never) -> Self {
+        match never {}
+    }
+
+    async fn begin(&mut self, cx: &Context) -> hatchery::Result<u32> {
+        let long = Shutdown::graceful(Duration::from_secs(3600));
+        let supervisor =
+            Supervisor::new(Strategy::OneForOne).child(worker::<Stays>("stays", ()).shutdown(long));
+        let tree = supervisor.start_in(cx).await?;
+        let pid = tree.get::<Stays>("stays")?.me().await?;
+        self.tree = Some(tree);
+        Ok(pid)
+    }
+
+    fn crash(&self) {
+        panic!("as asked")
+    }
+}
+
+#[hatchery::test]
+async fn a_temporary_child_that_is_listed_is_back_with_its_supervisor_behind_the_same_handle() {
+    let inner = frail(Strategy::OneForOne).child(part("a")).child(part("b").restart(Restart::Temporary));
+    let tree =
+        Supervisor::new(Strategy::OneForOne).name("shop").child(inner.spec("in")).start().await.unwrap();
+    let inner = tree.get::<Supervisor>("in").unwrap();
+    let (a, b) = (inner.get::<Part>("a").unwrap(), inner.get::<Part>("b").unwrap());
+    assert!(ends("crash", b.crash()).await.unwrap_err().is_crash());
+    becomes_true("it is removed", || inner.count().specs == 1).await;
+    assert!(ends("ask", b.me()).await.unwrap_err().is_closed());
+    assert!(inner.get::<Part>("b").is_err());
+    assert!(ends("crash", a.crash()).await.unwrap_err().is_crash());
+    ends("ask", a.me()).await.unwrap();
+    ends("ask", b.me()).await.unwrap();
+    assert_eq!((a.incarnation(), b.incarnation(), inner.count().specs), (Some(2), Some(2), 2));
+    ends("stop", tree.stop()).await.unwrap();
+}
+
+#[hatchery::test]
+async fn a_child_without_a_process_has_no_pid_and_nothing_that_is_about_one() {
+    let inner = Supervisor::new(Strategy::OneForOne).spec("in");
+    let idle = || local_task("idle", || async { std::future::pending::<()>().await });
+    let tree =
+        Supervisor::new(Strategy::OneForOne).child(inner).child(local::<Part>("here", ())).child(idle());
+    let tree = ends("start", tree.child(part("there")).start()).await.unwrap();
+    let pids: Vec<_> =
+        ends("children", tree.children()).await.iter().map(|child| child.pid.is_some()).collect();
+    assert_eq!(pids, [false, false, false, true]);
+    let beats = Heartbeat::every(Duration::from_millis(100));
+    let wrong = [
+        ends("start", tree.start_child(local::<Part>("a", ()).heartbeat(beats))).await.err().unwrap(),
+        ends("start", tree.start_child(idle().window(1))).await.err().unwrap(),
+        ends("start", tree.start_child(idle().on_stop(hatchery::Stop::Drain))).await.err().unwrap(),
+        ends("start", tree.start_child(Supervisor::new(Strategy::OneForOne).name("x").spec("y")))
+            .await
+            .err()
+            .unwrap(),
+    ];
+    for (error, what) in wrong.iter().zip(["heartbeat", "window", "Stop::Drain", "leave `name` out"]) {
+        assert!(error.to_string().contains(what), "{error}");
+    }
+    ends("stop", tree.stop()).await.unwrap();
+}
+
+/// Takes somebody else for a part, and kills it.
+struct Mistaken;
+
+#[hatchery::actor]
+impl Mistaken {
+    fn start() -> Self {
+        Mistaken
+    }
+
+    async fn kills(&self, path: String) -> hatchery::Result<usize> {
+        hatchery::lookup::<Part>(&path)?.kill();
+        // The same way, behind it.
+        Ok(SupervisorHandle::lookup(&path)?.count().await?.active)
+    }
+}
+
+#[hatchery::test]
+async fn a_wrong_handle_does_nothing_to_whoever_sits_there() {
+    let inner = Supervisor::new(Strategy::OneForOne).child(part("a")).spec("in");
+    let tree =
+        Supervisor::new(Strategy::OneForOne).name("shop").child(inner).child(worker::<Mistaken>("m", ()));
+    let tree = ends("start", tree.start()).await.unwrap();
+    let mistaken = tree.get::<Mistaken>("m").unwrap();
+    assert_eq!(ends("kills", mistaken.kills("/shop/in".to_owned())).await.unwrap(), 1);
+    let a = tree.get::<Supervisor>("in").unwrap().get::<Part>("a").unwrap();
+    ends("ask", a.me()).await.unwrap();
+    assert_eq!(a.incarnation(), Some(1));
+    ends("stop", tree.stop()).await.unwrap();
+}
+
+/// Blocks the thread that it starts on until it may go on.
+struct Blocks;
+
+static MAY_GO_ON: std::sync::Mutex<bool> = std::sync::Mutex::new(false);
+static GOES_ON: std::sync::Condvar = std::sync::Condvar::new();
+
+#[hatchery::actor]
+impl Blocks {
+    fn start() -> Self {
+        let waiting = GOES_ON.wait_while(MAY_GO_ON.lock().unwrap(), |may| !*may);
+        drop(waiting);
+        Blocks
+    }
+}
+
+/// It takes some twenty seconds: the patience with what is killed, of the start and of its supervisor.
+#[hatchery::test(flavor = "multi_thread")]
+async fn a_local_start_that_blocks_its_thread_is_given_up_in_bounded_time() {
+    let tree = Supervisor::new(Strategy::OneForOne).name("shop").start().await.unwrap();
+    let mut events = tree.events();
+    let starting = tree.clone();
+    let spec = local::<Blocks>("blocks", ()).start_timeout(Duration::from_millis(10));
+    let late = tokio::spawn(async move { starting.start_child(spec).await.map(drop) });
+    assert!(matches!(next_about(&mut events, "/shop/blocks").await, TreeEvent::StartFailed { .. }));
+    assert!(ends("the start", late).await.unwrap().unwrap_err().is_timeout());
+    ends("stop", tree.stop()).await.unwrap();
+    *MAY_GO_ON.lock().unwrap() = true;
+    GOES_ON.notify_all();
 }

@@ -369,10 +369,10 @@ impl Context {
     }
 
     /// Something of this incarnation lives on its own; where it shares a process with its supervisor, the next incarnation
-    /// waits until this is dropped.
+    /// waits until this is dropped. If the actor is killed there, `on_kill` is called.
     #[doc(hidden)]
-    pub fn hold(&self) -> Hold {
-        self.own.tasks.hold()
+    pub fn hold(&self, on_kill: impl Fn() + Send + Sync + 'static) -> Hold {
+        self.own.tasks.hold(on_kill)
     }
 
     /// Ends the actor as a panic of a handler does.

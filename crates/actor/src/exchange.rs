@@ -33,7 +33,13 @@ pub trait Exchange: Send + Sync + 'static {
     fn verdict(&self, path: &str, tenure: Tenure) -> BoxFuture<Result<Exit, Lost>>;
 
     /// Has its parent do this to it, or to whoever sits there.
-    fn command(&self, path: &str, tenure: Option<Tenure>, command: Command) -> BoxFuture<Result<(), Fault>>;
+    fn command(
+        &self,
+        path: &str,
+        actor: &str,
+        tenure: Option<Tenure>,
+        command: Command,
+    ) -> BoxFuture<Result<(), Fault>>;
 }
 
 /// Who was found in a seat.

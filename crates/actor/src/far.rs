@@ -73,7 +73,8 @@ impl Far {
     /// Has this done to whoever sits there.
     pub(crate) fn command(&self, command: Command) {
         if let Some(exchange) = self.exchange.upgrade() {
-            drop(exchange.command(&self.address.path, self.address.only, command));
+            let Address { path, actor, only, .. } = &self.address;
+            drop(exchange.command(path, actor, *only, command));
         }
     }
 
@@ -179,6 +180,7 @@ impl Follower {
                 found: found.clone(),
                 path: address.path.clone(),
                 seat: self.seat.clone(),
+                number: self.number,
                 exited,
             };
             seat.set_window(found.window.clamp(1, WINDOW));
@@ -326,20 +328,24 @@ struct FarChild {
     found: Found,
     path: String,
     seat: Weak<Seat>,
+    /// The incarnation as it is counted here.
+    number: u64,
     exited: Ended,
 }
 
 impl FarChild {
     fn command(&self, command: Command) -> Option<BoxFuture<Result<(), Fault>>> {
-        let exchange = self.seat.upgrade()?.exchange()?;
-        Some(exchange.command(&self.path, Some(self.found.tenure), command))
+        let seat = self.seat.upgrade()?;
+        Some(seat.exchange()?.command(&self.path, seat.actor(), Some(self.found.tenure), command))
     }
 }
 
 impl Child for FarChild {
     fn stop(&self, rung: Rung) {
-        // Asked here and now; nobody waits for the word that it was.
-        drop(self.command(Command::Stop(rung)));
+        let drains = rung == Rung::Drain && self.seat.upgrade().is_some_and(|seat| seat.drain(self.number));
+        // Asked here and now; nobody waits for the word that it was. Who has been told behind all that was sent to him has
+        // still to be woken up for it, which is up to his parent.
+        drop(self.command(if drains { Command::Resume } else { Command::Stop(rung) }));
     }
 
     fn pid(&self) -> Option<u32> {
@@ -533,7 +539,7 @@ mod tests {
             }))
         }
 
-        fn command(&self, _: &str, _: Option<Tenure>, _: Command) -> BoxFuture<Result<(), Fault>> {
+        fn command(&self, _: &str, _: &str, _: Option<Tenure>, _: Command) -> BoxFuture<Result<(), Fault>> {
             Box::pin(std::future::ready(Ok(())))
         }
     }

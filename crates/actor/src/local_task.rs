@@ -113,6 +113,18 @@ impl Start for LocalTask {
         ))
     }
 
+    fn start_failed(&self, fault: &Fault) {
+        self.results.failed(fault);
+    }
+
+    fn has_mailbox(&self) -> bool {
+        false
+    }
+
+    fn is_process(&self) -> bool {
+        false
+    }
+
     fn handle(&self, reference: ActorRef) -> TaskHandle<()> {
         TaskHandle::new(reference, self.results.clone(), |_| Ok(()))
     }

@@ -182,16 +182,14 @@ impl Root {
         Ok(format!("{}/{name}", self.process.path))
     }
 
-    /// Takes a path for something that is a part of an actor of this process; its last segment is the name, if it has
-    /// one of its own.
+    /// Takes the path of an actor of this process for something that is a part of it.
     ///
     /// # Errors
-    /// It is taken, or no valid path segment.
-    pub fn take_path(&self, path: &str, name: Option<&str>) -> Result<String, Fault> {
-        name.map_or(Ok(()), check_segment)?;
+    /// It is taken.
+    pub fn take_path(&self, path: &str) -> Result<String, Fault> {
         if !self.lock().names.insert(path.to_owned()) {
             return Err(Fault::Refused(format!(
-                "{path} is taken: a second supervisor of an actor needs a name of its own"
+                "{path} has a supervisor already: a second one can be a child of that (`spec`)"
             )));
         }
         Ok(path.to_owned())

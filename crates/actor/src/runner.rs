@@ -167,7 +167,8 @@ async fn serve<A: AnyActor>(actor: &mut A, mailbox: &Arc<Mailbox>, mut cx: Conte
     mailbox.stop_streams();
     poll_fn(|task| mailbox.poll_no_streams(task)).await;
     cx.tasks().end();
-    cx.tasks().gone().await;
+    // What it supervises leaves before it does.
+    cx.tasks().released().await;
     cx.rest();
     panics::catch(actor.stopped(&cx)).await
 }

@@ -1,8 +1,9 @@
 //! The place of a child in the tree, in which incarnations sit one after another.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -40,6 +41,8 @@ pub struct Seat {
     own: Option<busy::Id>,
     /// How who sits here is found, if this only stands for a seat of another process.
     far: Option<Far>,
+    /// What one incarnation leaves to the next, in the same process: what it supervises.
+    heirloom: OnceLock<Arc<dyn Any + Send + Sync>>,
 }
 
 /// How many from elsewhere may wait for a change here at the same time; one of a process is usual.
@@ -175,7 +178,18 @@ impl Seat {
             ends: Mutex::default(),
             own,
             far,
+            heirloom: OnceLock::new(),
         }
+    }
+
+    /// What its incarnations hand on; made by the first of them that has any.
+    pub fn heirloom(&self, make: impl FnOnce() -> Arc<dyn Any + Send + Sync>) -> Arc<dyn Any + Send + Sync> {
+        self.heirloom.get_or_init(make).clone()
+    }
+
+    /// The same, if there is any.
+    pub fn handed_on(&self) -> Option<&Arc<dyn Any + Send + Sync>> {
+        self.heirloom.get()
     }
 
     /// Its own number, which no other seat has.
@@ -310,6 +324,11 @@ impl Seat {
     /// Whether nobody will sit here again.
     pub fn is_closed(&self) -> bool {
         matches!(&*self.occupancy.borrow(), Occupancy::Closed(_))
+    }
+
+    /// See [`Outlet::drain`].
+    pub(crate) fn drain(&self, incarnation: u64) -> bool {
+        self.outlet.drain(incarnation)
     }
 
     /// See [`Outlet::poll_needs_way`].

@@ -46,6 +46,17 @@ impl Results {
     }
 }
 
+impl Results {
+    /// A start has failed, so nobody could return anything. To be said before its seat is closed, if it is.
+    pub fn failed(&self, fault: &Fault) {
+        self.state.send_modify(|state| {
+            if state.first.is_none() {
+                state.latest = Some(Err(fault.clone()));
+            }
+        });
+    }
+}
+
 /// Whether what an incarnation returned is its success, or only what it left. One that died after it had returned something
 /// has not succeeded: it is started again.
 fn judged(returned: Option<Result<Body, Fault>>, exit: &Exit) -> (Option<Body>, Option<Result<Body, Fault>>) {

@@ -30,6 +30,8 @@ struct State {
     next: u64,
     /// Without a handle while it is being spawned.
     running: HashMap<u64, Option<AbortHandle>>,
+    /// What those need to be told that hold the incarnation, when it is killed.
+    on_kill: HashMap<u64, Arc<dyn Fn() + Send + Sync>>,
     ended: bool,
     /// The first panic, as long as nobody has been told.
     panic: Option<Panic>,
@@ -68,14 +70,21 @@ impl Tasks {
         id
     }
 
-    /// The incarnation is not gone before this is dropped.
-    pub(crate) fn hold(self: &Arc<Tasks>) -> Hold {
+    /// The incarnation is not gone before this is dropped; if it is killed, that is said here.
+    pub(crate) fn hold(self: &Arc<Tasks>, on_kill: impl Fn() + Send + Sync + 'static) -> Hold {
         let mut state = self.lock();
         let id = state.next;
         state.next += 1;
         state.running.insert(id, None);
+        state.on_kill.insert(id, Arc::new(on_kill));
         drop(state);
         Hold { _presence: Presence { tasks: self.clone(), id } }
+    }
+
+    /// The incarnation is killed: so is what is held.
+    pub(crate) fn kill(&self) {
+        let kills: Vec<_> = self.lock().on_kill.values().cloned().collect();
+        kills.iter().for_each(|kill| kill());
     }
 
     /// The same, in the trace that the caller is in, and then in its span as well.
@@ -106,12 +115,21 @@ impl Tasks {
         handles.iter().for_each(AbortHandle::abort);
     }
 
-    /// Resolves when none is left. Cancel safe.
+    /// Resolves when none is left, but for what only [holds](Tasks::hold) the incarnation. Cancel safe.
     pub(crate) async fn gone(&self) {
+        self.when(|state| state.running.len() == state.on_kill.len()).await;
+    }
+
+    /// Resolves when nothing of the incarnation is left at all. Cancel safe.
+    pub(crate) async fn released(&self) {
+        self.when(|state| state.running.is_empty()).await;
+    }
+
+    async fn when(&self, holds: impl Fn(&State) -> bool) {
         loop {
             // Before the look, so that whatever happens after it is noticed.
             let gone = self.gone.notified();
-            if self.lock().running.is_empty() {
+            if holds(&self.lock()) {
                 return;
             }
             gone.await;
@@ -175,9 +193,10 @@ impl Drop for Presence {
     fn drop(&mut self) {
         let mut state = self.tasks.lock();
         let handle = state.running.remove(&self.id);
-        let is_last = state.running.is_empty();
+        let on_kill = state.on_kill.remove(&self.id);
+        let is_last = state.running.len() == state.on_kill.len();
         drop(state);
-        drop(handle);
+        drop((handle, on_kill));
         if is_last {
             self.tasks.gone.notify_waiters();
         }

@@ -14,7 +14,7 @@
 //! | who has ended, and how | [`Monitor`], [`Down`] |
 //! | many tasks on a few workers | [`Pool`], [`Job`], [`Map`], [`Results`], [`TaskError`] |
 //! | keeping them alive | [`Supervisor`], [`Strategy`], [`Restart`], [`Tree`] |
-//! | what a worker may have, and how it is watched and stopped | [`ChildSpec`], [`ProcessBuilder`], [`Output`], [`Heartbeat`], [`Shutdown`] |
+//! | what a worker may have, and how it is watched and stopped | [`ChildSpec`], [`ProcessBuilder`], [`Output`], [`Heartbeat`], [`Shutdown`], [`Stop`] |
 //! | what workers log | [`logs`], [`TraceContext`] |
 //! | what went wrong | [`Error`], [`CallError`], [`ProcessError`], [`Exit`] |
 
@@ -35,7 +35,7 @@ pub use hatchery_process::task::{Runs, Task};
 
 pub use hatchery_actor::actor::{Actor, AnyActor};
 pub use hatchery_actor::ask::{Ask, Tell};
-pub use hatchery_actor::child::{Shutdown, Start, Supervised};
+pub use hatchery_actor::child::{Shutdown, Start, Stop, Supervised};
 pub use hatchery_actor::context::Context;
 pub use hatchery_actor::error::{CallError, Error, Never, Result, SendError};
 pub use hatchery_actor::exit::{Exit, Limit, Panic, Status};
@@ -175,3 +175,10 @@ pub mod __private {
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 mod readme {}
+
+/// The programs of the guide, as doc tests.
+#[cfg(doctest)]
+mod guide {
+    #[doc = include_str!("../../../docs/guide/supervision.md")]
+    mod supervision {}
+}

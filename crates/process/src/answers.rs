@@ -116,8 +116,11 @@ pub(crate) fn answer(program: &Arc<Program>, question: Question, reply: Reply) -
             };
             wait(seat, Box::new(look))
         }
-        Question::Command { tenure, command, .. } => {
+        Question::Command { seat: path, actor, tenure, command } => {
             match seat.occupancy() {
+                _ if seat.actor() != actor => {
+                    owed.give(Said::Refused(Fault::Refused(wrong_actor(&path, &actor, seat.actor()))));
+                }
                 Occupancy::Occupied(occupant)
                     if tenure.is_none_or(|tenure| seat.tenure(occupant.incarnation) == tenure) =>
                 {

@@ -133,8 +133,15 @@ impl Exchange for Links {
         })
     }
 
-    fn command(&self, path: &str, tenure: Option<Tenure>, command: Command) -> BoxFuture<Result<(), Fault>> {
-        let asked = self.ask(Question::Command { seat: path.to_owned(), tenure, command });
+    fn command(
+        &self,
+        path: &str,
+        actor: &str,
+        tenure: Option<Tenure>,
+        command: Command,
+    ) -> BoxFuture<Result<(), Fault>> {
+        let (seat, actor) = (path.to_owned(), actor.to_owned());
+        let asked = self.ask(Question::Command { seat, actor, tenure, command });
         // Nobody need wait for it: it is done all the same.
         let (told, answered) = oneshot::channel();
         if let Some(runtime) = self.program.upgrade().as_ref().and_then(|program| program.runtime()) {

@@ -16,7 +16,7 @@ pub(crate) enum Question {
     /// How did this one end? Answered when he has.
     Verdict { seat: String, tenure: Tenure },
     /// Do this to him, or to whoever sits there.
-    Command { seat: String, tenure: Option<Tenure>, command: Command },
+    Command { seat: String, actor: String, tenure: Option<Tenure>, command: Command },
     /// Make a channel between these processes.
     Open { to: ProcessId, from: ProcessId },
 }

@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 
 use crate::errors::{Refused, StartError};
 use crate::nested::Nested;
-use crate::office::{Ending, Office, Orderly, Run, Shared};
+use crate::office::{Ending, Office, Orderly, Run, Runner, Shared};
 use crate::policy::{AutoShutdown, Backoff, CountDeaths, Exhausted, Intensity, Refusal, Rules, Strategy};
 use crate::spec::{ChildSpec, ErasedSpec};
 use crate::supervisor::{self, Command};
@@ -21,7 +21,7 @@ use crate::tree::{Tree, TreeResident};
 
 /// A supervisor to be: it starts its children, and restarts those that end.
 ///
-/// A child that ends is started again in the same seat, unless its [`Restart`] says otherwise: its handles find the new
+/// A child that ends is started again in the same seat, unless its [`Restart`](crate::policy::Restart) says otherwise: its handles find the new
 /// incarnation by themselves. The [`Strategy`] says who is restarted along with it. One that was ready for a second, or
 /// had answered a message, starts again at once; one that died earlier, or whose restart failed, waits before the next
 /// attempt ([`backoff`](Supervisor::backoff)). When there are too many restarts
@@ -43,9 +43,25 @@ impl Supervisor {
     /// A supervisor for children that come and go: it begins with none, restarts each alone, and keeps none that does not
     /// run.
     ///
-    /// A child that is terminated, that has left cleanly as a [`Restart::Transient`] one, or that is given up, is removed,
+    /// A child that is terminated, that has left cleanly as a [`Restart::Transient`](crate::policy::Restart::Transient) one, or that is given up, is removed,
     /// and its name is free; so `restart_child` and `delete_child` find those only that they refuse. In the end all are
     /// stopped at the same time, and not one after the other.
+    ///
+    /// ```
+    /// use hatchery::prelude::*;
+    ///
+    /// #[hatchery::task]
+    /// fn square(n: u64) -> u64 { n * n }
+    ///
+    /// #[hatchery::main]
+    /// async fn main() -> hatchery::Result<()> {
+    ///     let tree = Supervisor::dynamic().max_children(4).start().await?;
+    ///     let two = tree.start_child(task("two", square, 2)).await?;
+    ///     let three = tree.start_child(task("three", square, 3)).await?;
+    ///     assert_eq!((two.join().await?, three.join().await?), (4, 9));
+    ///     tree.stop().await
+    /// }
+    /// ```
     pub fn dynamic() -> Supervisor {
         let rules = Rules { dynamic: true, ..Rules::default() };
         Supervisor { rules, name: None, children: Vec::new() }
@@ -97,6 +113,22 @@ impl Supervisor {
     /// That is an end in order: all others are stopped, newest first, [`stop`](Tree::stop) and
     /// [`run_until_signal`](Tree::run_until_signal) return `Ok`. It does not come before all children have started that it
     /// begins with.
+    ///
+    /// ```
+    /// use hatchery::AutoShutdown;
+    /// use hatchery::prelude::*;
+    ///
+    /// #[hatchery::task]
+    /// fn resize(_part: u32) {}
+    ///
+    /// #[hatchery::main]
+    /// async fn main() -> hatchery::Result<()> {
+    ///     let supervisor = Supervisor::new(Strategy::OneForOne).auto_shutdown(AutoShutdown::AllSignificant);
+    ///     let job = |part| task(format!("resize-{part}"), resize, part).significant(true);
+    ///     let tree = (0..3).fold(supervisor, |all, part| all.child(job(part))).start().await?;
+    ///     tree.ended().await                       // when all parts are done, however often one was tried
+    /// }
+    /// ```
     pub fn auto_shutdown(mut self, auto_shutdown: AutoShutdown) -> Self {
         self.rules.auto_shutdown = auto_shutdown;
         self
@@ -141,10 +173,10 @@ impl Supervisor {
     /// Starts it and its children.
     ///
     /// # Errors
-    /// What it was told contradicts itself, and nothing has been started: the intensity's time is zero, the backoff
-    /// begins above its cap, two children have one name, or a child's spec is wrong. The program did not come through
-    /// the door, or the name is taken. Or a child does not start: that is not tried again, and those that had started
-    /// are stopped, in reverse.
+    /// What it was told contradicts itself, and nothing has been started: a rule and another one, or a child's
+    /// ([`is_contradiction`](StartError::is_contradiction)), two children have one name, or a child's spec is wrong. The
+    /// program did not come through the door, or the name is taken. Or a child does not start: that is not tried again, and
+    /// those that had started are stopped, in reverse.
     ///
     /// # Cancel safety
     /// Dropped early, it stops what it has started, in the background.
@@ -155,11 +187,12 @@ impl Supervisor {
             Some(name) => root.take_name(name),
             None => Ok(root.unnamed()),
         };
-        self.start_at(root, place, ()).await
+        let office = |path: &str| Office::new(path.to_owned(), false, None);
+        self.start_at(root, place, office, Run::new(), (), true).await
     }
 
-    /// Starts it as a part of an actor: this is how a supervisor lives in a worker of its own. Its path is the actor's, or
-    /// that and its own [`name`](Supervisor::name).
+    /// Starts it as a part of an actor: this is how a supervisor lives in a worker of its own. Its path is the actor's; an
+    /// actor has one at most, and others may be children of that ([`spec`](Supervisor::spec)).
     ///
     /// The actor keeps it, also when nobody holds the [`Tree`]. When it gives up, the actor crashes, and when it ends by
     /// itself ([`auto_shutdown`](Supervisor::auto_shutdown)) the actor stops in order, so that whoever supervises the actor
@@ -204,15 +237,40 @@ impl Supervisor {
     /// ```
     ///
     /// # Errors
-    /// As [`start`](Supervisor::start). The actor has such a part already: give them names.
+    /// As [`start`](Supervisor::start). It has a name, or the actor has such a part already.
     pub async fn start_in(self, cx: &Context) -> Result<Tree, StartError> {
         let refused = |fault| StartError::new(self.shown(), Refused::from(fault));
         let root = Root::current().map_err(refused)?;
-        let place = |root: &Root| match &self.name {
-            Some(name) => root.take_path(&format!("{}/{name}", cx.path()), Some(name)),
-            None => root.take_path(cx.path(), None),
+        if self.name.is_some() {
+            return Err(refused(Fault::Refused(
+                "a supervisor that is a part of an actor goes by the path of the actor: leave the name out"
+                    .to_owned(),
+            )));
+        }
+        // In a process of its own its end is waited for; in another one the actor's end is.
+        let is_process = cx.path() == root.process().path;
+        let (run, runner) = Run::new();
+        let killed = run.clone();
+        let kept = cx.hold(move || killed.kill());
+        let seat = root.directory().seat(cx.path());
+        let office = |path: &str| match &seat {
+            // Its incarnations follow one another in this process, so its children keep their seats.
+            Some(seat) => {
+                let make = || {
+                    let office = Office::new(path.to_owned(), true, None);
+                    let above = path.rsplit_once('/').and_then(|(above, _)| Tree::lookup(above).ok());
+                    if let Some(above) = above {
+                        office.news.rise_to(above.office().news.clone());
+                    }
+                    office
+                };
+                seat.heirloom(|| make()).downcast().unwrap_or_else(|_| make())
+            }
+            // Below a worker's own path there may be other supervisors and processes.
+            None => Office::new(path.to_owned(), false, Some(root.clone())),
         };
-        let tree = self.start_at(root, place, cx.hold()).await?;
+        let place = |root: &Root| root.take_path(cx.path());
+        let tree = self.start_at(root.clone(), place, office, (run, runner), kept, is_process).await?;
         let (stops, kept) = (StopOnDrop(Some(tree.run())), tree.clone());
         let actor = cx.clone();
         cx.spawn(async move {
@@ -232,7 +290,10 @@ impl Supervisor {
         &self,
         root: Arc<Root>,
         place: impl FnOnce(&Root) -> Result<String, Fault>,
+        office: impl FnOnce(&str) -> Arc<Office>,
+        (run, runner): (Run, Runner),
         keeps: K,
+        is_resident: bool,
     ) -> Result<Tree, StartError> {
         let refused = |fault| StartError::new(self.shown(), Refused::from(fault));
         self.check().map_err(|(name, why)| match name {
@@ -240,13 +301,21 @@ impl Supervisor {
             None => StartError::new(self.shown(), why),
         })?;
         let path = place(&root).map_err(refused)?;
-        let (run, runner) = Run::new();
         let resident = Arc::new(TreeResident::new(&run));
-        let residence = root.move_in(resident).map_err(|fault| {
+        let moved_in = is_resident.then(|| root.move_in(resident)).transpose();
+        let residence = moved_in.map_err(|fault| {
             root.free_name(&path);
             refused(fault)
         })?;
-        let shared = Shared::new(Office::new(path.clone(), false), run);
+        let office = office(&path);
+        if let Some(left) = office.left_behind() {
+            root.free_name(&path);
+            return Err(refused(Fault::Refused(format!(
+                "{left} cannot be killed, and nobody may be started beside it"
+            ))));
+        }
+        office.reopen();
+        let shared = Shared::new(office, run);
         shared.enter(&root);
         let at_end = move |_: &Ending| root.free_name(&path);
         supervisor::spawn(self.rules, &shared, runner, (residence, keeps), at_end);
@@ -300,6 +369,10 @@ impl Supervisor {
 
     fn shown(&self) -> String {
         self.name.clone().unwrap_or_else(|| "a supervisor".to_owned())
+    }
+
+    pub(crate) fn has_name(&self) -> bool {
+        self.name.is_some()
     }
 
     pub(crate) fn rules(&self) -> Rules {

@@ -33,6 +33,9 @@ impl Refused {
             Refusal::Restarting => {
                 "it is being restarted: wait for it, or stop that with `terminate_child`".to_owned()
             }
+            Refusal::Unkillable => "it cannot be killed, and is still there: nobody is started beside it; once it is \
+                gone, `restart_child` and `delete_child` work"
+                .to_owned(),
             Refusal::NotFound => format!("there is no child {name:?}: `children` lists those there are"),
             Refusal::MaxChildren => {
                 "its supervisor has as many children as `max_children` allows: allow more, or free a place with \
@@ -127,6 +130,11 @@ impl StartError {
     pub fn is_already_present(&self) -> bool {
         self.refusal == Some(Refusal::AlreadyPresent)
     }
+
+    /// Whether the supervisor has a child of that name which cannot be killed: nobody is started beside it.
+    pub fn is_unkillable(&self) -> bool {
+        self.refusal == Some(Refusal::Unkillable)
+    }
 }
 
 impl ChildError {
@@ -143,5 +151,10 @@ impl ChildError {
     /// Whether the child is being restarted.
     pub fn is_restarting(&self) -> bool {
         self.refusal == Some(Refusal::Restarting)
+    }
+
+    /// Whether the child was given up before because it cannot be killed, and is still there.
+    pub fn is_unkillable(&self) -> bool {
+        self.refusal == Some(Refusal::Unkillable)
     }
 }

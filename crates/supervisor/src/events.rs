@@ -77,7 +77,8 @@ pub enum TreeEvent {
         /// In words: how it ended at last.
         why: String,
     },
-    /// A process is still there 10 s after SIGKILL; its child is given up, since nobody may be started beside it.
+    /// A process is still there 10 s after SIGKILL; its child is given up, since nobody may be started beside it. If it ends
+    /// after all, `Exited` tells of that, unless it had never been ready.
     #[non_exhaustive]
     Unkillable {
         /// Who, e.g. `/shop/web`.
@@ -99,7 +100,7 @@ pub enum TreeEvent {
     Ended {
         /// Which one, e.g. `/shop`.
         path: String,
-        /// Why it gave up, in words, if it did.
+        /// That it gave up, and why, in words, if it did.
         gave_up: Option<String>,
     },
     /// So many events have been left out here, because nobody took them and 512 were waiting.
@@ -150,7 +151,7 @@ impl fmt::Display for TreeEvent {
             }
             TreeEvent::Unkillable { path, pid: None, .. } => write!(f, "{path} cannot be killed"),
             TreeEvent::Removed { path } => write!(f, "{path} is removed"),
-            TreeEvent::Ended { path, gave_up: Some(why) } => write!(f, "{path} gave up: {why}"),
+            TreeEvent::Ended { gave_up: Some(why), .. } => f.write_str(why),
             TreeEvent::Ended { path, gave_up: None } => write!(f, "{path} has ended"),
             TreeEvent::EventsLost(events) => write!(f, "{events} events were lost"),
         }

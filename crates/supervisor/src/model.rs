@@ -44,9 +44,16 @@ pub(crate) enum Mistake {
     WhoWaitsTakesNoRoom,
     DynamicKeeps,
     DynamicStopsInTurn,
+    AllWorkHoldsTheWindow,
+    GivenUpLeavesItsUnits,
+    UnkillableIsStopped,
+    UnkillableIsRevived,
+    UnkillableHoldsUpTheEnd,
+    LateEndsAreRestarts,
+    EldersWaitForLaterOnes,
 }
 
-const MISTAKES: [Mistake; 23] = [
+const MISTAKES: [Mistake; 30] = [
     Mistake::CleanIsAbnormal,
     Mistake::GivenUpIsRestarted,
     Mistake::OneMoreIsAllowed,
@@ -70,6 +77,13 @@ const MISTAKES: [Mistake; 23] = [
     Mistake::WhoWaitsTakesNoRoom,
     Mistake::DynamicKeeps,
     Mistake::DynamicStopsInTurn,
+    Mistake::AllWorkHoldsTheWindow,
+    Mistake::GivenUpLeavesItsUnits,
+    Mistake::UnkillableIsStopped,
+    Mistake::UnkillableIsRevived,
+    Mistake::UnkillableHoldsUpTheEnd,
+    Mistake::LateEndsAreRestarts,
+    Mistake::EldersWaitForLaterOnes,
 ];
 
 thread_local! {
@@ -116,16 +130,18 @@ struct Kid {
     plan: Option<Plan>,
     wait: Option<u64>,
     early_in_a_row: u32,
+    /// Its body was given up, and is not gone; whether the child vanishes once it is.
+    haunted: Option<bool>,
 }
 
 #[derive(Debug)]
 struct Model {
     rules: Rules,
     kids: Vec<Kid>,
-    /// When each event was, and whether there was work to do before it.
+    /// When each event was, and whether somebody was to come again before it.
     history: Vec<(Duration, bool)>,
-    /// During which event each unit was counted.
-    units: Vec<usize>,
+    /// During which event each unit was counted, and whose it was.
+    units: Vec<(usize, Id)>,
     waits: u64,
     /// Whether all have started with which it begins.
     begun: bool,
@@ -146,13 +162,13 @@ enum Row {
 }
 
 fn table(death: Death, restart: Restart) -> Row {
-    use Death::{Abnormal, Clean, GiveUp};
+    use Death::{Abnormal, Clean, GiveUp, Unkillable};
     let column =
         [Restart::Permanent, Restart::Transient, Restart::Temporary].iter().position(|it| *it == restart);
     let row = match death {
         Clean => [Row::Restart, Row::Stopped, Row::Removed],
         Abnormal => [Row::Restart, Row::Restart, Row::Removed],
-        GiveUp => [Row::Failed, Row::Failed, Row::Failed],
+        GiveUp | Unkillable => [Row::Failed, Row::Failed, Row::Failed],
     };
     row.into_iter().nth(column.unwrap()).unwrap()
 }
@@ -174,6 +190,9 @@ impl Model {
 
     fn standing(&self, id: Id) -> Option<Standing> {
         let kid = &self.kids[self.place(id)?];
+        if kid.haunted.is_some() {
+            return Some(Standing::Unkillable);
+        }
         Some(match (kid.body, kid.plan) {
             (_, Some(Plan::StartAgain)) | (Some(Body::Coming(Way::Again)), None) => Standing::Restarting,
             (None, _) => Standing::Stopped,
@@ -182,9 +201,11 @@ impl Model {
     }
 
     fn event(&mut self, event: Event, now: Duration, random: u64) -> Vec<Action> {
-        let works =
-            |kid: &Kid| matches!(kid.body, Some(Body::Coming(_))) || kid.plan.is_some() || kid.told_to_stop;
-        self.history.push((now, self.kids.iter().any(works)));
+        let comes_again = |kid: &Kid| match kid.plan {
+            None => kid.body == Some(Body::Coming(Way::Again)),
+            Some(plan) => plan == Plan::StartAgain,
+        };
+        self.history.push((now, self.kids.iter().any(comes_again)));
         match event {
             Event::Add(..) | Event::Restart(_) | Event::Terminate(_) | Event::Delete(_) => self.call(event),
             Event::Ready(id) => {
@@ -201,6 +222,14 @@ impl Model {
                 if let Some(Body::Up(since)) = self.body(id) {
                     let healthy = answered || now - since >= Duration::from_secs(1);
                     self.gone(id, None, death, healthy, random);
+                }
+            }
+            Event::Gone(id) => {
+                // At the end of all, everybody who is down goes when it is his turn.
+                if let Some(place) = self.place(id).filter(|_| self.ending.is_none()) {
+                    if self.kids[place].haunted.take() == Some(true) {
+                        self.forget(place);
+                    }
                 }
             }
             Event::Elapsed(id, wait) => {
@@ -227,7 +256,7 @@ impl Model {
     }
 
     fn call(&mut self, call: Event) {
-        use Refusal::{AlreadyPresent, AlreadyStarted, NotFound, Restarting, Running};
+        use Refusal::{AlreadyPresent, AlreadyStarted, NotFound, Restarting, Running, Unkillable};
         let (Event::Add(id, _) | Event::Restart(id) | Event::Terminate(id) | Event::Delete(id)) = call else {
             unreachable!()
         };
@@ -241,12 +270,14 @@ impl Model {
             Some(Standing::Running) => 0,
             Some(Standing::Restarting) => 1,
             Some(Standing::Stopped) => 2,
-            None => 3,
+            Some(Standing::Unkillable) => 3,
+            None => 4,
         };
+        let (there, not_there) = (Some(Unkillable), Some(NotFound));
         let refusal = match call {
-            Event::Add(..) => [Some(AlreadyStarted), Some(AlreadyPresent), Some(AlreadyPresent), None],
-            Event::Restart(_) | Event::Delete(_) => [Some(Running), Some(Restarting), None, Some(NotFound)],
-            _ => [None, None, None, Some(NotFound)],
+            Event::Add(..) => [Some(AlreadyStarted), Some(AlreadyPresent), Some(AlreadyPresent), there, None],
+            Event::Restart(_) | Event::Delete(_) => [Some(Running), Some(Restarting), None, there, not_there],
+            _ => [None, None, None, there, not_there],
         };
         if let Some(refusal) = refusal[column] {
             return self.out.push(Action::Refuse(id, refusal));
@@ -256,10 +287,20 @@ impl Model {
                 if let Some(refusal) = self.turns_away(restart, significant) {
                     return self.out.push(Action::Refuse(id, refusal));
                 }
-                let (body, plan, wait) = (None, None, None);
+                let (body, plan, wait, haunted) = (None, None, None, None);
                 let (told_to_stop, early_in_a_row, number) = (false, 0, 0);
-                let kid =
-                    Kid { id, restart, significant, number, body, told_to_stop, plan, wait, early_in_a_row };
+                let kid = Kid {
+                    id,
+                    restart,
+                    significant,
+                    number,
+                    body,
+                    told_to_stop,
+                    plan,
+                    wait,
+                    early_in_a_row,
+                    haunted,
+                };
                 self.kids.push(kid);
                 self.start(self.kids.len() - 1, Way::First);
             }
@@ -317,6 +358,9 @@ impl Model {
         if self.ending.is_some() {
             return self.forget(place);
         }
+        if death == Death::Unkillable {
+            return self.haunt(place, start);
+        }
         match (kid.plan, start) {
             // We had it in mind ourselves.
             (Some(Plan::StartAgain | Plan::StayDown), _) if death == Death::GiveUp => {
@@ -334,6 +378,26 @@ impl Model {
                 row => self.over(place, row),
             },
         }
+    }
+
+    /// It should be gone, and is not: that of a start (and which one), or of one that was ready.
+    fn haunt(&mut self, place: usize, start: Option<Way>) {
+        let Kid { id, significant, plan, .. } = self.kids[place];
+        let by_itself = plan.is_none() && matches!(start, None | Some(Way::Again));
+        let was_never_there = plan.is_none() && start == Some(Way::First);
+        let vanishes = self.rules.dynamic || plan == Some(Plan::Vanish) || was_never_there;
+        self.kids[place].plan = None;
+        self.units.retain(|(_, whose)| *whose != id);
+        self.out.push(Action::GiveUp(id));
+        if by_itself && significant && self.is_over() {
+            if self.begun {
+                self.forget(place);
+                self.ending = Some(Ending::AutoShutdown(id));
+                return;
+            }
+            self.too_soon = Some(id);
+        }
+        self.kids[place].haunted = Some(vanishes);
     }
 
     /// It has ended, by itself, and that is that.
@@ -371,6 +435,7 @@ impl Model {
 
     fn rest(&mut self, place: usize, action: Action) {
         self.kids[place].plan = None;
+        self.units.retain(|(_, whose)| action != Action::GiveUp(*whose));
         if !self.rules.dynamic {
             return self.out.push(action);
         }
@@ -402,9 +467,10 @@ impl Model {
     fn retry(&mut self, id: Id, mut early: bool, random: u64) {
         let Rules { strategy, intensity, backoff, count_deaths, exhausted, .. } = self.rules;
         if early || count_deaths == CountDeaths::All {
-            let units = self.units.iter().filter(|unit| self.calm_since(**unit) < intensity.within).count();
+            let units =
+                self.units.iter().filter(|(event, _)| self.calm_since(*event) < intensity.within).count();
             if units < intensity.max as usize {
-                self.units.push(self.history.len() - 1);
+                self.units.push((self.history.len() - 1, id));
             } else {
                 let place = self.place(id).unwrap();
                 match exhausted {
@@ -444,6 +510,9 @@ impl Model {
             if matches!(kid.body, Some(Body::Coming(Way::First | Way::ByHand))) && kid.plan.is_none() {
                 continue;
             }
+            if kid.haunted.is_some() {
+                continue;
+            }
             match (kid.restart, kid.body, kid.plan) {
                 (Restart::Temporary, None, _) => vanished.push(other),
                 (Restart::Temporary, Some(_), _) => kid.plan = Some(Plan::Vanish),
@@ -474,11 +543,16 @@ impl Model {
             kid.told_to_stop = true;
             return self.out.push(Action::Stop(kid.id));
         }
-        let is_on_its_way = |kid: &Kid| kid.wait.is_some() || kid.body == Some(Body::Coming(Way::Again));
-        if self.kids.iter().any(is_on_its_way) {
+        if self.kids.iter().any(|kid| kid.body == Some(Body::Coming(Way::Again))) {
             return;
         }
-        if let Some(place) = self.kids.iter().position(is_due) {
+        let Some(place) = self.kids.iter().position(is_due) else { return };
+        // One for all waits for whoever waits; of rest for one, those do that come later than he.
+        let others = match self.rules.strategy {
+            Strategy::RestForOne => &self.kids[..place],
+            _ => &self.kids[..],
+        };
+        if others.iter().all(|kid| kid.wait.is_none()) {
             self.start(place, Way::Again);
         }
     }
@@ -567,7 +641,7 @@ fn stories() -> impl Generator<Value = Story> {
 }
 
 const RESTARTS: [Restart; 3] = [Restart::Permanent, Restart::Transient, Restart::Temporary];
-const DEATHS: [Death; 3] = [Death::Clean, Death::Abnormal, Death::GiveUp];
+const DEATHS: [Death; 4] = [Death::Clean, Death::Abnormal, Death::GiveUp, Death::Unkillable];
 const STRATEGIES: [&str; 4] = ["OneForOne", "OneForAll", "RestForOne", "Dynamic"];
 
 impl Model {
@@ -577,7 +651,7 @@ impl Model {
         let among = |kids: Vec<&Kid>| kids.get(usize::from(pick) % kids.len().max(1)).map(|kid| kid.id);
         let of = |wanted: fn(&Kid) -> bool| among(self.kids.iter().filter(|kid| wanted(kid)).collect());
         let any = of(|_| true).filter(|_| detail % 8 != 0).unwrap_or(1_000);
-        let death = DEATHS[usize::from(detail) % 3];
+        let death = DEATHS[usize::from(detail) % 4];
         let coming = |kid: &Kid| matches!(kid.body, Some(Body::Coming(_)));
         let up = |kid: &Kid| matches!(kid.body, Some(Body::Up(_)));
         let up_and_untold = |kid: &Kid| matches!(kid.body, Some(Body::Up(_))) && !kid.told_to_stop;
@@ -598,6 +672,7 @@ impl Model {
             10..=12 => Event::Restart(any),
             13..=15 => Event::Terminate(any),
             16..=17 => Event::Delete(any),
+            18..=19 if detail % 2 == 0 => Event::Gone(of(|kid| kid.haunted.is_some()).unwrap_or(any)),
             18..=29 => Event::Ready(of(coming)?),
             30..=33 => Event::StartFailed(of(coming)?, death),
             34..=43 => Event::Exited { id: of(up_and_untold)?, death, answered: detail >= 128 },
@@ -636,7 +711,11 @@ impl Reached {
         match event {
             Event::Exited { id, death, .. } if model.ending.is_none() => {
                 let Some(kid) = model.place(id).map(|place| &model.kids[place]) else { return };
-                let how = if kid.plan.is_none() { format!("{death:?}") } else { "ours".to_owned() };
+                let how = match kid.plan {
+                    None => format!("{death:?}"),
+                    Some(_) if death == Death::Unkillable => "ours, Unkillable".to_owned(),
+                    Some(_) => "ours".to_owned(),
+                };
                 let whose =
                     if kid.significant { format!("{:?}", model.rules.auto_shutdown) } else { usual() };
                 self.deaths.insert(format!(
@@ -676,7 +755,7 @@ impl Reached {
             if restart != Restart::Permanent && strategy != "Dynamic" {
                 whose.extend(["AnySignificant".to_owned(), "AllSignificant".to_owned()]);
             }
-            for how in ["Clean", "Abnormal", "GiveUp", "ours"] {
+            for how in ["Clean", "Abnormal", "GiveUp", "Unkillable", "ours", "ours, Unkillable"] {
                 cells.extend(whose.iter().map(|whose| format!("{strategy} x {restart:?} x {whose} x {how}")));
             }
         }
@@ -689,9 +768,11 @@ impl Reached {
                 (Some(Standing::Running), "kept"),
                 (Some(Standing::Restarting), "kept"),
                 (Some(Standing::Stopped), "kept"),
+                (Some(Standing::Unkillable), "kept"),
                 (None, "dynamic"),
                 (Some(Standing::Running), "dynamic"),
                 (Some(Standing::Restarting), "dynamic"),
+                (Some(Standing::Unkillable), "dynamic"),
             ] {
                 let cell = format!("{call} x {standing:?} x {dynamic}");
                 assert!(self.calls.contains(&cell), "{cell} was not reached");

@@ -3,19 +3,18 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use hatchery_actor::child::{BoxFuture, Child, Ended, Order, Rung, Shutdown, Start, Started, ended};
+use hatchery_actor::child::{BoxFuture, Child, Order, Rung, Shutdown, Start, Started};
 use hatchery_actor::exit::{Exit, Status};
 use hatchery_actor::fault::Fault;
 use hatchery_actor::handle::ActorRef;
 use hatchery_actor::outlet::{Line, Request};
 use hatchery_actor::probe::Probe;
 use hatchery_actor::root::Root;
-use tokio::sync::watch;
 
 use crate::builder::Supervisor;
 use crate::office::{Ending, Office, Run, Shared};
 use crate::spec::ChildSpec;
-use crate::supervisor::{self, Command};
+use crate::supervisor::{self, Command, DO_NOT_TRY_AGAIN};
 use crate::tree::Tree;
 
 /// The name that seats of supervisors have in place of an actor's.
@@ -39,7 +38,7 @@ impl Nested {
         let shared = self.shared.get_or_init(|| {
             // Whatever is asked before the first run finds that there is none.
             let (run, _) = Run::new();
-            Shared::new(Office::new(path.to_owned(), true), run)
+            Shared::new(Office::new(path.to_owned(), true, None), run)
         });
         shared.clone()
     }
@@ -57,10 +56,28 @@ impl Start for Nested {
     }
 
     fn check(&self) -> Result<(), Fault> {
+        if self.blueprint.has_name() {
+            return Err(Fault::Refused(
+                "a supervisor that is a child goes by the name that `spec` gives it: leave `name` out"
+                    .to_owned(),
+            ));
+        }
         self.blueprint.check().map_err(|(name, why)| match name {
             Some(name) => Fault::Refused(format!("its child {name:?}: {}", why.fault)),
             None => why.fault,
         })
+    }
+
+    fn gone_within(&self) -> Option<Duration> {
+        None
+    }
+
+    fn has_mailbox(&self) -> bool {
+        false
+    }
+
+    fn is_process(&self) -> bool {
+        false
     }
 
     fn handle(&self, reference: ActorRef) -> Tree {
@@ -71,29 +88,26 @@ impl Start for Nested {
         let shared = self.shared(order.seat.path());
         let blueprint = self.blueprint.clone();
         Box::pin(async move {
+            if let Some(path) = shared.office.left_behind() {
+                return Err(Fault::Ended { exit: Box::new(not_again(&path)), maybe_executed: false });
+            }
             let (run, runner) = Run::new();
             shared.runs(run.clone());
             shared.office.reopen();
             if let Ok(root) = Root::current() {
                 shared.enter(&root);
             }
-            let (exit, exited) = watch::channel(None);
             let (seat, incarnation) = (order.seat.clone(), order.incarnation);
-            let at_end = move |ending: &Ending| {
-                let how = exit_of(ending);
-                seat.ended(incarnation, &how);
-                exit.send_replace(Some(Arc::new(how)));
-            };
+            let office = shared.office.clone();
+            let at_end = move |ending: &Ending| seat.ended(incarnation, &exit_of(ending, &office));
             supervisor::spawn(blueprint.rules(), &shared, runner, order.presence, at_end);
             let tree = Tree::new(shared);
             match tokio::time::timeout(order.timeout, blueprint.begin(&tree)).await {
-                Ok(Ok(())) => {
-                    Ok(Started { child: Arc::new(NestedChild { run, exited }), line: Arc::new(NoLine) })
-                }
+                Ok(Ok(())) => Ok(Started { child: child(&tree), line: Arc::new(NoLine) }),
                 Ok(Err(error)) => Err(Fault::StartFailed(error.to_string())),
                 Err(_) => {
                     // What had begun is being stopped, and takes the time that its children have for that.
-                    let exit = Box::new((*ended(exited).await).clone());
+                    let exit = Box::new((*child(&tree).exited().await).clone());
                     Err(Fault::Late { what: format!("not ready within {:?}", order.timeout), exit })
                 }
             }
@@ -101,29 +115,43 @@ impl Start for Nested {
     }
 }
 
-fn exit_of(ending: &Ending) -> Exit {
-    match ending {
-        Ok(_) => Exit::orderly(),
-        Err(gave_up) => Exit::new(Status::Code(1)).with_failed(true).with_reason(Some(gave_up.to_string())),
+/// How a run ended, as its own supervisor sees it.
+fn exit_of(ending: &Ending, office: &Office) -> Exit {
+    match (office.left_behind(), ending) {
+        (Some(path), _) => not_again(&path),
+        (None, Ok(_)) => Exit::orderly(),
+        (None, Err(gave_up)) => {
+            Exit::new(Status::Code(1)).with_failed(true).with_reason(Some(gave_up.to_string()))
+        }
     }
+}
+
+/// The end of one that may not be started again.
+fn not_again(left: &str) -> Exit {
+    Exit::new(Status::Code(DO_NOT_TRY_AGAIN)).with_reason(Some(beside(left)))
+}
+
+/// Why it may not.
+pub(crate) fn beside(left: &str) -> String {
+    format!("{left} cannot be killed, and nobody may be started beside it")
+}
+
+/// The present run of a supervisor, as a child.
+pub(crate) fn child(tree: &Tree) -> Arc<dyn Child> {
+    Arc::new(NestedChild { run: tree.run(), office: tree.office().clone() })
 }
 
 struct NestedChild {
     run: Run,
-    exited: Ended,
+    office: Arc<Office>,
 }
 
 impl Child for NestedChild {
     fn stop(&self, rung: Rung) {
-        let command = || match rung {
-            Rung::Graceful | Rung::Term => Command::Stop,
+        self.run.tell(|| match rung {
+            Rung::Drain | Rung::Graceful | Rung::Term => Command::Stop,
             Rung::Kill => Command::Kill,
-        };
-        if self.run.commands.try_send(command()).is_err() {
-            // It is busy, or has ended.
-            let (commands, command) = (self.run.commands.clone(), command());
-            tokio::spawn(async move { drop(commands.send(command).await) });
-        }
+        });
     }
 
     fn pid(&self) -> Option<u32> {
@@ -131,7 +159,8 @@ impl Child for NestedChild {
     }
 
     fn exited(&self) -> BoxFuture<Arc<Exit>> {
-        Box::pin(ended(self.exited.clone()))
+        let (run, office) = (self.run.clone(), self.office.clone());
+        Box::pin(async move { Arc::new(exit_of(&run.ended().await, &office)) })
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use hatchery_actor::error::Error;
 use hatchery_actor::root::Root;
 use hatchery_actor::seat::{Occupancy, Seat};
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
 use crate::events::News;
@@ -36,8 +37,12 @@ pub(crate) struct Office {
     pub(crate) overseer: Arc<Seat>,
     /// How many runs there have been.
     runs: AtomicU64,
+    /// The paths of what could not be killed and is still there.
+    left_behind: watch::Sender<Vec<String>>,
     /// Whether it is a child itself: its listed children keep their seats then, from one run to the next.
     pub(crate) nested: bool,
+    /// Where the names of its children are taken as well, if they are those of other things in this process, too.
+    pub(crate) names: Option<Arc<Root>>,
     members: Mutex<BTreeMap<String, Member>>,
 }
 
@@ -49,6 +54,8 @@ pub(crate) struct Member {
     pub(crate) handle: Arc<dyn Any + Send + Sync>,
     /// How many incarnations there were in earlier runs of the supervisor.
     pub(crate) before: u64,
+    /// Whether it was removed, and is kept only because the next run of the supervisor begins with it again.
+    pub(crate) removed: bool,
 }
 
 impl Member {
@@ -64,17 +71,63 @@ impl Member {
     /// Nobody sits there, and below it, for now or ever.
     pub(crate) fn close(&self, why: &str) {
         self.seat.close(why);
-        if let Some(tree) = self.tree() {
-            tree.office().close(why);
+        if let Some(office) = self.office() {
+            office.close(why);
         }
+    }
+
+    /// What is below it in this process: it is a supervisor, or an actor that has one.
+    pub(crate) fn office(&self) -> Option<Arc<Office>> {
+        let of_actor = || self.seat.handed_on().and_then(|kept| kept.clone().downcast::<Office>().ok());
+        self.tree().map(|tree| tree.office().clone()).or_else(of_actor)
     }
 }
 
 impl Office {
-    pub(crate) fn new(path: String, nested: bool) -> Arc<Office> {
+    pub(crate) fn new(path: String, nested: bool, names: Option<Arc<Root>>) -> Arc<Office> {
         let overseer = overseer::seat(&path);
         let (news, runs, members) = (Arc::default(), AtomicU64::new(0), Mutex::default());
-        Arc::new(Office { path, news, overseer, runs, nested, members })
+        Arc::new(Office {
+            path,
+            news,
+            overseer,
+            runs,
+            nested,
+            names,
+            members,
+            left_behind: watch::Sender::default(),
+        })
+    }
+
+    /// What cannot be killed has this path, and nobody may be started beside it until what this gives is dropped.
+    pub(crate) fn leave_behind(self: &Arc<Office>, path: String) -> LeftBehind {
+        self.left_behind.send_modify(|left| left.push(path.clone()));
+        LeftBehind { office: self.clone(), path }
+    }
+
+    /// What could not be killed and is still there: the first, if there is more.
+    pub(crate) fn left_behind(&self) -> Option<String> {
+        self.left_behind.borrow().first().cloned()
+    }
+
+    /// Resolves when there is no such thing. Cancel safe.
+    pub(crate) async fn nothing_left(&self) {
+        let mut left = self.left_behind.subscribe();
+        // Fails only when the sender is gone, and that lives in `self`.
+        let _ = left.wait_for(Vec::is_empty).await;
+    }
+
+    /// Somebody will sit here again: from now on requests wait for him.
+    pub(crate) fn reopen(&self) {
+        let seats: Vec<_> = self.members().values().map(|member| member.seat.clone()).collect();
+        seats.iter().for_each(|seat| seat.reopen());
+    }
+
+    /// It will never run again: nothing more is told of it, nor of those below.
+    pub(crate) fn end(&self) {
+        let below: Vec<_> = self.members().values().filter_map(Member::office).collect();
+        below.iter().for_each(|office| office.end());
+        self.news.end();
     }
 
     /// The number of the run that begins now, from 1.
@@ -91,6 +144,13 @@ impl Office {
         self.members().get(name).cloned()
     }
 
+    /// Those children that have not been removed.
+    pub(crate) fn present(&self) -> Vec<(String, Member)> {
+        let members = self.members();
+        let present = members.iter().filter(|(_, member)| !member.removed);
+        present.map(|(name, member)| (name.clone(), member.clone())).collect()
+    }
+
     pub(crate) fn close(&self, why: &str) {
         let members: Vec<_> = self.members().values().cloned().collect();
         members.iter().for_each(|member| member.close(why));
@@ -98,11 +158,20 @@ impl Office {
     }
 }
 
-impl Office {
-    /// Somebody will sit here again: from now on requests wait for him.
-    pub(crate) fn reopen(&self) {
-        let seats: Vec<_> = self.members().values().map(|member| member.seat.clone()).collect();
-        seats.iter().for_each(|seat| seat.reopen());
+/// Says that something is still there that could not be killed. Whoever waits for its end holds this, not the run in which it
+/// was started: that may be over before.
+pub(crate) struct LeftBehind {
+    office: Arc<Office>,
+    path: String,
+}
+
+impl Drop for LeftBehind {
+    fn drop(&mut self) {
+        self.office.left_behind.send_modify(|left| {
+            if let Some(place) = left.iter().position(|path| *path == self.path) {
+                left.remove(place);
+            }
+        });
     }
 }
 
@@ -115,6 +184,8 @@ pub(crate) struct Shared {
 /// One run of a supervisor. It ends in order when all senders are gone.
 #[derive(Clone)]
 pub(crate) struct Run {
+    /// The runtime it runs on: what it is told may come from a thread without any.
+    runtime: Option<Handle>,
     pub(crate) commands: mpsc::Sender<Command>,
     /// Empty until it has ended.
     pub(crate) over: watch::Receiver<Option<Ending>>,
@@ -133,7 +204,24 @@ impl Run {
     pub(crate) fn new() -> (Run, Runner) {
         let (commands, orders) = mpsc::channel(ASKED);
         let (over, is_over) = watch::channel(None);
-        (Run { commands, over: is_over }, Runner { commands: orders, over })
+        (
+            Run { runtime: Handle::try_current().ok(), commands, over: is_over },
+            Runner { commands: orders, over },
+        )
+    }
+
+    /// Has it stop without any time for its children; does not wait.
+    pub(crate) fn kill(&self) {
+        self.tell(|| Command::Kill);
+    }
+
+    /// Tells it something, without waiting.
+    pub(crate) fn tell(&self, command: impl Fn() -> Command) {
+        // It may be busy, or have ended.
+        if let (Err(_), Some(runtime)) = (self.commands.try_send(command()), &self.runtime) {
+            let (commands, command) = (self.commands.clone(), command());
+            runtime.spawn(async move { drop(commands.send(command).await) });
+        }
     }
 
     /// Has it stop, and waits until it has.

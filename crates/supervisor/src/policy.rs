@@ -7,6 +7,8 @@
 //!              │ first start fails: removed   │  ▲ a sibling takes it along: Doomed, Stopping, then Waiting
 //!              ▼                              ▼  │
 //!            gone ◀──delete── Stopped ◀── clean, given up, terminated
+//!                                 ▲
+//!                                 └── gone after all ── Unkillable ◀── it is to be gone, and is not
 //! ```
 //!
 //! | death of a running child | Permanent | Transient | Temporary |
@@ -15,28 +17,33 @@
 //! | abnormal | restart | restart | removed |
 //! | "do not try again" | given up: stopped, spec kept | given up | given up |
 //! | while we stop it | no unit; given up if it says so | no unit | no unit |
+//! | none: it cannot be killed | given up: unkillable | unkillable | unkillable |
 //!
-//! | call | running | restarting | stopped | unknown |
-//! |---|---|---|---|---|
-//! | add | already started | already present | already present | starts |
-//! | restart | running | restarting | starts | not found |
-//! | terminate | stops it | cancels the retry | nothing to do | not found |
-//! | delete | running | restarting | removed | not found |
+//! | call | running | restarting | stopped | unkillable | unknown |
+//! |---|---|---|---|---|---|
+//! | add | already started | already present | already present | unkillable | starts |
+//! | restart | running | restarting | starts | unkillable | not found |
+//! | terminate | stops it | cancels the retry | nothing to do | unkillable | not found |
+//! | delete | running | restarting | removed | unkillable | not found |
+//!
+//! What cannot be killed sits where nobody may sit beside it: until it is gone after all, its child is neither started, by
+//! a call or with its group, nor removed. Then it is an ordinary one that was given up, and one that was to be removed is.
 //!
 //! A restart takes nobody along (one for one), all others (one for all), or those that were added later (rest for one):
 //! they are stopped, newest first; then all start, oldest first, each when the one before it is ready. Those that were
 //! stopped before are revived, temporary ones are dropped. The one that died waits before its turn comes if it had
 //! hardly lived, each time longer.
 //!
-//! Where significant children are there to end with, one that ends by itself and is not started again is the end of all
-//! of them: every time, or when none of its kind is active any more. That is put off until all children have started
-//! that the supervisor begins with. Nobody's end is one of those that the supervisor, or somebody by a call, has wanted.
+//! With auto-shutdown, a significant child that ends by itself and is not started again ends the supervisor: each that does,
+//! or the last one that was active. That is put off until all children have started that the supervisor begins with. An
+//! end that the supervisor or a call has wanted is none of these.
 //!
 //! A dynamic supervisor keeps nothing that does not run: what the tables leave stopped is removed. At its end all its
 //! children are stopped at the same time.
 //!
 //! A death is one unit of the intensity, whoever is taken along, and each restart that fails is one more. The window in
-//! which units are counted does not age while the supervisor stops, starts or waits for somebody.
+//! which units are counted does not age while somebody is being restarted: stopped for it, waiting, or starting. Starts and
+//! stops that were asked for are no such time. A child that is given up takes its own units along.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -75,17 +82,26 @@ pub enum Death {
     Clean,
     /// In any other way.
     Abnormal,
-    /// With the exit code that says not to try again; or it cannot be killed, so that nobody may take its place.
+    /// With the exit code that says not to try again.
     GiveUp,
+    /// In none: it, or something of it, cannot be killed. [`Event::Gone`] follows if it ends after all.
+    Unkillable,
+}
+
+impl Death {
+    /// Whether the child is given up, whatever its kind.
+    fn gives_up(self) -> bool {
+        matches!(self, Death::GiveUp | Death::Unkillable)
+    }
 }
 
 /// All that a supervisor remembers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State {
     rules: Rules,
-    /// When the latest units were, by `age`, oldest first; never more than `max`.
-    units: VecDeque<Duration>,
-    /// The clock of the window: it stands still while the supervisor is at work.
+    /// When the latest units were, by `age`, and whose, oldest first; never more than `max`.
+    units: VecDeque<(Duration, Id)>,
+    /// The clock of the window: it stands still while somebody is being restarted.
     age: Duration,
     /// When the last event was.
     last: Duration,
@@ -122,6 +138,8 @@ enum Phase {
     /// Nobody is there, and it will be started when its turn has come; after this wait, if there is one.
     Waiting(Option<u64>),
     Stopped,
+    /// It was given up and is still there; what follows when it is gone, which is never a start.
+    Unkillable(Then),
 }
 
 /// Which start this is.
@@ -152,6 +170,8 @@ pub enum Standing {
     Restarting,
     /// Nobody is there, and nobody will be unless asked for, or revived with the group.
     Stopped,
+    /// It was given up and is still there, so nobody else will be.
+    Unkillable,
 }
 
 /// Why a supervisor ends.
@@ -180,7 +200,7 @@ pub enum Event {
     Delete(Id),
     /// A start has succeeded.
     Ready(Id),
-    /// A start has failed; nothing of it is left.
+    /// A start has failed; nothing of it is left, unless that cannot be killed.
     StartFailed(Id, Death),
     /// A child that was ready has ended.
     Exited {
@@ -191,6 +211,8 @@ pub enum Event {
         /// Whether that incarnation had answered a message.
         answered: bool,
     },
+    /// What could not be killed has ended after all.
+    Gone(Id),
     /// A wait is over.
     Elapsed(Id, u64),
     /// Everything shall stop.
@@ -229,6 +251,8 @@ pub enum Refusal {
     Running,
     /// To restart or delete: it is being restarted.
     Restarting,
+    /// To anything: it cannot be killed, and is still there.
+    Unkillable,
     /// There is no such child.
     NotFound,
     /// To add: there are as many as there may be.
@@ -272,8 +296,35 @@ impl State {
 
     /// How a child stands, if there is such a one.
     pub fn standing(&self, id: Id) -> Option<Standing> {
-        let child = self.children.iter().find(|child| child.id == id)?;
-        Some(match child.phase {
+        self.children.iter().find(|child| child.id == id).map(Child::standing)
+    }
+
+    /// How many units there are in the window.
+    pub fn units(&self, now: Duration) -> u32 {
+        let idle = if self.is_restarting() { Duration::ZERO } else { now.saturating_sub(self.last) };
+        let (age, within) = (self.age + idle, self.rules.intensity.within);
+        let counted = self.units.iter().filter(|(at, _)| age - *at < within).count();
+        u32::try_from(counted).unwrap_or(u32::MAX)
+    }
+
+    fn find(&mut self, id: Id) -> Option<&mut Child> {
+        self.children.iter_mut().find(|child| child.id == id)
+    }
+
+    /// Whether it stops somebody so that he can start again, waits for that, or starts him.
+    fn is_restarting(&self) -> bool {
+        let is_at_rest =
+            |child: &Child| matches!(child.phase, Phase::Running | Phase::Stopped | Phase::Unkillable(_));
+        self.children.iter().any(|child| match child.standing() {
+            Standing::Restarting => true,
+            _ => slips!(AllWorkHoldsTheWindow) && !is_at_rest(child),
+        })
+    }
+}
+
+impl Child {
+    fn standing(&self) -> Standing {
+        match self.phase {
             Phase::Running
             | Phase::Starting(Begin::First | Begin::ByHand)
             | Phase::Doomed(Then::Stay | Then::Remove)
@@ -283,31 +334,15 @@ impl State {
             | Phase::Stopping(Then::Again)
             | Phase::Waiting(_) => Standing::Restarting,
             Phase::Stopped => Standing::Stopped,
-        })
-    }
-
-    /// How many units there are in the window.
-    pub fn units(&self, now: Duration) -> u32 {
-        let idle = if self.is_at_work() { Duration::ZERO } else { now.saturating_sub(self.last) };
-        let (age, within) = (self.age + idle, self.rules.intensity.within);
-        let counted = self.units.iter().filter(|at| age - **at < within).count();
-        u32::try_from(counted).unwrap_or(u32::MAX)
-    }
-
-    fn find(&mut self, id: Id) -> Option<&mut Child> {
-        self.children.iter_mut().find(|child| child.id == id)
-    }
-
-    /// Whether it stops, starts or waits for somebody.
-    fn is_at_work(&self) -> bool {
-        !self.children.iter().all(|child| matches!(child.phase, Phase::Running | Phase::Stopped))
+            Phase::Unkillable(_) => Standing::Unkillable,
+        }
     }
 }
 
 /// The decision. `now` is any clock that does not go back, `random` any number. Events about children that are not there
 /// are ignored.
 pub fn step(mut state: State, event: Event, now: Duration, random: u64) -> (State, Vec<Action>) {
-    if !state.is_at_work() || slips!(WorkAgesTheWindow) {
+    if !state.is_restarting() || slips!(WorkAgesTheWindow) {
         state.age += now.saturating_sub(state.last);
     }
     state.last = now;
@@ -321,6 +356,7 @@ pub fn step(mut state: State, event: Event, now: Duration, random: u64) -> (Stat
         Event::Ready(id) => turn.ready(id),
         Event::StartFailed(id, death) => turn.start_failed(id, death),
         Event::Exited { id, death, answered } => turn.exited(id, death, answered),
+        Event::Gone(id) => turn.gone_after_all(id),
         Event::Elapsed(id, wait) => turn.elapsed(id, wait),
         Event::Stop => turn.stop(),
     }
@@ -352,6 +388,7 @@ impl Turn {
             (Some(_), _) if !self.state.is_open() => Refusal::Ending,
             (Some(Standing::Running), _) => Refusal::AlreadyStarted,
             (Some(Standing::Restarting | Standing::Stopped), _) => Refusal::AlreadyPresent,
+            (Some(Standing::Unkillable), _) => Refusal::Unkillable,
             (None, Err(contradiction)) if !slips!(AnyKindIsTaken) => Refusal::Contradiction(contradiction),
             (None, _) if is_full => Refusal::MaxChildren,
             (None, _) => {
@@ -393,6 +430,7 @@ impl Turn {
             Some(Standing::Stopped) => return true,
             Some(Standing::Running) => Refusal::Running,
             Some(Standing::Restarting) => Refusal::Restarting,
+            Some(Standing::Unkillable) => Refusal::Unkillable,
             None => Refusal::NotFound,
         };
         self.actions.push(Action::Refuse(id, refusal));
@@ -417,7 +455,8 @@ impl Turn {
             }
             Phase::Stopping(Then::Again) => child.phase = Phase::Stopping(then),
             Phase::Waiting(_) if slips!(TerminateLeavesTheRetry) => {}
-            Phase::Waiting(_) => self.rest(id, false),
+            Phase::Waiting(_) => self.rest(id, Death::Clean),
+            Phase::Unkillable(_) => self.actions.push(Action::Refuse(id, Refusal::Unkillable)),
             Phase::Stopping(Then::Stay | Then::Remove) | Phase::Stopped => {}
         }
     }
@@ -442,12 +481,13 @@ impl Turn {
     fn start_failed(&mut self, id: Id, death: Death) {
         let Some(child) = self.state.find(id) else { return };
         match child.phase {
+            Phase::Starting(Begin::First) if death == Death::Unkillable => self.stay(id, Then::Remove),
             Phase::Starting(Begin::First) => self.remove(id),
-            Phase::Starting(Begin::ByHand) => self.rest(id, death == Death::GiveUp),
-            Phase::Starting(Begin::Again) if death == Death::GiveUp => self.leave(id, true),
+            Phase::Starting(Begin::ByHand) => self.rest(id, death),
+            Phase::Starting(Begin::Again) if death.gives_up() => self.leave(id, death),
             Phase::Starting(Begin::Again) => self.again(id, true),
             Phase::Doomed(then) | Phase::Stopping(then) => self.stopped(id, then, death),
-            Phase::Running | Phase::Waiting(_) | Phase::Stopped => {}
+            Phase::Running | Phase::Waiting(_) | Phase::Stopped | Phase::Unkillable(_) => {}
         }
     }
 
@@ -460,16 +500,26 @@ impl Turn {
             child.early = 0;
         }
         match (child.phase, death, child.kind.restart) {
-            (Phase::Running, Death::GiveUp, _) if !slips!(GivenUpIsRestarted) => self.leave(id, true),
-            (Phase::Running, _, Restart::Temporary) => self.leave(id, false),
+            (Phase::Running, ..) if death.gives_up() && !slips!(GivenUpIsRestarted) => self.leave(id, death),
+            (Phase::Running, _, Restart::Temporary) => self.leave(id, death),
             (Phase::Running, Death::Clean, Restart::Transient) if !slips!(CleanIsAbnormal) => {
-                self.leave(id, false);
+                self.leave(id, death);
             }
             (Phase::Running, ..) => self.again(id, !healthy),
             (Phase::Doomed(_), ..) if slips!(TakenAlongCosts) => self.again(id, !healthy),
             (Phase::Doomed(then) | Phase::Stopping(then), ..) => self.stopped(id, then, death),
             (Phase::Starting(_), ..) => self.start_failed(id, death),
-            (Phase::Waiting(_) | Phase::Stopped, ..) => {}
+            (Phase::Waiting(_) | Phase::Stopped | Phase::Unkillable(_), ..) => {}
+        }
+    }
+
+    fn gone_after_all(&mut self, id: Id) {
+        let Some(child) = self.state.find(id) else { return };
+        match child.phase {
+            Phase::Unkillable(Then::Remove) => self.remove(id),
+            Phase::Unkillable(_) if slips!(LateEndsAreRestarts) => child.phase = Phase::Waiting(None),
+            Phase::Unkillable(_) => child.phase = Phase::Stopped,
+            _ => {}
         }
     }
 
@@ -485,13 +535,13 @@ impl Turn {
     fn again(&mut self, id: Id, mut early: bool) {
         let Rules { count_deaths, exhausted, backoff, .. } = self.state.rules;
         let counts = early || count_deaths == CountDeaths::All;
-        if counts && !self.count() {
+        if counts && !self.count(id) {
             match exhausted {
                 Exhausted::Escalate => {
                     self.remove(id);
                     return self.end(Ending::Exhausted(id));
                 }
-                Exhausted::GiveUpChild => return self.leave(id, true),
+                Exhausted::GiveUpChild => return self.leave(id, Death::GiveUp),
                 Exhausted::KeepTrying => early = true,
             }
         }
@@ -510,17 +560,17 @@ impl Turn {
         self.take_along(id);
     }
 
-    /// Counts one unit; false if that is one too many.
-    fn count(&mut self) -> bool {
+    /// Counts one unit of this child's; false if that is one too many.
+    fn count(&mut self, id: Id) -> bool {
         let State { rules: Rules { intensity: Intensity { max, within }, .. }, units, age, .. } =
             &mut self.state;
-        while units.front().is_some_and(|at| *age - *at >= *within) {
+        while units.front().is_some_and(|(at, _)| *age - *at >= *within) {
             units.pop_front();
         }
         let max = usize::try_from(*max).unwrap_or(usize::MAX);
         let full = units.len() >= max && !(slips!(OneMoreIsAllowed) && units.len() == max);
         if !full {
-            units.push_back(*age);
+            units.push_back((*age, id));
         }
         !full
     }
@@ -545,7 +595,11 @@ impl Turn {
                 Phase::Stopped if is_temporary => dropped.push(child.id),
                 Phase::Stopped if slips!(StoppedStaysSo) => {}
                 Phase::Stopped => child.phase = Phase::Waiting(None),
+                Phase::Unkillable(Then::Stay) if slips!(UnkillableIsRevived) => {
+                    child.phase = Phase::Waiting(None);
+                }
                 Phase::Starting(Begin::First | Begin::ByHand)
+                | Phase::Unkillable(_)
                 | Phase::Doomed(_)
                 | Phase::Stopping(Then::Again | Then::Remove)
                 | Phase::Waiting(_) => {}
@@ -571,7 +625,13 @@ impl Turn {
         if is(|phase| matches!(phase, Phase::Stopping(_))) && !slips!(NobodyWaitsForStops) {
             return;
         }
-        let blocked = is(|phase| matches!(phase, Phase::Waiting(Some(_)) | Phase::Starting(Begin::Again)));
+        let is_starting = is(|phase| matches!(phase, Phase::Starting(Begin::Again)));
+        // Where those before do not depend on those after them, they do not wait for them either.
+        let ordered = self.state.rules.strategy == Strategy::RestForOne && !slips!(EldersWaitForLaterOnes);
+        let waits = children.iter().position(|child| matches!(child.phase, Phase::Waiting(Some(_))));
+        let due = children.iter().position(|child| child.phase == Phase::Waiting(None));
+        let is_held_up = waits.is_some_and(|waits| !ordered || due.is_none_or(|due| waits < due));
+        let blocked = is_starting || is_held_up;
         let doomed = |child: &&mut Child| matches!(child.phase, Phase::Doomed(_));
         if let Some(child) = children.iter_mut().rev().find(doomed) {
             if let Phase::Doomed(then) = child.phase {
@@ -593,7 +653,8 @@ impl Turn {
     }
 
     /// It has ended by itself, and is not started again.
-    fn leave(&mut self, id: Id, given_up: bool) {
+    fn leave(&mut self, id: Id, death: Death) {
+        let given_up = death.gives_up();
         let Some(Child { kind, .. }) = self.state.find(id) else { return };
         let Kind { restart, significant } = *kind;
         let ends_all = significant && self.ends_all(Some(id)) && !(given_up && slips!(GivenUpIsNoEnd));
@@ -609,7 +670,7 @@ impl Turn {
             self.state.ended_early = Some(id);
         }
         if given_up || restart != Restart::Temporary {
-            self.rest(id, given_up);
+            self.rest(id, death);
         } else {
             self.remove(id);
         }
@@ -621,7 +682,7 @@ impl Turn {
             Phase::Starting(_) | Phase::Running => true,
             Phase::Doomed(then) | Phase::Stopping(then) => then == Then::Again || slips!(StoppingIsActive),
             Phase::Waiting(_) => !slips!(WhoWaitsIsGone),
-            Phase::Stopped => false,
+            Phase::Stopped | Phase::Unkillable(_) => false,
         };
         let is_other = |child: &&Child| child.kind.significant && Some(child.id) != gone;
         let mut others = self.state.children.iter().filter(is_other);
@@ -635,10 +696,11 @@ impl Turn {
     /// One that we stopped is gone.
     fn stopped(&mut self, id: Id, then: Then, death: Death) {
         match then {
-            Then::Again | Then::Stay if death == Death::GiveUp => self.rest(id, true),
-            Then::Stay if slips!(TerminatedEndsAll) => self.leave(id, false),
-            Then::Stay => self.rest(id, false),
-            Then::Remove if slips!(TakenAlongEndsAll) && self.state.is_open() => self.leave(id, false),
+            Then::Again | Then::Stay if death.gives_up() => self.rest(id, death),
+            Then::Stay if slips!(TerminatedEndsAll) => self.leave(id, Death::Clean),
+            Then::Stay => self.rest(id, Death::Clean),
+            Then::Remove if death == Death::Unkillable && self.state.is_open() => self.stay(id, then),
+            Then::Remove if slips!(TakenAlongEndsAll) && self.state.is_open() => self.leave(id, Death::Clean),
             Then::Remove => self.remove(id),
             Then::Again => {
                 if let Some(child) = self.state.find(id) {
@@ -648,19 +710,36 @@ impl Turn {
         }
     }
 
-    /// Nobody is there, and nobody will be unless asked for, or revived with the group.
-    fn rest(&mut self, id: Id, given_up: bool) {
+    /// Nobody is there, and nobody will be unless asked for, or revived with the group; or it was given up, and is there.
+    fn rest(&mut self, id: Id, death: Death) {
         let is_kept = !self.state.rules.dynamic || slips!(DynamicKeeps);
+        if death == Death::Unkillable && !slips!(UnkillableIsStopped) {
+            return self.stay(id, if is_kept { Then::Stay } else { Then::Remove });
+        }
         let Some(child) = self.state.find(id) else { return };
         child.phase = Phase::Stopped;
-        if given_up {
-            self.actions.push(Action::GiveUp(id));
+        if death.gives_up() {
+            self.give_up(id);
         } else if is_kept {
             self.actions.push(Action::Rest(id));
         }
         if !is_kept {
             self.remove(id);
         }
+    }
+
+    /// It cannot be killed, so its place is taken until it is gone.
+    fn stay(&mut self, id: Id, then: Then) {
+        let Some(child) = self.state.find(id) else { return };
+        child.phase = Phase::Unkillable(then);
+        self.give_up(id);
+    }
+
+    fn give_up(&mut self, id: Id) {
+        if !slips!(GivenUpLeavesItsUnits) {
+            self.state.units.retain(|(_, whose)| *whose != id);
+        }
+        self.actions.push(Action::GiveUp(id));
     }
 
     fn remove(&mut self, id: Id) {
@@ -675,7 +754,8 @@ impl Turn {
             child.phase = match child.phase {
                 Phase::Starting(_) | Phase::Running | Phase::Doomed(_) => Phase::Doomed(Then::Remove),
                 Phase::Stopping(_) => Phase::Stopping(Then::Remove),
-                Phase::Waiting(_) | Phase::Stopped => Phase::Stopped,
+                Phase::Unkillable(then) if slips!(UnkillableHoldsUpTheEnd) => Phase::Unkillable(then),
+                Phase::Waiting(_) | Phase::Stopped | Phase::Unkillable(_) => Phase::Stopped,
             };
         }
         self.wind_up();

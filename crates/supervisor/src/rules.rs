@@ -33,7 +33,8 @@ pub enum Restart {
     Temporary,
 }
 
-/// How many restarts within how much time are still normal.
+/// How many restarts within how much time are still normal. Time in which somebody is being restarted (stopped for it, waiting,
+/// starting) is not counted; that of starts and stops which were asked for is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Intensity {
     /// Restarts that are allowed …
@@ -95,7 +96,8 @@ pub enum Exhausted {
     /// The supervisor stops everything, newest first, and ends.
     #[default]
     Escalate,
-    /// That child is given up: it stays stopped, its spec is kept, and its siblings go on.
+    /// That child is given up: it stays stopped, its spec is kept, and its siblings go on. What it has counted for counts no
+    /// longer, so that no sibling has to pay for it.
     GiveUpChild,
     /// It is tried again all the same, after a backoff.
     KeepTrying,

@@ -20,17 +20,15 @@ use tokio::time::Instant;
 
 use crate::errors::{Refused, stopping};
 use crate::events::TreeEvent;
+use crate::nested;
 use crate::office::{self, Member, Office, Orderly, Runner, Shared};
 use crate::overseer;
 use crate::policy::{self, Action, Death, Ending, Event, Id, Intensity, Refusal, Rules, Standing, State};
 use crate::spec::ErasedSpec;
 use crate::tree::{ChildInfo, ChildState, Tree};
 
-/// How long what a start left may take to be gone: it has been killed by then.
-const GIVEN_UP: Duration = Duration::from_secs(10);
-
 /// A worker that ends with it shall not be started again, whatever its spec says.
-const DO_NOT_TRY_AGAIN: i32 = 125;
+pub(crate) const DO_NOT_TRY_AGAIN: i32 = 125;
 
 /// What handles ask for.
 pub(crate) enum Command {
@@ -68,12 +66,19 @@ pub(crate) struct LookAt {
 
 type Answer<T> = oneshot::Sender<Result<T, Refused>>;
 
+fn stopped_while_it_started() -> Fault {
+    Fault::Closed { why: "it was stopped while it started".to_owned() }
+}
+
 /// What tasks report.
 enum Report {
-    Start(Id, u64, Result<Started, Fault>),
+    /// Whether something is left of a start that failed, which cannot be killed.
+    Start(Id, u64, Result<Started, Fault>, bool),
     Exited(Id, u64, Arc<Exit>),
     /// What stands for the exit of one that does not end.
     Unkillable(Id, u64, Arc<Exit>),
+    /// Of what was called unkillable, nothing is left.
+    Gone(Id, u64),
     Elapsed(Id, u64),
 }
 
@@ -132,6 +137,22 @@ impl Entry {
         self.child.is_some() || self.starting
     }
 
+    /// Whether this incarnation is there, as far as is known.
+    fn is_up(&self, incarnation: u64) -> bool {
+        self.incarnation == incarnation && self.child.is_some()
+    }
+
+    /// Why nobody sits there once it was given up; if it is kept, how it stands.
+    fn why_given_up(&self, standing: Option<Standing>) -> String {
+        let last = self.last();
+        let and = match standing {
+            None => "",
+            Some(Standing::Unkillable) => ", and it cannot be killed, so nobody is started beside it",
+            Some(_) => ", and `restart_child` starts it again",
+        };
+        format!("its supervisor gave it up{and}; at last: {}", last.as_deref().unwrap_or("it never ran"))
+    }
+
     /// How it ended last, in words.
     fn last(&self) -> Option<String> {
         self.last.as_ref().map(|last| match last {
@@ -175,10 +196,11 @@ pub(crate) fn spawn<K: Send + 'static>(
         let overseer = overseer::sit(&office, shared.clone(), office.next_run()).await;
         let ending = run(rules, office.clone(), shared, commands).await;
         overseer::leave(overseer).await;
-        at_end(&ending);
         let path = office.path.clone();
         let gave_up = ending.as_ref().err().map(ToString::to_string);
+        // Before those above tell what follows from it.
         office.news.tell(|| TreeEvent::Ended { path, gave_up });
+        at_end(&ending);
         if !office.nested {
             office.news.end();
             let gave_up = ending.as_ref().err().map(|why| format!("its supervisor gave up: {why}"));
@@ -188,6 +210,9 @@ pub(crate) fn spawn<K: Send + 'static>(
         drop(keeps);
     });
 }
+
+/// How many reports are taken before a command has its turn.
+const REPORTS: u32 = 8;
 
 /// Runs until everything has stopped.
 async fn run(
@@ -212,11 +237,23 @@ async fn run(
         finished: None,
     };
     let mut handles = true;
+    let mut reports_in_a_row = 0;
     while supervisor.finished.is_none() {
+        // However many reports there are, whoever asks for something gets an answer, and a stop its stop.
+        if reports_in_a_row >= REPORTS {
+            reports_in_a_row = 0;
+            if let Ok(command) = commands.try_recv() {
+                supervisor.command(command);
+                continue;
+            }
+        }
         tokio::select! {
             biased;
             // This side holds a sender itself, so there is always another report to wait for.
-            Some(report) = reported.recv() => supervisor.report(report),
+            Some(report) = reported.recv() => {
+                reports_in_a_row += 1;
+                supervisor.report(report);
+            }
             command = commands.recv(), if handles => match command {
                 Some(command) => supervisor.command(command),
                 None => {
@@ -287,10 +324,18 @@ impl Supervisor {
             let _ = reply.send(Err(refused.unwrap_or_else(|| stopping().into())));
             return;
         }
+        let taken = self.office.names.as_ref().map(|root| root.take_name(&name)).transpose();
+        let taken = match taken {
+            Ok(taken) => taken,
+            Err(fault) => return drop(reply.send(Err(fault.into()))),
+        };
         let id = self.next;
         self.next += 1;
         let actions = self.decide(Event::Add(id, kind));
         if let Err(refused) = refused(&actions, &name) {
+            if let (Some(root), Some(path)) = (&self.office.names, taken) {
+                root.free_name(&path);
+            }
             let _ = reply.send(Err(refused));
             return;
         }
@@ -321,16 +366,26 @@ impl Supervisor {
     fn member(&self, name: &str, spec: &ErasedSpec) -> Member {
         let left = self.office.member(name).filter(|member| member.seat.actor() == spec.start.actor());
         if let Some(member) = left {
+            if let Some(kept) = self.office.members().get_mut(name) {
+                kept.removed = false;
+            }
             return member;
         }
         let path = format!("{}/{name}", self.office.path);
         let seat = Seat::with(path, spec.start.actor(), spec.window, spec.shutdown);
-        let member = Member { handle: spec.start.any_handle(ActorRef::new(seat.clone())), seat, before: 0 };
+        let member = Member {
+            handle: spec.start.any_handle(ActorRef::new(seat.clone())),
+            seat,
+            before: 0,
+            removed: false,
+        };
         if let Some(tree) = member.tree() {
             tree.office().news.rise_to(self.office.news.clone());
         }
         let replaced = self.office.members().insert(name.to_owned(), member.clone());
-        drop(replaced);
+        if let Some(replaced) = replaced {
+            replaced.close("another child has its name now");
+        }
         if let Ok(root) = Root::current() {
             root.directory().enter(&member.seat);
         }
@@ -375,11 +430,12 @@ impl Supervisor {
                 Some(Standing::Running) if entry.starting => ChildState::Starting,
                 Some(Standing::Running) => ChildState::Running,
                 Some(Standing::Restarting) => ChildState::Restarting,
+                Some(Standing::Unkillable) => ChildState::GivenUp,
                 Some(Standing::Stopped) | None if entry.given_up => ChildState::GivenUp,
                 Some(Standing::Stopped) | None => ChildState::Stopped,
             },
             incarnation: entry.incarnation,
-            pid: entry.child.as_ref().and_then(|child| child.pid()),
+            pid: entry.child.as_ref().and_then(|child| own_process(&**child)),
             last: entry.last(),
         };
         self.entries.iter().map(info).collect()
@@ -408,7 +464,7 @@ impl Supervisor {
 
     fn report(&mut self, report: Report) {
         match report {
-            Report::Start(id, incarnation, result) => {
+            Report::Start(id, incarnation, result, unkillable) => {
                 let entry = self.entries.get_mut(&id).filter(|entry| entry.incarnation == incarnation);
                 let Some(entry) = entry else { return };
                 entry.starting = false;
@@ -419,43 +475,107 @@ impl Supervisor {
                         tracing::warn!(child = entry.seat().path(), incarnation, %fault, "start failed");
                         let (path, why) = (entry.path(), fault.to_string());
                         self.office.news.tell(|| TreeEvent::StartFailed { path, incarnation, why });
-                        let death = death_of_start(&fault);
+                        let (mut death, mut outcome) = (death_of_start(&fault), Ok(()));
+                        entry.spec.start.start_failed(&fault);
                         entry.last = Some(fault);
-                        self.gone(id, Event::StartFailed(id, death), Ok(()));
+                        if unkillable {
+                            death = Death::Unkillable;
+                            outcome = Err(Fault::Refused(LEFT.to_owned()));
+                            self.unkillable(id, incarnation);
+                        } else if let Some(below) = self.left_below(id, incarnation) {
+                            (death, outcome) = (Death::Unkillable, Err(below));
+                        }
+                        self.gone(id, Event::StartFailed(id, death), outcome);
                     }
                 }
             }
-            Report::Exited(id, incarnation, exit) => {
-                let death = death(&exit);
-                self.ended(id, incarnation, &exit, death, Ok(()));
-            }
+            Report::Exited(id, incarnation, exit) => self.exited(id, incarnation, &exit),
             Report::Unkillable(id, incarnation, exit) => {
-                let why = Fault::Refused(exit.reason().unwrap_or_default().to_owned());
-                if let Some(entry) = self.entries.get(&id).filter(|entry| entry.incarnation == incarnation) {
-                    let pid = entry.child.as_ref().and_then(|child| own_process(&**child));
-                    self.tell(|| TreeEvent::Unkillable { path: entry.path(), incarnation, pid });
+                // Its end may have come at that very moment.
+                let is_up = self.entries.get(&id).is_some_and(|entry| entry.is_up(incarnation));
+                if is_up && !self.is_unkillable(id) {
+                    let why = Fault::Refused(exit.reason().unwrap_or_default().to_owned());
+                    self.unkillable(id, incarnation);
+                    self.ended(id, incarnation, &exit, Death::Unkillable, Err(why));
                 }
-                // Nobody is started beside it.
-                self.ended(id, incarnation, &exit, Death::GiveUp, Err(why));
             }
+            Report::Gone(id, incarnation) => self.let_go(id, incarnation, None),
             Report::Elapsed(id, wait) => self.step(Event::Elapsed(id, wait)),
         }
     }
 
-    fn ended(&mut self, id: Id, incarnation: u64, exit: &Exit, death: Death, outcome: Result<(), Fault>) {
-        let entry = self.entries.get_mut(&id).filter(|entry| entry.incarnation == incarnation);
-        // Once it has been called unkillable, its end is no news.
-        let Some(entry) = entry.filter(|entry| entry.child.is_some()) else { return };
+    fn exited(&mut self, id: Id, incarnation: u64, exit: &Exit) {
+        let Some(entry) = self.entries.get(&id).filter(|entry| entry.is_up(incarnation)) else { return };
         tracing::info!(child = entry.seat().path(), incarnation, %exit, "child ended");
-        if outcome.is_ok() {
-            let (path, exit) = (entry.path(), exit.clone());
-            self.office.news.tell(|| TreeEvent::Exited { path, incarnation, exit });
+        let (path, told) = (entry.path(), exit.clone());
+        self.tell(|| TreeEvent::Exited { path, incarnation, exit: told });
+        match (self.left_below(id, incarnation), self.is_unkillable(id)) {
+            (None, false) => self.ended(id, incarnation, exit, death(exit), Ok(())),
+            (None, true) => self.let_go(id, incarnation, Some(exit)),
+            (Some(why), false) => self.ended(id, incarnation, exit, Death::Unkillable, Err(why)),
+            (Some(_), true) => {}
         }
-        entry.child = None;
+    }
+
+    fn ended(&mut self, id: Id, incarnation: u64, exit: &Exit, death: Death, outcome: Result<(), Fault>) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        if death != Death::Unkillable {
+            entry.child = None;
+        }
         entry.ready = None;
-        entry.last = Some(Fault::Ended { exit: Box::new(exit.clone()), maybe_executed: false });
+        entry.stopping = false;
+        entry.last = Some(match outcome {
+            // Somebody still waits for its start.
+            Ok(()) if entry.reply.is_some() => stopped_while_it_started(),
+            _ => Fault::Ended { exit: Box::new(exit.clone()), maybe_executed: false },
+        });
         let answered = entry.seat().has_answered(incarnation);
         self.gone(id, Event::Exited { id, death, answered }, outcome);
+    }
+
+    /// One lives on, whatever was done to end it.
+    fn unkillable(&self, id: Id, incarnation: u64) {
+        let Some(entry) = self.entries.get(&id) else { return };
+        let pid = entry.child.as_ref().and_then(|child| own_process(&**child));
+        tracing::error!(child = entry.seat().path(), incarnation, "unkillable");
+        self.tell(|| TreeEvent::Unkillable { path: entry.path(), incarnation, pid });
+    }
+
+    fn is_unkillable(&self, id: Id) -> bool {
+        self.state.as_ref().and_then(|state| state.standing(id)) == Some(Standing::Unkillable)
+    }
+
+    /// Why a supervisor that has ended is not gone all the same: something below it cannot be killed. When that is gone, it is
+    /// reported.
+    fn left_below(&self, id: Id, incarnation: u64) -> Option<Fault> {
+        let below = self.entries.get(&id)?.member.tree()?.office().clone();
+        let path = below.left_behind()?;
+        let why = nested::beside(&path);
+        let (left, reports) = (self.office.leave_behind(path), self.reports.clone());
+        tokio::spawn(async move {
+            below.nothing_left().await;
+            drop(left);
+            let _ = reports.send(Report::Gone(id, incarnation)).await;
+        });
+        Some(Fault::Refused(why))
+    }
+
+    /// What could not be killed is gone after all: its child is one that was given up as any other.
+    fn let_go(&mut self, id: Id, incarnation: u64, exit: Option<&Exit>) {
+        let is_unkillable = self.is_unkillable(id);
+        let entry =
+            self.entries.get_mut(&id).filter(|entry| is_unkillable && entry.incarnation == incarnation);
+        let Some(entry) = entry else { return };
+        tracing::info!(child = entry.seat().path(), incarnation, "gone after all");
+        entry.child = None;
+        if let Some(exit) = exit {
+            entry.last = Some(Fault::Ended { exit: Box::new(exit.clone()), maybe_executed: false });
+        }
+        self.step(Event::Gone(id));
+        if let Some(entry) = self.entries.get(&id) {
+            // Who asks it for something is told the new way to an answer.
+            entry.member.close(&entry.why_given_up(Some(Standing::Stopped)));
+        }
     }
 
     /// An incarnation, or its start, has ended; those who wanted that are told.
@@ -475,14 +595,25 @@ impl Supervisor {
         entry.seat().occupy(incarnation, child.clone(), line);
         let (path, pid) = (entry.path(), own_process(&*child));
         self.office.news.tell(|| TreeEvent::Started { path, incarnation, pid });
-        if let Some(reply) = entry.reply.take() {
+        // One that was stopped meanwhile has failed to start, however late that came, and is told so when it is gone. (At the
+        // end of everything it makes no difference.)
+        let failed = entry.stopping && self.state.as_ref().is_some_and(State::is_open);
+        if let Some(reply) = entry.reply.take_if(|_| !failed) {
             // Nobody waits if the asking future was dropped; the child stays.
             let _ = reply.send(Ok(entry.seat().clone()));
         }
-        let reports = self.reports.clone();
+        let (reports, seat) = (self.reports.clone(), entry.seat().clone());
         tokio::spawn(async move {
-            let exit = child.exited().await;
-            let _ = reports.send(Report::Exited(id, incarnation, exit)).await;
+            let report = tokio::select! {
+                biased;
+                exit = child.exited() => Report::Exited(id, incarnation, exit),
+                exit = child.unkillable() => {
+                    // As in `stop`.
+                    seat.ended(incarnation, &exit);
+                    Report::Unkillable(id, incarnation, exit)
+                }
+            };
+            let _ = reports.send(report).await;
         });
         let too_late = entry.stopping;
         self.step(Event::Ready(id));
@@ -524,16 +655,27 @@ impl Supervisor {
     fn leave(&self, entry: &Entry, may_come_back: bool, why: &str) {
         let name = entry.spec.start.name();
         let mut members = self.office.members();
-        if entry.listed && self.office.nested && may_come_back {
+        if entry.listed && self.office.nested {
             if let Some(member) = members.get_mut(name) {
                 member.before = entry.incarnation;
+                member.removed = !may_come_back;
+            }
+            drop(members);
+            if !may_come_back {
+                entry.member.close(why);
             }
             return;
         }
         let left = members.remove(name);
         drop(members);
         drop(left);
+        if let Some(root) = &self.office.names {
+            root.free_name(entry.seat().path());
+        }
         entry.member.close(why);
+        if let Some(office) = entry.member.office() {
+            office.end();
+        }
     }
 
     fn wait(&mut self, id: Id, number: u64, delay: Duration) {
@@ -559,12 +701,11 @@ impl Supervisor {
         let path = entry.path();
         let last = entry.last();
         let last = last.as_deref().unwrap_or("it never ran");
-        let is_kept = self.state.as_ref().is_some_and(|state| state.standing(id).is_some());
+        let standing = self.state.as_ref().and_then(|state| state.standing(id));
         let why = if given_up {
             tracing::error!(child = path, last, "given up");
             self.office.news.tell(|| TreeEvent::GivenUp { path, why: last.to_owned() });
-            let again = if is_kept { ", and `restart_child` starts it again" } else { "" };
-            format!("its supervisor gave it up{again}; at last: {last}")
+            entry.why_given_up(standing)
         } else {
             tracing::info!(child = path, last, "stopped");
             self.office.news.tell(|| TreeEvent::Stopped { path });
@@ -601,6 +742,7 @@ impl Supervisor {
             presence,
             settings: entry.spec.settings.clone(),
             heartbeat: entry.spec.heartbeat,
+            watchdog: entry.spec.watchdog,
             args: None,
         };
         let (start, args) = (entry.spec.start.clone(), entry.spec.args.clone());
@@ -617,6 +759,8 @@ impl Supervisor {
         };
         let reports = self.reports.clone();
         let (give_up, given_up) = oneshot::channel::<()>();
+        let gone_within = entry.spec.start.gone_within();
+        let (office, path) = (self.office.clone(), entry.path());
         tokio::spawn(async move {
             let result = tokio::select! {
                 biased;
@@ -625,12 +769,22 @@ impl Supervisor {
                     result.unwrap_or_else(|panic| Err(Fault::StartFailed(panic.to_string())))
                 }
                 // Dropping the start ends what it began.
-                _ = given_up => Err(Fault::Closed { why: "it was stopped while it started".to_owned() }),
+                _ = given_up => Err(stopped_while_it_started()),
             };
-            if result.is_err() && tokio::time::timeout(GIVEN_UP, absence.wait()).await.is_err() {
-                tracing::error!(incarnation, "what was started and given up is still there, and unkillable");
+            let mut unkillable = false;
+            if result.is_err() {
+                match gone_within {
+                    None => absence.wait().await,
+                    Some(time) => unkillable = tokio::time::timeout(time, absence.wait()).await.is_err(),
+                }
             }
-            let _ = reports.send(Report::Start(id, incarnation, result)).await;
+            let left = unkillable.then(|| office.leave_behind(path));
+            let _ = reports.send(Report::Start(id, incarnation, result, unkillable)).await;
+            if left.is_some() {
+                absence.wait().await;
+                drop(left);
+                let _ = reports.send(Report::Gone(id, incarnation)).await;
+            }
         });
         entry.starting = true;
         entry.give_up = Some(give_up);
@@ -640,19 +794,26 @@ impl Supervisor {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         entry.stopping = true;
         let (reports, incarnation) = (self.reports.clone(), entry.incarnation);
+        let shutdown = if self.kill { Shutdown::kill() } else { entry.spec.shutdown };
         if let Some(child) = entry.child.clone() {
-            let shutdown = if self.kill { Shutdown::kill() } else { entry.spec.shutdown };
-            let seat = entry.seat().clone();
+            let (seat, office) = (entry.seat().clone(), self.office.clone());
             tokio::spawn(async move {
                 // Its end is reported by the task that waits for it, unless it does not end.
                 if let Err(error) = child::stop(&*child, shutdown).await {
-                    tracing::error!(child = seat.path(), %error, "unkillable");
+                    let left = office.leave_behind(seat.path().to_owned());
                     let exit = Exit::new(Status::Unknown).with_reason(Some(error.to_string()));
                     // It will not say so itself: those who wait for its answers wait no longer.
                     seat.ended(incarnation, &exit);
                     let _ = reports.send(Report::Unkillable(id, incarnation, Arc::new(exit))).await;
+                    child.exited().await;
+                    drop(left);
                 }
             });
+        }
+        if let Some(tree) = entry.member.tree().filter(|_| entry.starting) {
+            // What it has begun is asked to leave, and, if it takes too long, killed.
+            let run = nested::child(tree);
+            tokio::spawn(async move { drop(child::stop(&*run, shutdown).await) });
         }
         // If it is still starting, it ends as a start that failed, or becomes ready all the same and is stopped then.
         entry.give_up = None;
@@ -697,6 +858,10 @@ impl Supervisor {
         }
     }
 }
+
+/// What is told of a start that was given up, and of which something is left.
+const LEFT: &str =
+    "what it had started is still there 10 s after it was killed: the kernel does not let it go";
 
 /// The process of a child, if that is another one than this.
 fn own_process(child: &dyn Child) -> Option<u32> {

@@ -61,7 +61,7 @@ pub struct ChildInfo {
     pub state: ChildState,
     /// Its latest incarnation, or the one that is being started; from 1.
     pub incarnation: u64,
-    /// The process it lives in, if it is up and has one of its own.
+    /// The process it lives in, if it is up, or cannot be killed, and has one of its own.
     pub pid: Option<u32>,
     /// How its latest incarnation, or its latest start, ended, in words.
     pub last: Option<String>,
@@ -81,7 +81,9 @@ pub enum ChildState {
     /// It was stopped, or has left in order. Its spec is kept.
     Stopped,
     /// It said not to try again (exit code 125), cannot be killed, or was restarted too often
-    /// ([`Exhausted::GiveUpChild`](crate::policy::Exhausted::GiveUpChild)). Its spec is kept.
+    /// ([`Exhausted::GiveUpChild`](crate::policy::Exhausted::GiveUpChild)). Its spec is kept. One that cannot be killed
+    /// keeps its place and its name until it is gone, so calls about it are refused
+    /// ([`is_unkillable`](ChildError::is_unkillable)).
     GivenUp,
 }
 
@@ -97,8 +99,9 @@ impl Tree {
     /// The name is taken or no name; the program does not host the actor; the arguments cannot be encoded; the
     /// process cannot be started, its `start` failed, it ended or took longer than its `start_timeout` (30 s unless
     /// told otherwise); the supervisor is stopping. A first start is not tried again. Where the name is that of a child,
-    /// [`is_already_started`](StartError::is_already_started) and
-    /// [`is_already_present`](StartError::is_already_present) tell how it stands.
+    /// [`is_already_started`](StartError::is_already_started),
+    /// [`is_already_present`](StartError::is_already_present) and [`is_unkillable`](StartError::is_unkillable) tell how it
+    /// stands.
     ///
     /// # Cancel safety
     /// Dropping the future does not stop the child.
@@ -117,7 +120,8 @@ impl Tree {
     ///
     /// # Errors
     /// There is none of that name; it runs ([`is_running`](ChildError::is_running)) or is being restarted
-    /// ([`is_restarting`](ChildError::is_restarting)); it does not start: then it stays stopped, and that is not tried
+    /// ([`is_restarting`](ChildError::is_restarting)), or cannot be killed and is still there
+    /// ([`is_unkillable`](ChildError::is_unkillable)); it does not start: then it stays stopped, and that is not tried
     /// again. The supervisor is stopping.
     ///
     /// # Cancel safety
@@ -127,13 +131,13 @@ impl Tree {
         outcome.map(drop).map_err(|refused| self.child_error("restart", name, refused))
     }
 
-    /// Stops a child, and resolves when it is gone. Its spec is kept, unless it is [`Restart::Temporary`] or was being
-    /// started for the first time. Fine for one that is stopped already; one that is being restarted is not started
+    /// Stops a child, and resolves when it is gone. Its spec is kept, unless it is [`Restart::Temporary`], was being
+    /// started for the first time, or has a [dynamic](Supervisor::dynamic) supervisor. Fine for one that is stopped already; one that is being restarted is not started
     /// again.
     ///
     /// # Errors
     /// There is none of that name. The supervisor is stopping. It is still there 10 s after it was killed: then it is given
-    /// up.
+    /// up, and further calls are refused until it is gone ([`is_unkillable`](ChildError::is_unkillable)).
     ///
     /// # Cancel safety
     /// Dropped early, the stop goes on.
@@ -146,13 +150,16 @@ impl Tree {
     ///
     /// # Errors
     /// There is none of that name; it runs ([`is_running`](ChildError::is_running)) or is being restarted
-    /// ([`is_restarting`](ChildError::is_restarting)). The supervisor is stopping.
+    /// ([`is_restarting`](ChildError::is_restarting)), or cannot be killed and is still there
+    /// ([`is_unkillable`](ChildError::is_unkillable)). The supervisor is stopping.
     pub async fn delete_child(&self, name: &str) -> Result<(), ChildError> {
         let outcome = self.call(|reply| Command::DeleteChild(name.to_owned(), reply)).await;
         outcome.map_err(|refused| self.child_error("removal", name, refused))
     }
 
     /// The children, in the order of their addition; none once it has ended.
+    ///
+    /// Whoever has just learned of a crash may be faster than the supervisor: what this says is what that has come to.
     pub async fn children(&self) -> Vec<ChildInfo> {
         self.ask(Command::Children).await.unwrap_or_default()
     }
@@ -191,8 +198,9 @@ impl Tree {
     /// # Errors
     /// There is none of that name, or it is something else.
     pub fn get<K: Supervised>(&self, name: &str) -> Result<K::Handle> {
-        let Some(member) = self.office().member(name) else {
-            let names = self.office().members().keys().cloned().collect::<Vec<_>>().join(", ");
+        let Some(member) = self.office().member(name).filter(|member| !member.removed) else {
+            let names =
+                self.office().present().into_iter().map(|(name, _)| name).collect::<Vec<_>>().join(", ");
             return Err(Error::msg(format!(
                 "{} has no child {name:?}; its children are: {names}",
                 self.path()
@@ -268,14 +276,14 @@ impl Tree {
 
     /// How many children there are.
     pub fn count(&self) -> Count {
-        let members = self.office().members();
-        let specs = members.len();
-        let active = members.values().filter(|member| member.is_active()).count();
-        let supervisors = members.values().filter(|member| member.tree().is_some()).count();
+        let present = self.office().present();
+        let specs = present.len();
+        let active = present.iter().filter(|(_, member)| member.is_active()).count();
+        let supervisors = present.iter().filter(|(_, member)| member.tree().is_some()).count();
         Count { specs, active, supervisors, workers: specs - supervisors }
     }
 
-    /// Stops all children, newest first, and then itself; resolves when all are gone. May be asked again.
+    /// Stops all children, newest first, or all at the same time if it is [dynamic](Supervisor::dynamic), and then itself; resolves when all are gone. May be asked again.
     ///
     /// # Errors
     /// It had given up before: a child ended more often than the intensity allows.
@@ -303,7 +311,7 @@ impl Tree {
         }
     }
 
-    /// Waits for the end, whoever brings it about.
+    /// Waits for the end, whoever brings it about; of one that is a child itself, for the end of its present run.
     ///
     /// # Errors
     /// It gave up: a child ended more often than the intensity allows.

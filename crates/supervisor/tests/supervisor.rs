@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use hatchery_actor::actor::{Actor, Place};
 use hatchery_actor::ask::Ask;
-use hatchery_actor::child::{BoxFuture, Child, Order, Rung, Shutdown, Start, Started};
+use hatchery_actor::child::{BoxFuture, Child, Order, Presence, Rung, Shutdown, Start, Started};
 use hatchery_actor::context::Context;
 use hatchery_actor::error::Error;
 use hatchery_actor::exit::{Exit, Status};
@@ -32,6 +32,8 @@ use tokio::time::{Instant, sleep};
 mod beginning;
 #[path = "supervisor/dynamic.rs"]
 mod dynamic;
+#[path = "supervisor/nested.rs"]
+mod nested;
 #[path = "supervisor/otp.rs"]
 mod otp;
 
@@ -45,6 +47,8 @@ enum Begin {
     Fails,
     Panics,
     Hangs,
+    /// The same, and something of it stays until the world lets go.
+    Haunts,
     /// It completes when the world gives the cue.
     OnCue,
 }
@@ -61,6 +65,8 @@ enum Manners {
     Stubborn,
     /// Nothing helps.
     Immortal,
+    /// After so long it is killed by its own side, which does not help.
+    Stuck(Duration),
 }
 
 /// Where all fakes of a test live.
@@ -71,6 +77,7 @@ struct World {
     log: Arc<Mutex<Vec<String>>>,
     live: Arc<Mutex<BTreeMap<String, Arc<FakeChild>>>>,
     cue: Arc<Notify>,
+    ghosts: Arc<Mutex<Vec<Presence>>>,
 }
 
 /// What can be started: every start goes as the script says, the last entry again and again.
@@ -95,7 +102,8 @@ impl World {
     fn new() -> World {
         let root = Root::new();
         root.clone().enter();
-        World { root, begun: Instant::now(), log: Arc::default(), live: Arc::default(), cue: Arc::default() }
+        let (log, live, cue, ghosts) = Default::default();
+        World { root, begun: Instant::now(), log, live, cue, ghosts }
     }
 
     fn fake(&self, name: &str) -> Fake {
@@ -203,7 +211,7 @@ impl Start for Fake {
         };
         let (world, name, manners) = (self.world.clone(), self.name.clone(), self.manners);
         Box::pin(async move {
-            let Order { seat, incarnation, timeout, .. } = order;
+            let Order { seat, incarnation, timeout, presence, .. } = order;
             world.say(format!("start {name} {incarnation}"));
             match begin {
                 Begin::Well => {}
@@ -215,6 +223,10 @@ impl Start for Fake {
                 Begin::Fails => return Err(Fault::StartFailed("no luck".to_owned())),
                 Begin::Panics => panic!("no luck at all"),
                 Begin::Hangs => std::future::pending().await,
+                Begin::Haunts => {
+                    world.ghosts.lock().unwrap().push(presence);
+                    std::future::pending().await
+                }
                 Begin::OnCue => world.cue.notified().await,
             }
             let exit = watch::Sender::new(None);
@@ -265,6 +277,14 @@ impl Child for FakeChild {
     fn exited(&self) -> BoxFuture<Arc<Exit>> {
         let mut exit = self.exit.subscribe();
         Box::pin(async move { exit.wait_for(Option::is_some).await.unwrap().clone().unwrap() })
+    }
+
+    fn unkillable(&self) -> BoxFuture<Arc<Exit>> {
+        let Manners::Stuck(after) = self.manners else { return Box::pin(std::future::pending()) };
+        Box::pin(async move {
+            sleep(after).await;
+            Arc::new(Exit::new(Status::Unknown).with_reason(Some("it does not end".to_owned())))
+        })
     }
 }
 
@@ -991,14 +1011,70 @@ async fn a_child_that_can_not_be_killed_is_given_up_and_nobody_is_started_beside
     assert_eq!(tree.get::<Echo>("a").unwrap().incarnation(), Some(2));
     assert_eq!(tree.children().await[1].state, ChildState::GivenUp);
     assert!(tree.get::<Echo>("b").unwrap().who().await.unwrap_err().is_closed());
-    // Its end, long after, is no news.
-    world.kill("b").await;
+    assert_beside_nobody(&tree, &world, "b").await;
+    // Its group does not bring it back.
+    world.kill("a").await;
+    assert_eq!(tree.get::<Echo>("a").unwrap().incarnation(), Some(3));
     assert_eq!(tree.children().await[1].state, ChildState::GivenUp);
+    // Once the kernel has let go of it, long after, it is one that was given up as any other.
+    world.kill("b").await;
+    let b = tree.get::<Echo>("b").unwrap();
+    let error = b.who().await.unwrap_err();
+    assert!(error.is_closed() && error.to_string().contains("`restart_child` starts it again"), "{error}");
+    let child = tree.children().await.remove(1);
+    assert_eq!(
+        (child.state, child.last.as_deref()),
+        (ChildState::GivenUp, Some("killed by SIGKILL (signal 9)"))
+    );
     tree.restart_child("b").await.unwrap();
+    assert_eq!(b.incarnation(), Some(2));
     let error = tree.terminate_child("b").await.unwrap_err();
     assert!(error.to_string().starts_with("stop of /tree/b: it is still there 10 s after"), "{error}");
     assert_eq!(tree.children().await[1].state, ChildState::GivenUp);
+    world.kill("b").await;
+    tree.delete_child("b").await.unwrap();
+    tree.start_child(world.child("b")).await.unwrap();
     tree.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_child_that_its_own_side_could_not_kill_is_given_up_and_its_callers_know() {
+    let world = World::new();
+    let stuck = ChildSpec::new(world.fake("b").manners(Manners::Stuck(secs(20))));
+    let supervisor = world.at_once(Strategy::OneForOne).child(world.child("a")).child(stuck);
+    let tree = supervisor.start().await.unwrap();
+    let b = tree.get::<Echo>("b").unwrap();
+    sleep(Duration::from_millis(19_950)).await;
+    let asked = tokio::spawn(b.who());
+    sleep(secs(1)).await;
+    let error = asked.await.unwrap().unwrap_err();
+    assert!(error.is_crash() && error.maybe_executed(), "{error}");
+    assert_eq!(error.exit().unwrap().reason(), Some("it does not end"));
+    assert!(b.who().await.unwrap_err().is_closed());
+    assert_eq!(tree.children().await[1].state, ChildState::GivenUp);
+    assert_eq!(tree.get::<Echo>("a").unwrap().incarnation(), Some(1));
+    tree.stop().await.unwrap();
+    // While somebody stops it, both say so, and that is said once.
+    let world = World::new();
+    let stuck = ChildSpec::new(world.fake("b").manners(Manners::Stuck(secs(3))));
+    let tree = world.at_once(Strategy::OneForOne).child(stuck).start().await.unwrap();
+    let error = tree.terminate_child("b").await.unwrap_err();
+    assert_eq!(world.begun.elapsed(), secs(3), "{error}");
+    assert!(error.to_string().contains("it does not end"), "{error}");
+    sleep(secs(60)).await;
+    assert_eq!(tree.children().await[0].state, ChildState::GivenUp);
+    tree.stop().await.unwrap();
+}
+
+/// What cannot be killed keeps its place, and its name.
+async fn assert_beside_nobody(tree: &Tree, world: &World, name: &str) {
+    let refused =
+        [tree.restart_child(name).await, tree.delete_child(name).await, tree.terminate_child(name).await];
+    for error in refused.map(Result::unwrap_err) {
+        assert!(error.is_unkillable() && error.to_string().contains("is still there"), "{error}");
+    }
+    let error = tree.start_child(world.child(name)).await.unwrap_err();
+    assert!(error.is_unkillable(), "{error}");
 }
 
 // ---------------------------------------------------------------- kinds of children
@@ -1250,6 +1326,42 @@ async fn a_first_start_that_is_terminated_has_failed_and_its_name_is_free() {
     assert!(error.to_string().contains("stopped while it started"), "{error}");
     assert_eq!(tree.children().await, []);
     tree.start_child(world.child("a")).await.unwrap();
+}
+
+/// The start completes when the call has come already, but nobody has heard of either: the call was first.
+#[tokio::test(start_paused = true)]
+async fn a_start_that_is_terminated_has_failed_also_if_it_completes_all_the_same() {
+    let world = World::new();
+    let tree = world.tree(&[]).await;
+    let start = tree.start_child(ChildSpec::new(world.fake("a").script(&[Begin::OnCue, Begin::Well])));
+    let mut start = std::pin::pin!(start);
+    assert!(std::future::poll_fn(|task| Poll::Ready(start.as_mut().poll(task).is_pending())).await);
+    settle().await;
+    // First the supervisor gets the order, then the start its cue, and then both of them run.
+    let mut terminate = std::pin::pin!(tree.terminate_child("a"));
+    assert!(std::future::poll_fn(|task| Poll::Ready(terminate.as_mut().poll(task).is_pending())).await);
+    world.cue.notify_one();
+    terminate.await.unwrap();
+    let error = start.await.unwrap_err();
+    assert!(error.to_string().contains("stopped while it started"), "{error}");
+    assert_eq!(world.events(), ["start a 1", "ready a 1", "Graceful a", "end a 1"]);
+    assert_eq!(tree.children().await, []);
+
+    // The same of one that is started by hand: that is told so, too, but its spec is kept.
+    let script = [Begin::Well, Begin::OnCue, Begin::Well];
+    let a = tree.start_child(ChildSpec::new(world.fake("a").script(&script))).await.unwrap();
+    tree.terminate_child("a").await.unwrap();
+    let mut restart = std::pin::pin!(tree.restart_child("a"));
+    assert!(std::future::poll_fn(|task| Poll::Ready(restart.as_mut().poll(task).is_pending())).await);
+    settle().await;
+    let mut terminate = std::pin::pin!(tree.terminate_child("a"));
+    assert!(std::future::poll_fn(|task| Poll::Ready(terminate.as_mut().poll(task).is_pending())).await);
+    world.cue.notify_one();
+    terminate.await.unwrap();
+    let error = restart.await.unwrap_err();
+    assert!(error.to_string().contains("stopped while it started"), "{error}");
+    tree.restart_child("a").await.unwrap();
+    assert_eq!(a.who().await.unwrap(), 3);
 }
 
 #[tokio::test(start_paused = true)]

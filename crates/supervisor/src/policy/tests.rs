@@ -138,6 +138,18 @@ fn time_that_the_supervisor_spends_at_work_does_not_age_the_window() {
 }
 
 #[test]
+fn in_rest_for_one_nobody_waits_for_those_that_come_later() {
+    let (state, actions) = after(group(Strategy::RestForOne), &[dies_early(2), leaves(3)]);
+    assert_eq!(actions, []);
+    let (state, actions) = after(state, &[dies(1)]);
+    assert_eq!(actions, [Action::Start(1, 2)], "the second one's wait is not its own");
+    let (state, actions) = after(state, &[Event::Ready(1)]);
+    assert_eq!(actions, [], "the second and the third one wait on");
+    let (_, actions) = after(state, &[Event::Elapsed(2, 0)]);
+    assert_eq!(actions, [Action::Start(2, 2)]);
+}
+
+#[test]
 fn what_is_too_many_may_give_up_the_child_or_go_on() {
     let given_up = Rules { exhausted: Exhausted::GiveUpChild, ..rules(Strategy::OneForAll, 0) };
     let (_, actions) = after(running_by(given_up, &[(1, Permanent), (2, Permanent)]), &[dies(1)]);
@@ -448,6 +460,93 @@ fn a_dynamic_supervisor_stops_all_its_children_at_the_same_time() {
     assert_eq!(actions, [Action::Remove(3), Action::Finish(Ending::Stopped)]);
 }
 
+// ---------------------------------------------------------------- what counts
+
+#[test]
+fn starts_and_stops_that_were_asked_for_age_the_window() {
+    let minute_after = |events: &[Event]| {
+        let (state, _) = after(running(&[1, 2], 1), &[dies(1), Event::Ready(1)]);
+        let (state, _) = after(state, events);
+        step(state, dies(1), NOW + Duration::from_secs(60), EVEN).1
+    };
+    for events in [
+        vec![add(3)],
+        vec![Event::Terminate(2)],
+        vec![Event::Terminate(2), leaves(2), Event::Restart(2)],
+        vec![Event::Add(3, Temporary.into()), Event::Ready(3), Event::Terminate(3)],
+    ] {
+        assert_eq!(minute_after(&events), [Action::Start(1, 3)], "{events:?}");
+    }
+}
+
+#[test]
+fn a_child_that_is_given_up_takes_its_own_units_along_and_no_others() {
+    let given_up = Rules { exhausted: Exhausted::GiveUpChild, ..rules(Strategy::OneForOne, 2) };
+    let state = running_by(given_up, &[(1, Permanent), (2, Permanent)]);
+    let (state, _) = after(state, &[dies(2), Event::Ready(2), dies(1), Event::Ready(1)]);
+    let (state, actions) = after(state, &[dies(1)]);
+    assert_eq!((actions, state.units(NOW)), (vec![Action::GiveUp(1)], 1));
+    let (state, actions) = after(state, &[dies(2)]);
+    assert_eq!((actions, state.units(NOW)), (vec![Action::Start(2, 3)], 2));
+    let (state, actions) = after(state, &[Event::Ready(2), dies(2)]);
+    assert_eq!((actions, state.units(NOW)), (vec![Action::GiveUp(2)], 0));
+}
+
+// ---------------------------------------------------------------- what cannot be killed
+
+fn stays(id: Id) -> Event {
+    Event::Exited { id, death: Death::Unkillable, answered: false }
+}
+
+#[test]
+fn nobody_is_started_beside_what_cannot_be_killed_until_it_is_gone() {
+    let state = group(Strategy::OneForAll);
+    let (state, actions) = after(state, &[dies(1), leaves(3), stays(2)]);
+    assert_eq!(actions, [Action::GiveUp(2), Action::Start(1, 2)]);
+    for call in [add(2), Event::Restart(2), Event::Terminate(2), Event::Delete(2)] {
+        assert_eq!(after(state.clone(), &[call]).1, [Action::Refuse(2, Refusal::Unkillable)], "{call:?}");
+    }
+    // Not with its group either.
+    let (state, actions) = after(state, &[Event::Ready(1), Event::Ready(3), dies(1), leaves(3)]);
+    assert_eq!(actions, [Action::Start(1, 3)]);
+    let (state, actions) = after(state, &[Event::Ready(1)]);
+    assert_eq!(actions, [Action::Start(3, 3)]);
+    let (state, actions) = after(state, &[Event::Ready(3), Event::Gone(2)]);
+    assert_eq!((actions, state.standing(2)), (vec![], Some(Standing::Stopped)));
+    assert_eq!(state.units.len(), 2);
+    assert_eq!(after(state.clone(), &[Event::Restart(2)]).1, [Action::Start(2, 2)]);
+    assert_eq!(after(state, &[Event::Delete(2)]).1, [Action::Remove(2)]);
+}
+
+#[test]
+fn what_is_to_be_removed_and_cannot_be_killed_is_removed_once_it_is_gone() {
+    let dynamic = Rules { dynamic: true, ..rules(Strategy::OneForOne, 10) };
+    let stays_at_start = Event::StartFailed(2, Death::Unkillable);
+    for (told, restart, events) in [
+        (dynamic, Permanent, vec![Event::Ready(2), Event::Terminate(2), stays(2)]),
+        (dynamic, Permanent, vec![Event::Ready(2), dies(2), stays_at_start]),
+        (rules(Strategy::OneForOne, 10), Temporary, vec![Event::Ready(2), Event::Terminate(2), stays(2)]),
+        (rules(Strategy::OneForOne, 10), Permanent, vec![stays_at_start]),
+        (rules(Strategy::OneForOne, 10), Permanent, vec![Event::Terminate(2), stays_at_start]),
+    ] {
+        let (state, _) = after(running_by(told, &[(1, Permanent)]), &[Event::Add(2, restart.into())]);
+        let (state, actions) = after(state, &events);
+        assert_eq!((actions, state.standing(2)), (vec![Action::GiveUp(2)], Some(Standing::Unkillable)));
+        assert_eq!(after(state.clone(), &[add(2)]).1, [Action::Refuse(2, Refusal::Unkillable)]);
+        assert_eq!(after(state, &[Event::Gone(2)]).1, [Action::Remove(2)], "{events:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_killed_does_not_hold_up_the_end() {
+    let (state, _) = after(running(&[1, 2], 10), &[Event::Terminate(2), stays(2)]);
+    let (state, actions) = after(state, &[Event::Stop]);
+    assert_eq!(actions, [Action::Remove(2), Action::Stop(1)]);
+    let (state, actions) = after(state, &[stays(1)]);
+    assert_eq!(actions, [Action::Remove(1), Action::Finish(Ending::Stopped)]);
+    assert_eq!(after(state, &[Event::Gone(1)]).1, []);
+}
+
 mod any_order {
     use std::collections::BTreeSet;
 
@@ -458,7 +557,7 @@ mod any_order {
 
     fn event() -> impl Generator<Value = Event> {
         let id = || 0_u64..6;
-        let death = prop_oneof![Just(Death::Clean), Just(Death::Abnormal), Just(Death::GiveUp)];
+        let death = prop_oneof![2 => Just(Death::Clean), 2 => Just(Death::Abnormal), 2 => Just(Death::GiveUp), 1 => Just(Death::Unkillable)];
         let restart = prop_oneof![Just(Permanent), Just(Transient), Just(Temporary)];
         prop_oneof![
             4 => (id(), restart, any::<bool>())
@@ -467,6 +566,7 @@ mod any_order {
             1 => id().prop_map(Event::Restart),
             1 => id().prop_map(Event::Terminate),
             1 => id().prop_map(Event::Delete),
+            1 => id().prop_map(Event::Gone),
             6 => id().prop_map(Event::Ready),
             2 => (id(), death.clone()).prop_map(|(id, death)| Event::StartFailed(id, death)),
             4 => (id(), death, any::<bool>())
@@ -492,7 +592,7 @@ mod any_order {
         #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
         /// Whatever happens in whatever order, possible or not: incarnations only grow, no seat is filled twice,
-        /// nothing starts once it ends, and it finishes exactly when the last child is gone.
+        /// nothing starts once it ends or beside what cannot be killed, and it finishes exactly when the last child is gone.
         #[test]
         fn keeps_its_invariants(
             events in prop::collection::vec((event(), 0_u64..40, any::<u64>()), 0..60),
@@ -516,8 +616,15 @@ mod any_order {
                     if !was_there(id) { present.insert(id, 0); }
                 }
                 if let Event::Exited { id, .. } | Event::StartFailed(id, _) = event { stopping.remove(&id); }
+                let left: Vec<_> = present
+                    .keys()
+                    .filter(|id| state.standing(**id) == Some(Standing::Unkillable) && event != Event::Gone(**id))
+                    .copied()
+                    .collect();
                 let (next, actions) = step(state, event, now, random);
                 state = next;
+                let is_there = |id: &Id| state.standing(*id) == Some(Standing::Unkillable);
+                prop_assert!(!state.is_open() || left.iter().all(is_there));
                 for action in actions {
                     match action {
                         Action::Start(id, incarnation) => {

@@ -399,3 +399,27 @@ async fn sup_stop_non_shutdown_exit_dynamic() {
         assert_eq!(world.events(), (0..5).map(|number| format!("end a{number} 1")).collect::<Vec<_>>());
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_killed_keeps_its_name_and_is_removed_once_it_is_gone() {
+    let world = World::new();
+    let tree = world.dynamic().await;
+    tree.start_child(ChildSpec::new(world.fake("a").manners(Manners::Immortal))).await.unwrap();
+    assert!(tree.terminate_child("a").await.is_err());
+    assert_eq!(states(&tree).await, [("a".to_owned(), ChildState::GivenUp)]);
+    assert_beside_nobody(&tree, &world, "a").await;
+    world.kill("a").await;
+    assert_eq!(states(&tree).await, []);
+    // The same of what stays of a first start.
+    let (starting, spec) = (tree.clone(), ChildSpec::new(world.fake("a").script(&[Begin::Haunts])));
+    let starting = tokio::spawn(async move { starting.start_child(spec).await.map(drop) });
+    settle().await;
+    assert!(tree.terminate_child("a").await.is_err());
+    let error = starting.await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("stopped while it started"), "{error}");
+    assert_beside_nobody(&tree, &world, "a").await;
+    world.ghosts.lock().unwrap().clear();
+    settle().await;
+    tree.start_child(world.child("a")).await.unwrap();
+    tree.stop().await.unwrap();
+}
