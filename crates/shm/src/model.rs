@@ -104,7 +104,7 @@ impl Words for Side {
         let word = &self.words[at];
         let result = match self.mistake {
             Mistake::MovesBlindly => {
-                word.store(new, success);
+                word.swap(new, success);
                 Ok(())
             }
             Mistake::ClosesBlindly if new & CLOSE != 0 => {
@@ -169,9 +169,7 @@ impl Run {
     }
 
     /// The worker: runs all tasks one after the other, as fast as it can.
-    fn work(self, side: Side, seen: &Seen, ring: impl Fn()) {
-        let place = side.place;
-        let mut lane = Writer::new(side, place);
+    fn work(self, mut lane: Writer<Side>, seen: &Seen, ring: impl Fn()) {
         let bell = |bell| {
             if bell == Bell::Ring {
                 ring();
@@ -226,12 +224,17 @@ impl Run {
             let words: Arc<Vec<AtomicU64>> =
                 Arc::new((0..shape.words()).map(|_| AtomicU64::new(0)).collect());
             let place = shape.place(0);
-            let (seen, bell) = (Rc::new(Seen::default()), loom::sync::Arc::new(Notify::new()));
+            let (seen, bell) = (Rc::new(Seen::default()), Arc::new(Notify::new()));
             let thread = {
-                let side = Side::new(&words, place, worker, self.steps);
+                let side = Side::new(&words, place, worker, ALIVE);
+                let steps = side.steps.clone();
+                // Opened here, because `loom` takes two reads of a word by two sides for one, and then leaves out orders
+                // of the write that follows. No other word is read by both.
+                let lane = Writer::new(side, place);
+                steps.set(self.steps);
                 let (seen, bell) = (seen.clone(), bell.clone());
                 loom::thread::spawn(move || {
-                    let lived = catch_unwind(AssertUnwindSafe(|| self.work(side, &seen, || bell.notify())));
+                    let lived = catch_unwind(AssertUnwindSafe(|| self.work(lane, &seen, || bell.notify())));
                     if let Err(payload) = lived {
                         if !payload.is::<Died>() {
                             resume_unwind(payload);
@@ -262,7 +265,7 @@ fn lane_step(lane: &Writer<Side>) {
 /// The pool, and what it has learnt.
 struct Pool {
     reader: Reader<Side>,
-    bell: loom::sync::Arc<Notify>,
+    bell: Arc<Notify>,
     worker: Option<loom::thread::JoinHandle<()>>,
     finished: Vec<u32>,
     ended: Option<u32>,
@@ -340,14 +343,14 @@ fn sleeps(wake: Wake) -> impl Fn(&mut Pool) {
 
 #[test]
 fn no_result_is_torn_twice_or_missing() {
-    Run::new(Mistake::None).check(looks);
+    Run { tasks: 3, ..Run::new(Mistake::None) }.check(looks);
     // Each result has to wait until the one before it has been read, or goes another way.
     Run { ring: 16, tasks: 3, ..Run::new(Mistake::None) }.check(looks);
 }
 
 #[test]
 fn a_death_at_any_step_loses_one_task_at_most() {
-    for steps in 0..12 {
+    for steps in 0..10 {
         Run { steps, ..Run::new(Mistake::None) }.check(looks);
         Run { steps, ring: 16, ..Run::new(Mistake::None) }.check(looks);
     }
@@ -356,7 +359,7 @@ fn a_death_at_any_step_loses_one_task_at_most() {
 #[test]
 fn a_task_that_was_ended_has_no_result_and_one_that_has_finished_is_not_ended() {
     Run { tasks: 3, ..Run::new(Mistake::None) }.check(ends);
-    for steps in 0..12 {
+    for steps in 0..10 {
         Run { steps, ..Run::new(Mistake::None) }.check(ends);
     }
 }
@@ -405,7 +408,7 @@ fn noticed_a_worker_that_moves_a_closed_cursor() {
 #[test]
 #[should_panic(expected = "has vanished")]
 fn noticed_a_result_that_is_sent_after_the_cursor_has_moved() {
-    for steps in 0..12 {
+    for steps in 0..10 {
         Run { steps, ring: 16, ..Run::new(Mistake::SendsLast) }.check(|_| ());
     }
 }
