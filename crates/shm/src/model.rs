@@ -420,7 +420,7 @@ fn noticed_a_pool_that_reads_the_cursor_alone() {
 }
 
 #[test]
-#[should_panic]
+#[should_panic(expected = "torn")]
 fn noticed_a_pool_that_frees_before_it_reads() {
     Run { ring: 16, tasks: 3, ..Run::new(Mistake::FreesFirst) }.check(looks);
 }

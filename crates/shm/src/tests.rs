@@ -396,6 +396,13 @@ fn a_worker_that_writes_all_the_time_cannot_hold_its_pool() {
 }
 
 #[test]
+fn both_sides_go_from_thread_to_thread() {
+    fn goes<T: Send + Sync>() {}
+    goes::<Ledger>();
+    goes::<Lane>();
+}
+
+#[test]
 fn descriptors_are_close_on_exec() {
     let (ledger, _lanes) = pair(1, 64);
     let flags = rustix::io::fcntl_getfd(ledger.share().unwrap().as_fd()).unwrap();
