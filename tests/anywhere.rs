@@ -40,6 +40,12 @@ impl Peer {
         self.told += n;
     }
 
+    /// Its name is that of a file.
+    fn note_in_its_file(&self) {
+        let file = std::fs::File::options().append(true).create(true).open(&self.name);
+        std::io::Write::write_all(&mut file.expect("a file"), b"x").expect("room for it");
+    }
+
     fn told(&self) -> u64 {
         self.told
     }
@@ -641,6 +647,15 @@ impl Governor {
         self.subject.stop().await.map_err(|error| error.to_string())
     }
 
+    /// What was told from here by then is handled first, also if it is suspended.
+    async fn tell_and_drain(&self, times: u64) -> Result<(), String> {
+        self.subject.suspend().await.map_err(|error| error.to_string())?;
+        for _ in 0..times {
+            self.subject.note_in_its_file().tell().await.map_err(|error| error.to_string())?;
+        }
+        self.subject.stop_with(hatchery::Stop::Drain).await.map_err(|error| error.to_string())
+    }
+
     async fn suspend_and_ask(&self) -> Result<bool, String> {
         self.subject.suspend().await.map_err(|error| error.to_string())?;
         let late = self.subject.name().timeout(Duration::from_millis(100)).await;
@@ -665,6 +680,33 @@ impl Governor {
     fn downs(&self) -> Vec<String> {
         self.downs.lock().unwrap().clone()
     }
+}
+
+#[hatchery::test]
+async fn an_actor_elsewhere_that_drains_handles_what_it_was_sent_from_there() {
+    let tree = tree("drained").await;
+    let dir = tempfile::tempdir().unwrap();
+    for (n, window) in (0..10).zip([256, 256, 100].into_iter().cycle()) {
+        let file = dir.path().join(n.to_string()).display().to_string();
+        let subject = worker::<Peer>(format!("subject-{n}"), file.clone()).restart(Restart::Temporary);
+        let subject = tree.start_child(subject.window(window)).await.unwrap();
+        let governor = worker::<Governor>(format!("governor-{n}"), subject.clone());
+        let governor = tree.start_child(governor).await.unwrap();
+        assert_eq!(governor.known().await.unwrap().0, Some(1));
+        ends("drained", governor.tell_and_drain(100)).await.unwrap();
+        assert_eq!(std::fs::read_to_string(file).unwrap().len(), 100);
+    }
+    // Whoever has no channel to it has its parent tell it, behind what that one has sent.
+    let file = dir.path().join("by its parent").display().to_string();
+    let subject = worker::<Peer>("subject", file.clone()).on_stop(hatchery::Stop::Drain);
+    let subject = tree.start_child(subject.restart(Restart::Temporary)).await.unwrap();
+    let governor = tree.start_child(worker::<Governor>("governor", subject.clone())).await.unwrap();
+    for _ in 0..100 {
+        subject.note_in_its_file().tell().await.unwrap();
+    }
+    ends("drained", governor.stop_it()).await.unwrap();
+    assert_eq!(std::fs::read_to_string(file).unwrap().len(), 100);
+    tree.stop().await.unwrap();
 }
 
 #[hatchery::test]

@@ -53,6 +53,12 @@ impl Polite {
         Polite
     }
     fn lives(&self) {}
+    async fn waits_for(&self, file: String) {
+        let mut ticks = tokio::time::interval(Duration::from_millis(1));
+        while !std::path::Path::new(&file).exists() {
+            ticks.tick().await;
+        }
+    }
     fn aborts(&self) {
         std::process::abort()
     }
@@ -394,6 +400,14 @@ async fn stands_still(file: String, heartbeats: [Heartbeat; 2]) -> hatchery::Res
         say(&format!("worker {}", polite.pid().unwrap_or_default()));
         all.push(polite);
     }
+    let waits = worker::<Polite>("waits", ()).watchdog(Duration::from_secs(5));
+    let waits = tree.start_child(waits).await?;
+    say(&format!("worker {}", waits.pid().unwrap_or_default()));
+    if !file.is_empty() {
+        // Its handler goes on only when this process does.
+        tokio::spawn(waits.waits_for(file.clone()).without_deadline());
+    }
+    all.push(waits);
     let unwatched = tree.start_child(worker::<Polite>("unwatched", ()).heartbeat(Heartbeat::off())).await?;
     let paused = tree.start_child(worker::<Polite>("paused", ())).await?;
     let nested = Process::builder(parent_of_one, ()).kill_on_drop(true).spawn().await?;

@@ -218,7 +218,9 @@ async fn a_task_is_asked_to_end_by_sigterm_and_killed_if_it_does_not() {
     let dir = tempfile::tempdir().unwrap();
     let (heard, deaf) = (dir.path().join("heard"), dir.path().join("deaf"));
     let tree = tree(0).await;
-    let heeding = ends("start", tree.start_child(task("heeds", heeds, heard.clone()))).await.unwrap();
+    // There is no other rung here than the first one.
+    let spec = task("heeds", heeds, heard.clone()).shutdown(Shutdown::infinity());
+    let heeding = ends("start", tree.start_child(spec)).await.unwrap();
     let quick = Shutdown::graceful(Duration::from_millis(50));
     let spec = task("deaf", is_deaf, deaf.clone()).shutdown(quick);
     let ignoring = ends("start", tree.start_child(spec)).await.unwrap();
@@ -289,6 +291,9 @@ async fn a_task_that_is_not_ready_in_time_or_cannot_start_is_an_error_and_leaves
     let nowhere = task("nowhere", acts, script(&dir, &["ok"])).current_dir(dir.path().join("none"));
     let error = ends("start", tree.start_child(nowhere)).await.unwrap_err();
     assert!(error.to_string().contains("none"), "{error}");
+    let watched = task("watched", acts, script(&dir, &["ok"])).watchdog(Duration::from_secs(10));
+    let error = ends("start", tree.start_child(watched)).await.unwrap_err();
+    assert!(error.to_string().contains("no handlers"), "{error}");
     let large = task("large", super::reversed, vec![0; (256 << 20) + 1]);
     let error = ends("start", tree.start_child(large)).await.unwrap_err();
     assert!(error.to_string().contains("over the limit"), "{error}");
@@ -509,6 +514,11 @@ async fn whoever_takes_a_task_for_an_actor_is_told_so_from_anywhere() {
     let supervisor = supervisor.child(task("task", acts, script(&dir, &["stay"])));
     let supervisor = supervisor.child(local_task("local", std::future::pending::<()>));
     let tree = ends("start", supervisor.start()).await.unwrap();
+    let found = tree.get::<TaskHandle<Result<usize, String>>>("task").unwrap();
+    assert!(found.is_alive() && tree.get::<TaskHandle<()>>("local").unwrap().is_alive());
+    for mistaken in [tree.get::<Other>("task").map(drop), tree.get::<TaskHandle<u8>>("task").map(drop)] {
+        assert!(mistaken.unwrap_err().to_string().contains("/mixed/task is a task"));
+    }
     let other = ends("start", tree.start_child(worker::<Other>("other", ()))).await.unwrap();
     for path in ["/mixed/task", "/mixed/local"] {
         let here = ends("ask", hatchery::lookup::<Other>(path).unwrap().pid()).await.unwrap_err();

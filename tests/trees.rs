@@ -700,3 +700,40 @@ async fn a_tree_ends_by_itself_in_order_when_the_jobs_of_a_supervisor_in_a_worke
     ends("its own end", tree.ended()).await.unwrap();
     assert!(pids.iter().all(|pid| state(*pid).is_none()), "{pids:?}");
 }
+
+/// Takes its time, for ever.
+struct Idler;
+
+#[hatchery::actor]
+impl Idler {
+    fn start() -> Self {
+        Idler
+    }
+
+    async fn idle(&self) {
+        std::future::pending().await
+    }
+}
+
+#[hatchery::test]
+async fn a_snapshot_shows_how_much_waits_in_mailboxes() {
+    let beats = Heartbeat::every(Duration::from_millis(10)).misses(1000);
+    let tree = Supervisor::new(Strategy::OneForOne)
+        .child(local::<Idler>("here", ()).shutdown(Shutdown::kill()))
+        .child(worker::<Idler>("there", ()).shutdown(Shutdown::kill()).heartbeat(beats));
+    let tree = ends("start", tree.start()).await.unwrap();
+    for name in ["here", "there"] {
+        for _ in 0..3 {
+            ends("tell", tree.get::<Idler>(name).unwrap().idle().tell()).await.unwrap();
+        }
+    }
+    // What is known of a worker's mailbox came with an answer to a heartbeat.
+    loop {
+        let taken = ends("snapshot", tree.snapshot()).await.unwrap();
+        if taken.children.iter().all(|child| child.mailbox == Some(3)) {
+            assert!(taken.to_string().contains("mailbox 3"), "{taken}");
+            break;
+        }
+    }
+    ends("stop", tree.stop()).await.unwrap();
+}

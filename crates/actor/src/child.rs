@@ -19,6 +19,7 @@ use crate::heartbeat::Heartbeat;
 use crate::outlet::Line;
 use crate::seat::Seat;
 use crate::settings::Settings;
+use crate::watchdog::MailboxInfo;
 
 /// A boxed future that may move between threads.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;
@@ -53,6 +54,22 @@ pub trait Start: Send + Sync + 'static {
              supervisor: use `worker` in place of `local`, or leave them out"
                 .to_owned(),
         ))
+    }
+
+    /// Finds a watchdog that this cannot have. Unless told otherwise it has no handlers that could be watched.
+    ///
+    /// # Errors
+    /// What is wrong, and what to do instead.
+    fn check_watchdog(&self, _limit: Duration, _heartbeat: Heartbeat) -> Result<(), Fault> {
+        Err(Fault::Refused(
+            "a child of this kind has no handlers to watch over: leave out its watchdog".to_owned(),
+        ))
+    }
+
+    /// How long what is left of a start that was given up may take until it is gone, before it is called unkillable: it
+    /// has been killed by then. `None` for what is asked to leave, and bounds itself.
+    fn gone_within(&self) -> Option<Duration> {
+        Some(AFTER_KILL)
     }
 
     /// The typed handle around an untyped reference.
@@ -95,6 +112,8 @@ pub struct Order {
     pub settings: Arc<Settings>,
     /// How it is noticed that it stands still as a whole, if it is a process.
     pub heartbeat: Heartbeat,
+    /// How long one of its handlers may run before it is taken for hung, if that is watched.
+    pub watchdog: Option<Duration>,
     /// Encoded arguments that were made for this start, in place of those that it was given once.
     pub args: Option<Body>,
 }
@@ -185,6 +204,12 @@ pub trait Child: Send + Sync + 'static {
     fn is_paused(&self) -> bool {
         false
     }
+
+    /// What was heard of its mailbox at last: of a worker with its latest sign of life, so about a period of its
+    /// heartbeat ago, and nothing if it has none; of a local actor here and now. `None` if nothing is known.
+    fn mailbox(&self) -> Option<MailboxInfo> {
+        None
+    }
 }
 
 /// Follows the end of a child: empty until it has ended.
@@ -202,6 +227,9 @@ pub async fn ended(mut ended: Ended) -> Arc<Exit> {
 /// How hard to ask for the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Rung {
+    /// Handle what has arrived by now, answer what comes later `Stopping`, leave. Whatever this process has sent before
+    /// has arrived first. If its mailbox is suspended, or it is paused, it goes on.
+    Drain,
     /// Finish the current message, answer the rest `Stopping`, leave.
     Graceful,
     /// SIGTERM to its process group, with SIGCONT so that a paused one hears it.
@@ -210,11 +238,58 @@ pub enum Rung {
     Kill,
 }
 
+/// How an actor leaves when it is asked to. How long it may take for that is said by its [`Shutdown`].
+///
+/// | | the message it is at | what waits in its mailbox | what comes later |
+/// |---|---|---|---|
+/// | `Refuse` | is finished | `is_stopping()`, not executed | the same |
+/// | `Drain` | is finished | is handled | the same |
+/// | `Kill` | is cut off: `is_crash()` | `is_crash()`, it may have run | waits for the next incarnation, or is told that there is none |
+///
+/// After the first two `stopped` runs, and the exit is one in order. In all of them, answers that were put off and
+/// streams that are open are not waited for: what `stopped` does not answer ends with the actor.
+///
+/// ```
+/// # use hatchery::prelude::*;
+/// # use hatchery::Stop;
+/// # struct Mailer { sent: u64 }
+/// # #[hatchery::actor]
+/// # impl Mailer {
+/// #     fn start() -> Self { Mailer { sent: 0 } }
+/// #     fn send(&mut self, to: String) { self.sent += u64::from(!to.is_empty()) }
+/// # }
+/// # #[hatchery::main]
+/// # async fn main() -> hatchery::Result<()> {
+/// let tree = Supervisor::new(Strategy::OneForOne).start().await?;
+/// let mailer = worker::<Mailer>("mailer", ()).on_stop(Stop::Drain).shutdown(Shutdown::graceful(Duration::from_secs(30)));
+/// let mailer = tree.start_child(mailer).await?;
+/// for to in ["ada", "grace", "jean"] {
+///     mailer.send(to.to_owned()).tell().await?;
+/// }
+/// tree.stop().await // all three are sent first, if that takes 30 s at most
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Stop {
+    /// Finishes the message it is at, and begins no other.
+    #[default]
+    Refuse,
+    /// Works off what is in its mailbox: all that the process which stops it has sent before, and whatever else has
+    /// arrived by then. What still waits in line there, for a place in the window, was not sent, and is refused.
+    ///
+    /// A suspended or paused actor goes on for that. Should it take longer than its shutdown's patience, it gets SIGTERM.
+    Drain,
+    /// Is killed at once, as by `handle.kill()`.
+    Kill,
+}
+
 /// How a child is stopped: how long each rung of the ladder may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shutdown {
     graceful: Option<Duration>,
     term: Duration,
+    stop: Stop,
 }
 
 impl Shutdown {
@@ -222,17 +297,55 @@ impl Shutdown {
     /// twice, and then cut off at its next await. A task has no mailbox, so it is asked by SIGTERM, too; a local one is
     /// cut off at once.
     pub const fn graceful(patience: Duration) -> Shutdown {
-        Shutdown { graceful: Some(patience), term: Duration::from_secs(2) }
+        Shutdown { graceful: Some(patience), term: Duration::from_secs(2), stop: Stop::Refuse }
     }
 
     /// Ask, and wait as long as it takes: then the stop of its tree, and the end of the program, take as long, too.
     pub const fn infinity() -> Shutdown {
-        Shutdown { graceful: None, term: Duration::ZERO }
+        Shutdown { graceful: None, term: Duration::ZERO, stop: Stop::Refuse }
     }
 
     /// Do not ask: SIGKILL.
     pub const fn kill() -> Shutdown {
-        Shutdown { graceful: Some(Duration::ZERO), term: Duration::ZERO }
+        Shutdown { graceful: Some(Duration::ZERO), term: Duration::ZERO, stop: Stop::Refuse }
+    }
+
+    /// The same patience, asked for in this way.
+    #[doc(hidden)]
+    #[must_use]
+    pub const fn by(self, stop: Stop) -> Shutdown {
+        Shutdown { stop, ..self }
+    }
+
+    /// Finds contradictions before anything is stopped.
+    ///
+    /// # Errors
+    /// It has no time for what it is to do.
+    #[doc(hidden)]
+    pub fn check(self) -> Result<(), Fault> {
+        if self.stop == Stop::Drain && self.graceful == Some(Duration::ZERO) {
+            return Err(Fault::Refused(
+                "it is to drain its mailbox, and its shutdown leaves no time for that: say \
+                 Shutdown::graceful(..) with some patience, or another way to stop"
+                    .to_owned(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// How hard it is asked, in which order, and how long each may take.
+    fn ladder(self) -> impl Iterator<Item = (Rung, Option<Duration>)> {
+        let (asked, term) = match self.stop {
+            Stop::Refuse => (Some(Rung::Graceful), Some(Rung::Term)),
+            Stop::Drain => (Some(Rung::Drain), Some(Rung::Term)),
+            Stop::Kill => (None, None),
+        };
+        let rungs = [
+            asked.map(|rung| (rung, self.graceful)),
+            term.map(|rung| (rung, Some(self.term))),
+            Some((Rung::Kill, Some(AFTER_KILL))),
+        ];
+        rungs.into_iter().flatten().filter(|(_, patience)| *patience != Some(Duration::ZERO))
     }
 }
 
@@ -251,15 +364,7 @@ const AFTER_KILL: Duration = Duration::from_secs(10);
 /// It is still there 10 s after SIGKILL.
 pub async fn stop(child: &dyn Child, shutdown: Shutdown) -> Result<Arc<Exit>, Error> {
     let mut exited = child.exited();
-    let ladder = [
-        (Rung::Graceful, shutdown.graceful),
-        (Rung::Term, Some(shutdown.term)),
-        (Rung::Kill, Some(AFTER_KILL)),
-    ];
-    for (rung, patience) in ladder {
-        if patience == Some(Duration::ZERO) {
-            continue;
-        }
+    for (rung, patience) in shutdown.ladder() {
         child.stop(rung);
         match patience {
             None => return Ok(exited.await),

@@ -179,6 +179,7 @@ impl Follower {
                 found: found.clone(),
                 path: address.path.clone(),
                 seat: self.seat.clone(),
+                number: self.number,
                 exited,
             };
             seat.set_window(found.window.clamp(1, WINDOW));
@@ -326,6 +327,8 @@ struct FarChild {
     found: Found,
     path: String,
     seat: Weak<Seat>,
+    /// The incarnation as it is counted here.
+    number: u64,
     exited: Ended,
 }
 
@@ -338,8 +341,10 @@ impl FarChild {
 
 impl Child for FarChild {
     fn stop(&self, rung: Rung) {
-        // Asked here and now; nobody waits for the word that it was.
-        drop(self.command(Command::Stop(rung)));
+        let drains = rung == Rung::Drain && self.seat.upgrade().is_some_and(|seat| seat.drain(self.number));
+        // Asked here and now; nobody waits for the word that it was. Who has been told behind all that was sent to him has
+        // still to be woken up for it, which is up to his parent.
+        drop(self.command(if drains { Command::Resume } else { Command::Stop(rung) }));
     }
 
     fn pid(&self) -> Option<u32> {

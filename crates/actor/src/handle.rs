@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::actor::AnyActor;
 use crate::address::Address;
 use crate::ask::Ask;
-use crate::child::{self, Rung};
+use crate::child::{self, Rung, Stop};
 use crate::error::Error;
 use crate::exchange::Command;
 use crate::fault::Fault;
@@ -189,12 +189,12 @@ pub fn lookup<A: AnyActor>(path: &str) -> Result<A::Handle, Error> {
 
 /// What every handle can do, whatever its actor. A method of the same name on the actor wins.
 ///
-/// They go by what this process knows. Of an actor that another process has started it knows nothing until the handle is
-/// used, or any other of that actor: the first use, one of these methods or a request, has it looked for, and until it is
-/// found it is as if nobody sat there: `pid` is `None` then, and `pause` an error. `stop` and `suspend` wait until it is found,
-/// for 30 s at most, and `kill` is passed on to its parent. A request waits: after its answer they all say what they
-/// should. Of an actor elsewhere it is not known whether it is paused, and what is asked of its parent by `kill`, `pause`
-/// and `resume` is not answered.
+/// They go by what this process knows. Of an actor that another process has started it knows nothing until the handle
+/// is used, or any other of that actor: the first use, one of these methods or a request, has it looked for, and
+/// until it is found it is as if nobody sat there: `pid` is `None` then, and `pause` an error. `stop`, `stop_with`
+/// and `suspend` wait until it is found, for 30 s at most, and `kill` is passed on to its parent. A request waits:
+/// after its answer they all say what they should. Of an actor elsewhere it is not known whether it is paused, and
+/// what is asked of its parent by `kill`, `pause` and `resume` is not answered.
 pub trait AnyHandle {
     /// The untyped reference inside.
     fn actor_ref(&self) -> &ActorRef;
@@ -272,8 +272,8 @@ pub trait AnyHandle {
         if actor.seat.far_address().is_some() { monitor.keeping(actor.seat.clone()) } else { monitor }
     }
 
-    /// Stops the present incarnation in order: it finishes its message and answers the rest `is_stopping()`. If that
-    /// takes longer than its [`Shutdown`](crate::child::Shutdown) says (5 s unless its spec says otherwise) it gets
+    /// Stops the present incarnation in order: it finishes its message and answers the rest `is_stopping()`, unless its
+    /// spec says otherwise by `on_stop`. If that takes longer than its [`Shutdown`](crate::child::Shutdown) says (5 s unless its spec says otherwise) it gets
     /// SIGTERM, two seconds later SIGKILL. Resolves when it has ended; at once if nobody sits there. Its supervisor
     /// decides whether another one follows, and counts the end as any other.
     ///
@@ -283,20 +283,23 @@ pub trait AnyHandle {
     /// # Cancel safety
     /// Dropped early, the request to stop stands, but the harder ways are not tried.
     fn stop(&self) -> impl Future<Output = Result<(), Error>> + Send {
-        let actor = self.actor_ref().clone();
-        let unheard_of = actor.seat.is_unheard_of();
-        let mut occupant = actor.occupant();
-        async move {
-            if unheard_of {
-                actor.seat.heard_of(LOOKED_FOR).await;
-                occupant = actor.occupant();
-            }
-            let shutdown = actor.seat.shutdown();
-            match occupant {
-                Some(occupant) => child::stop(&*occupant.child, shutdown).await.map(drop),
-                None => Ok(()),
-            }
-        }
+        stop(self.actor_ref(), None)
+    }
+
+    /// Stops the present incarnation in this way, whatever its spec says of that; as long as its
+    /// [`Shutdown`](crate::child::Shutdown) says, then harder. Otherwise as [`stop`](AnyHandle::stop). See [`Stop`].
+    ///
+    /// With [`Stop::Drain`], all requests that this process had sent when this was first polled are handled before it stops.
+    /// A [`stop`](AnyHandle::stop) meanwhile ends that after the message it is at.
+    ///
+    /// # Errors
+    /// It cannot be killed; or it is to drain its mailbox, and its shutdown is
+    /// [`Shutdown::kill`](crate::child::Shutdown::kill).
+    ///
+    /// # Cancel safety
+    /// As [`stop`](AnyHandle::stop).
+    fn stop_with(&self, how: Stop) -> impl Future<Output = Result<(), Error>> + Send {
+        stop(self.actor_ref(), Some(how))
     }
 
     /// Suspends the present incarnation: the message that runs is finished, then nothing new begins until
@@ -365,6 +368,26 @@ pub trait AnyHandle {
         } else {
             self.actor_ref().seat.command_unheard_of(Command::Stop(Rung::Kill));
         }
+    }
+}
+
+/// Stops who sits there now, in this way, or as his spec says.
+fn stop(actor: &ActorRef, how: Option<Stop>) -> impl Future<Output = Result<(), Error>> + Send + use<> {
+    let actor = actor.clone();
+    let unheard_of = actor.seat.is_unheard_of();
+    let mut occupant = actor.occupant();
+    async move {
+        if unheard_of {
+            actor.seat.heard_of(LOOKED_FOR).await;
+            occupant = actor.occupant();
+        }
+        let Some(occupant) = occupant else { return Ok(()) };
+        let mut shutdown = actor.seat.shutdown();
+        if let Some(how) = how {
+            shutdown = shutdown.by(how);
+            shutdown.check()?;
+        }
+        child::stop(&*occupant.child, shutdown).await.map(drop)
     }
 }
 

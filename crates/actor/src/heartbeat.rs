@@ -12,10 +12,11 @@ use crate::fault::Fault;
 /// and its supervisor goes on as after any crash.
 ///
 /// What falls silent is a worker that somebody else stopped (SIGSTOP, a frozen cgroup), that hangs in the kernel, or
-/// whose machine is out of breath. What does *not*: a handler that blocks, spins, or never returns (a deadline answers
-/// its caller), or a worker that floods its output. Spared, for as long as it lasts, is a worker that a debugger holds
-/// (`strace` and `gdb` count), one that is writing its core dump, and one that its parent has paused. A parent that
-/// was itself away (stopped, suspended, starved) does not count that time against its workers.
+/// whose machine is out of breath. What does *not*: a handler that blocks, spins, or never returns (a deadline
+/// answers its caller, and a `watchdog` ends its actor), or a worker that floods its output. Spared, for as long as
+/// it lasts, is a worker that a debugger holds (`strace` and `gdb` count), one that is writing its core dump, and one
+/// that its parent has paused. A parent that was itself away (stopped, suspended, starved) does not count that time
+/// against its workers.
 ///
 /// **On choosing numbers.** An answer takes some ten microseconds of processor time. On a machine with far more
 /// runnable threads than processors it waits for its turn: a few milliseconds for each thread that competes for that

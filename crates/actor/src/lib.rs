@@ -14,6 +14,7 @@ pub mod error;
 pub mod panics;
 pub mod trace;
 pub mod heartbeat;
+pub mod watchdog;
 pub mod chain;
 pub mod probe;
 mod busy;

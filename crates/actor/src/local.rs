@@ -1,10 +1,12 @@
 //! An actor in this process: a task of its own, behind the same seat and the same window as one in a worker.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use hatchery_wire::{Body, EncodeError, decode_owned, encode};
 use tokio::sync::{oneshot, watch};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinHandle};
+use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::actor::Actor;
 use crate::child::{BoxFuture, Child, Ended, Order, Presence, Rung, Start, Started, ended};
@@ -14,12 +16,14 @@ use crate::error::Error;
 use crate::exit::{Exit, Status};
 use crate::fault::Fault;
 use crate::handle::ActorRef;
+use crate::heartbeat::Heartbeat;
 use crate::mailbox::Mailbox;
 use crate::near::NearLine;
 use crate::panics;
 use crate::root::Root;
 use crate::runner;
 use crate::seat::Seat;
+use crate::watchdog::{self, MailboxInfo, Progress};
 
 /// What [`Start`]s an actor in this process.
 pub struct Local<A> {
@@ -89,6 +93,14 @@ impl<A: Actor> Start for Local<A> {
         }
     }
 
+    fn check_watchdog(&self, limit: Duration, _: Heartbeat) -> Result<(), Fault> {
+        watchdog::check(limit)
+    }
+
+    fn gone_within(&self) -> Option<Duration> {
+        None
+    }
+
     fn handle(&self, reference: ActorRef) -> A::Handle {
         reference.into()
     }
@@ -104,6 +116,7 @@ impl<A: Actor> Start for Local<A> {
                 incarnation: order.incarnation,
                 exit,
                 how: None,
+                why: None,
                 lodging: lodge::<A>(&order, &mailbox),
                 _presence: order.presence,
             };
@@ -113,8 +126,10 @@ impl<A: Actor> Start for Local<A> {
             let tasks = cx.tasks().clone();
             let task = tokio::spawn(live::<A>(origin, mailbox.clone(), cx, ready));
             let abort = task.abort_handle();
+            let watching = mailbox.clone();
             tokio::spawn(async move {
-                end.how = task.await.ok().flatten();
+                let (how, why) = watched(task, &watching, end.seat.path(), order.watchdog).await;
+                (end.how, end.why) = (how.flatten(), why);
                 // A kill waits for nothing, but it is over only when nothing of the incarnation runs any more.
                 tasks.gone().await;
                 drop(end);
@@ -171,6 +186,47 @@ async fn live<A: Actor>(
     })
 }
 
+/// Follows an actor to its end: what it gave, and why it was cut off if that was because it did not get on.
+async fn watched<T>(
+    mut task: JoinHandle<T>,
+    mailbox: &Mailbox,
+    path: &str,
+    limit: Option<Duration>,
+) -> (Option<T>, Option<String>) {
+    let Some(limit) = limit else { return (task.await.ok(), None) };
+    let period = watchdog::period(limit);
+    let mut progress = Progress::new(limit, period);
+    let mut ticks = tokio::time::interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            biased;
+            ended = &mut task => return (ended.ok(), None),
+            _ = ticks.tick() => {}
+        }
+        let running = mailbox.info().running.filter(|_| !mailbox.is_suspended());
+        if progress.look(running, Instant::now().into_std(), || false) {
+            let why = progress.reason();
+            task.abort();
+            let ended = match tokio::time::timeout(CUT_OFF, &mut task).await {
+                Ok(ended) => ended,
+                Err(_) => {
+                    tracing::error!(
+                        child = path,
+                        why,
+                        "cut off, but it blocks its thread: only its process can be ended"
+                    );
+                    task.await
+                }
+            };
+            return (ended.ok(), Some(why));
+        }
+    }
+}
+
+/// How long what has been cut off may take to its next await before that is said.
+const CUT_OFF: Duration = Duration::from_secs(10);
+
 /// Has the actor found by requests from other processes.
 fn lodge<A: Actor>(order: &Order, mailbox: &Arc<Mailbox>) -> Option<Lodging> {
     // Without a run there are no other processes.
@@ -186,13 +242,16 @@ struct End {
     incarnation: u64,
     exit: watch::Sender<Option<Arc<Exit>>>,
     how: Option<Exit>,
+    /// Why it was cut off, if it was for a reason.
+    why: Option<String>,
     lodging: Option<Lodging>,
     _presence: Presence,
 }
 
 impl Drop for End {
     fn drop(&mut self) {
-        let aborted = || Exit::new(Status::Unknown).with_reason(Some(runner::ABORTED.to_owned()));
+        let why = self.why.take().unwrap_or_else(|| runner::ABORTED.to_owned());
+        let aborted = || Exit::new(Status::Unknown).with_reason(Some(why));
         let exit = self.how.take().unwrap_or_else(aborted);
         self.seat.ended(self.incarnation, &exit);
         self.lodging = None;
@@ -209,6 +268,10 @@ struct LocalChild {
 impl Child for LocalChild {
     fn stop(&self, rung: Rung) {
         match rung {
+            Rung::Drain => {
+                self.mailbox.resume();
+                self.mailbox.drain();
+            }
             Rung::Graceful | Rung::Term => self.mailbox.stop(),
             Rung::Kill => self.task.abort(),
         }
@@ -241,6 +304,10 @@ impl Child for LocalChild {
 
     fn is_paused(&self) -> bool {
         self.mailbox.is_suspended()
+    }
+
+    fn mailbox(&self) -> Option<MailboxInfo> {
+        Some(self.mailbox.info())
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use hatchery_wire::Body;
 use tokio::sync::watch;
@@ -111,6 +112,10 @@ impl Start for LocalTask {
              supervisor: use `task` in place of `local_task`, or leave them out"
                 .to_owned(),
         ))
+    }
+
+    fn gone_within(&self) -> Option<Duration> {
+        None
     }
 
     fn handle(&self, reference: ActorRef) -> TaskHandle<()> {

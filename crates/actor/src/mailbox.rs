@@ -20,6 +20,7 @@ use crate::outlet::Answer;
 use crate::probe::{self, Awaited, Probe, Station};
 use crate::streams::TooMuchCredit;
 use crate::trace::TraceContext;
+use crate::watchdog::MailboxInfo;
 
 /// How many answers an actor may have put off at once: more than wait for any lock, and some megabytes at most. Their
 /// places have been given back, so it is not the window that bounds them.
@@ -98,6 +99,8 @@ struct State {
     /// How many have been taken out.
     taken: u64,
     stopping: bool,
+    /// It stops when nothing is left, and nothing more gets in.
+    draining: bool,
     suspended: bool,
     closed: bool,
     waker: Option<Waker>,
@@ -148,10 +151,11 @@ impl Mailbox {
     /// A request arrives.
     ///
     /// # Errors
-    /// The request back if the actor has stopped: [`refuse`](Parcel::refuse) it, or answer it another way.
+    /// The request back if the actor has stopped, or takes no more: [`refuse`](Parcel::refuse) it, or answer it another
+    /// way.
     pub fn push(&self, parcel: Parcel) -> Result<(), Parcel> {
         let mut state = self.lock();
-        if state.closed {
+        if state.closed || state.draining {
             return Err(parcel);
         }
         state.queue.push_back(parcel);
@@ -257,7 +261,11 @@ impl Mailbox {
         }
         let found = state.queue.iter().position(|p| p.id == id && Arc::ptr_eq(&p.from, from));
         if let Some(parcel) = found.and_then(|index| state.queue.remove(index)) {
+            let waker = state.waker_if_drained();
             drop(state);
+            if let Some(waker) = waker {
+                waker.wake();
+            }
             // The caller is gone, but its place in the window has to come back.
             parcel.from.answer(id, Answer::Fault(Fault::Withdrawn));
         }
@@ -290,7 +298,11 @@ impl Mailbox {
                 state.queue.push_back(parcel);
             }
         }
+        let waker = state.waker_if_drained();
         drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
         let unheard = u32::try_from(gone.len()).unwrap_or(u32::MAX);
         drop(gone);
         left.into_iter().for_each(|left| left.cancel());
@@ -302,6 +314,18 @@ impl Mailbox {
     pub fn stop(&self) {
         let mut state = self.lock();
         state.stopping = true;
+        let waker = state.waker.take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// The actor shall handle what waits here by now, and then stop. What comes later is refused. A
+    /// [`stop`](Mailbox::stop) still overtakes; while it is suspended, it does not get on.
+    pub fn drain(&self) {
+        let mut state = self.lock();
+        state.draining = true;
         let waker = state.waker.take();
         drop(state);
         if let Some(waker) = waker {
@@ -326,6 +350,12 @@ impl Mailbox {
         }
     }
 
+    /// What can be told of it now.
+    pub fn info(&self) -> MailboxInfo {
+        let state = self.lock();
+        MailboxInfo::new(state.queue.len(), state.running.as_ref().map(|running| running.number))
+    }
+
     /// Whether nothing new begins.
     pub(crate) fn is_suspended(&self) -> bool {
         self.lock().suspended
@@ -341,7 +371,7 @@ impl Mailbox {
             lost.into_iter().for_each(|ticket| self.unanswered(ticket));
             state = self.lock();
         }
-        if state.stopping {
+        if state.stops() {
             return Poll::Ready(Next::Stop);
         }
         let next = if state.suspended { None } else { state.queue.pop_front() };
@@ -363,7 +393,7 @@ impl Mailbox {
     /// Whether there is something to do next.
     pub(crate) fn has_next(&self) -> bool {
         let state = self.lock();
-        state.stopping || (!state.suspended && !state.queue.is_empty())
+        state.stops() || (!state.suspended && !state.queue.is_empty())
     }
 
     /// The handler of the running request has returned; where its answer goes, and whether it has been put off. `None`
@@ -556,6 +586,16 @@ impl Mailbox {
 }
 
 impl State {
+    /// Whether nothing more is to be handled.
+    fn stops(&self) -> bool {
+        self.stopping || (self.draining && self.queue.is_empty())
+    }
+
+    /// Something was taken out that will not be handled: whoever waits to handle it may have to stop instead.
+    fn waker_if_drained(&mut self) -> Option<Waker> {
+        if self.draining && self.queue.is_empty() { self.waker.take() } else { None }
+    }
+
     /// The request that this ticket is for, once; none if its caller has left.
     fn redeem(&mut self, ticket: Ticket) -> Option<PutOff> {
         // A sender that uses a number again has a new request of that name.
@@ -765,6 +805,77 @@ mod tests {
         mailbox.suspend();
         mailbox.stop();
         assert!(matches!(next(&mailbox), Some(Next::Stop)));
+    }
+
+    #[test]
+    fn a_draining_mailbox_gives_out_what_it_has_takes_nothing_more_and_stops() {
+        let (mailbox, back) = (Mailbox::new(), Arc::new(Back::default()));
+        for id in 1..=3 {
+            assert!(mailbox.push(parcel(id, id != 2, &back)).is_ok());
+        }
+        assert_eq!(next_id(&mailbox), Some(1));
+        mailbox.drain();
+        assert_eq!(mailbox.info(), MailboxInfo::new(2, Some(1)));
+        for (id, ask) in [(4, true), (5, false)] {
+            mailbox.push(parcel(id, ask, &back)).unwrap_err().refuse();
+        }
+        assert_eq!(back.answers(), [(4, Answer::Fault(Fault::Stopping))]);
+        assert_eq!(*back.places.lock().unwrap(), 1, "of the tell");
+        mailbox.finished();
+        assert_eq!((next_id(&mailbox), next_id(&mailbox)), (Some(2), Some(3)));
+        assert!(mailbox.finished().is_some() && mailbox.has_next());
+        assert!(matches!(next(&mailbox), Some(Next::Stop)));
+        assert_eq!(mailbox.info(), MailboxInfo::default());
+    }
+
+    #[test]
+    fn a_stop_overtakes_a_drain_and_a_drain_changes_nothing_after_it() {
+        for stop_first in [true, false] {
+            let (mailbox, back) = (Mailbox::new(), Arc::new(Back::default()));
+            assert!(mailbox.push(parcel(1, true, &back)).is_ok());
+            if stop_first {
+                mailbox.stop();
+                mailbox.drain();
+            } else {
+                mailbox.drain();
+                mailbox.stop();
+            }
+            assert!(matches!(next(&mailbox), Some(Next::Stop)));
+        }
+    }
+
+    #[test]
+    fn who_waits_at_a_mailbox_that_drains_is_woken_when_the_last_request_leaves() {
+        let back = Arc::new(Back::default());
+        let from: Arc<dyn ReturnPath> = back.clone();
+        for with_all_others in [false, true] {
+            let mailbox = Mailbox::new();
+            assert!(mailbox.push(parcel(1, true, &back)).is_ok());
+            mailbox.drain();
+            mailbox.suspend();
+            let woken = Arc::new(Woken::default());
+            let waker = Waker::from(woken.clone());
+            assert!(mailbox.poll_next(false, &mut Context::from_waker(&waker)).is_pending());
+            if with_all_others {
+                assert_eq!(mailbox.callers_left(&from), 1);
+            } else {
+                mailbox.withdraw(1, &from);
+            }
+            assert!(woken.0.load(std::sync::atomic::Ordering::Relaxed));
+            assert!(matches!(next(&mailbox), Some(Next::Stop)));
+        }
+        let empty = Mailbox::new();
+        empty.drain();
+        assert!(matches!(next(&empty), Some(Next::Stop)));
+    }
+
+    #[derive(Default)]
+    struct Woken(std::sync::atomic::AtomicBool);
+
+    impl std::task::Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
     }
 
     #[test]

@@ -81,6 +81,7 @@ struct OneSelf {
 impl Child for OneSelf {
     fn stop(&self, rung: Rung) {
         match rung {
+            Rung::Drain => self.mailbox.drain(),
             Rung::Graceful | Rung::Term => self.mailbox.stop(),
             Rung::Kill => {
                 let message = "killed through its own handle".to_owned();

@@ -44,6 +44,11 @@ impl Line for NearLine {
         self.mailbox.probe(id, &self.back, probe);
     }
 
+    fn drain(&self) -> bool {
+        self.mailbox.drain();
+        true
+    }
+
     fn credit(&self, id: u64, items: usize) {
         let kept = self.mailbox.credit(id, &self.back, items);
         debug_assert!(kept.is_ok(), "an outlet gives back each item once");

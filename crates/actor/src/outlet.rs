@@ -51,6 +51,11 @@ pub trait Line: Send + Sync + 'static {
 
     /// So many items of a streamed answer have been taken.
     fn credit(&self, id: u64, items: usize);
+
+    /// Has the actor stop once it has handled what went this way, and others', before; whether it could be told so.
+    fn drain(&self) -> bool {
+        false
+    }
 }
 
 /// Whether a message of this size can travel.
@@ -555,6 +560,18 @@ impl Outlet {
         drop(state);
         drop(old);
         true
+    }
+
+    /// See [`Line::drain`]; false if there is no way to this incarnation.
+    pub(crate) fn drain(&self, incarnation: u64) -> bool {
+        let state = self.lock();
+        let line = match &state.way {
+            Way::Open { incarnation: now, line, .. } if *now == incarnation => Some(line.clone()),
+            _ => None,
+        };
+        drop(state);
+        // All that was sent was sent under the lock, so this overtakes nothing.
+        line.is_some_and(|line| line.drain())
     }
 
     /// How many callers wait for the answer to a request that was sent.

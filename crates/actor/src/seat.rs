@@ -312,6 +312,11 @@ impl Seat {
         matches!(&*self.occupancy.borrow(), Occupancy::Closed(_))
     }
 
+    /// See [`Outlet::drain`].
+    pub(crate) fn drain(&self, incarnation: u64) -> bool {
+        self.outlet.drain(incarnation)
+    }
+
     /// See [`Outlet::poll_needs_way`].
     pub(crate) fn poll_needs_way(&self, cx: &Context<'_>) -> Poll<()> {
         self.outlet.poll_needs_way(cx)

@@ -14,7 +14,7 @@ use std::time::Duration;
 use futures_core::Stream;
 use hatchery_actor::actor::{self, Actor, Place};
 use hatchery_actor::ask::Ask;
-use hatchery_actor::child::{Child, Order, Presence, Rung, Start, Started};
+use hatchery_actor::child::{Child, Order, Presence, Rung, Shutdown, Start, Started, Stop};
 use hatchery_actor::context::Context;
 use hatchery_actor::error::{CallError, Error};
 use hatchery_actor::exit::{Exit, Status};
@@ -30,6 +30,7 @@ use hatchery_actor::reply::Reply;
 use hatchery_actor::runner;
 use hatchery_actor::seat::{Occupancy, Seat};
 use hatchery_actor::timer::Timer;
+use hatchery_actor::watchdog::MailboxInfo;
 use hatchery_wire::{DecodeError, encode};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, Sleep, sleep};
@@ -74,6 +75,7 @@ enum Message {
     After(u64),
     Every(u64),
     Cancel,
+    Block,
 }
 
 #[derive(Clone)]
@@ -209,6 +211,11 @@ impl ProbeHandle {
     /// Cancels all timers.
     fn cancel(&self) -> Ask<()> {
         self.actor.ask("cancel", &Message::Cancel)
+    }
+
+    /// Blocks its thread until it is told otherwise.
+    fn block(&self) -> Ask<()> {
+        self.actor.ask("block", &Message::Block)
     }
 
     fn count(&self, to: u64, millis: u64, stalls: bool) -> Items<u64> {
@@ -437,6 +444,12 @@ impl Actor for Probe {
                 self.log.timers.lock().unwrap().push(timer);
                 Answer::value(asked, &())
             }
+            Message::Block => {
+                let (until, begun) = self.log.blocks.lock().unwrap().take().unwrap();
+                begun.send(()).unwrap();
+                until.recv().unwrap();
+                std::future::pending().await
+            }
             Message::Cancel => {
                 self.log.timers.lock().unwrap().iter().for_each(Timer::cancel);
                 Answer::value(asked, &())
@@ -571,7 +584,11 @@ struct Log {
     mailbox: Arc<Mutex<Option<Arc<Mailbox>>>>,
     given: Arc<Mutex<Vec<Reply<u64>>>>,
     timers: Arc<Mutex<Vec<Timer>>>,
+    blocks: Arc<Mutex<Option<Blocks>>>,
 }
+
+/// Until when somebody blocks his thread, and to be told that he does.
+type Blocks = (std::sync::mpsc::Receiver<()>, tokio::sync::oneshot::Sender<()>);
 
 static LOGS: LazyLock<Mutex<HashMap<u64, Log>>> = LazyLock::new(Mutex::default);
 
@@ -603,6 +620,7 @@ struct Stage {
     log: Log,
     start: Local<Probe>,
     incarnation: u64,
+    watchdog: Option<Duration>,
 }
 
 impl Stage {
@@ -611,11 +629,19 @@ impl Stage {
         let start = Local::<Probe>::new("probe", &Setup { log: number, start: start.to_owned() });
         let seat = Seat::new("/test/probe".to_owned(), Start::actor(&start));
         let probe = start.handle(ActorRef::new(seat.clone()));
-        Stage { seat, probe, log, start, incarnation: 0 }
+        Stage { seat, probe, log, start, incarnation: 0, watchdog: None }
     }
 
     async fn occupied() -> Stage {
         let mut stage = Stage::vacant("well");
+        stage.next().await;
+        stage
+    }
+
+    /// One of its handlers may take so long.
+    async fn watched(limit: Duration) -> Stage {
+        let mut stage = Stage::vacant("well");
+        stage.watchdog = Some(limit);
         stage.next().await;
         stage
     }
@@ -630,6 +656,7 @@ impl Stage {
             presence: Presence::new().0,
             settings: Default::default(),
             heartbeat: Heartbeat::default(),
+            watchdog: self.watchdog,
             args: None,
         }
     }
@@ -1635,6 +1662,274 @@ async fn dropping_a_start_ends_what_it_began() {
     start.abort();
     settle().await;
     assert_eq!(Arc::strong_count(&stage.log.lines), 2);
+}
+
+// ---------------------------------------------------------------- working off what is left
+
+#[tokio::test(start_paused = true)]
+async fn a_drained_actor_handles_what_it_was_sent_and_nothing_that_comes_later() {
+    let stage = Stage::occupied().await;
+    let window = u64::from(WINDOW);
+    let naps: Vec<_> = (0..window + 44).map(|n| in_line(stage.probe.nap(n.to_string(), 1))).collect();
+    settle().await;
+    let child = stage.child();
+    child.stop(Rung::Drain);
+    let late = stage.probe.add(1).await.unwrap_err();
+    assert!(late.is_stopping() && !late.maybe_executed(), "{late}");
+    for (n, nap) in (0..).zip(naps) {
+        match nap.await {
+            Ok(()) => assert!(n < window, "{n} was in line"),
+            Err(error) => {
+                assert!(n >= window && error.is_stopping() && !error.maybe_executed(), "{n}: {error}")
+            }
+        }
+    }
+    assert!(child.exited().await.is_orderly());
+    let mut handled: Vec<_> = (0..window).map(|n| n.to_string()).collect();
+    handled.push("stopped".to_owned());
+    assert_eq!(stage.log.take(), handled);
+    assert_eq!(child.mailbox(), Some(MailboxInfo::default()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_actor_that_is_drained_stops_at_once_and_one_that_is_suspended_goes_on_for_that() {
+    for suspended in [false, true] {
+        let stage = Stage::occupied().await;
+        let child = stage.child();
+        let mut waits = None;
+        if suspended {
+            stage.probe.suspend().await.unwrap();
+            waits = Some(in_line(stage.probe.add(7)));
+            settle().await;
+        }
+        let begun = Instant::now();
+        stage.probe.stop_with(Stop::Drain).await.unwrap();
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+        assert!(child.exited().await.is_orderly() && !child.is_paused());
+        if let Some(waits) = waits {
+            assert_eq!(waits.await.unwrap(), 7);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_actor_that_is_suspended_while_it_drains_stops_when_the_last_request_is_withdrawn() {
+    let stage = Stage::occupied().await;
+    let (nap, withdrawn) = (in_line(stage.probe.nap("nap", 10)), in_line(stage.probe.add(1)));
+    settle().await;
+    let child = stage.child();
+    child.stop(Rung::Drain);
+    stage.probe.suspend().await.unwrap();
+    nap.await.unwrap();
+    settle().await;
+    assert!(stage.probe.is_alive(), "one is left, and nothing new begins");
+    drop(withdrawn);
+    assert!(child.exited().await.is_orderly());
+    assert_eq!(stage.log.take(), ["nap", "stopped"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_while_an_actor_drains_refuses_the_rest() {
+    for rung in [Rung::Graceful, Rung::Term] {
+        let stage = Stage::occupied().await;
+        let naps: Vec<_> = (0..10).map(|n| in_line(stage.probe.nap(n.to_string(), 10))).collect();
+        let child = stage.child();
+        child.stop(Rung::Drain);
+        sleep(millis(25)).await;
+        child.stop(rung);
+        // It cannot be made milder again.
+        child.stop(Rung::Drain);
+        for (n, nap) in naps.into_iter().enumerate() {
+            match nap.await {
+                Ok(()) => assert!(n < 3, "{n} was not begun"),
+                Err(error) => {
+                    assert!(n >= 3 && error.is_stopping() && !error.maybe_executed(), "{n}: {error}")
+                }
+            }
+        }
+        assert!(child.exited().await.is_orderly());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_while_an_actor_drains_ends_the_rest_with_it() {
+    let stage = Stage::occupied().await;
+    let first = in_line(stage.probe.nap("first", 10));
+    let boom = in_line(stage.probe.boom("no such luck"));
+    let rest = in_line(stage.probe.add(1));
+    stage.child().stop(Rung::Drain);
+    let late = stage.probe.add(1).await.unwrap_err();
+    assert!(late.is_stopping() && !late.maybe_executed(), "{late}");
+    first.await.unwrap();
+    for crashed in [boom.await.unwrap_err(), rest.await.unwrap_err()] {
+        assert!(crashed.is_crash() && crashed.maybe_executed(), "{crashed}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_actor_that_sends_to_itself_while_it_drains_is_refused_and_still_stops() {
+    let stage = Stage::occupied().await;
+    let first = in_line(stage.probe.nap("first", 10));
+    let (told, asked) = (in_line(stage.probe.tell_itself(5)), in_line(stage.probe.ask_itself()));
+    let from_a_task = in_line(stage.probe.ask_itself_from_a_task());
+    settle().await;
+    let child = stage.child();
+    child.stop(Rung::Drain);
+    first.await.unwrap();
+    let (times, why) = told.await.unwrap();
+    assert!(times == 0 && why.as_ref().is_some_and(|why| why.contains("stopping")), "{times} {why:?}");
+    let asked = asked.await.unwrap_err();
+    assert!(asked.handler_error().is_some_and(Error::is_deadlock), "{asked}");
+    from_a_task.await.unwrap();
+    assert!(child.exited().await.is_orderly());
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_put_off_and_streams_are_not_waited_for_when_an_actor_drains() {
+    let stage = Stage::occupied().await;
+    let later = in_line(stage.probe.later());
+    let mut items = stage.probe.count(2, 10, true);
+    assert_eq!(items.next().await.unwrap().unwrap(), 0);
+    let child = stage.child();
+    child.stop(Rung::Drain);
+    assert!(child.exited().await.is_orderly());
+    let error = later.await.unwrap_err();
+    assert!(!error.is_crash() && error.to_string().contains("the actor stopped"), "{error}");
+    while let Some(item) = items.next().await {
+        if let Err(error) = item {
+            assert!(error.exit().is_some_and(Exit::is_orderly), "{error}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_actor_may_drain_for_as_long_as_its_shutdown_says() {
+    let stage = Stage::occupied().await;
+    let naps: Vec<_> = (0..10).map(|n| in_line(stage.probe.nap(n.to_string(), 1000))).collect();
+    let begun = Instant::now();
+    stage.probe.stop_with(Stop::Drain).await.unwrap();
+    // After 5 s it is asked harder: it finishes the one it is at, which began with the last tick before that.
+    assert!((millis(5000)..millis(6001)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+    let mut handled = 0;
+    for nap in naps {
+        match nap.await {
+            Ok(()) => handled += 1,
+            Err(error) => assert!(error.is_stopping() && !error.maybe_executed(), "{error}"),
+        }
+    }
+    assert!((5..=6).contains(&handled), "{handled}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_actor_that_has_no_time_to_drain_is_not_told_to() {
+    let seat = Seat::with("/test/probe".to_owned(), "by_hand::Probe", WINDOW, Shutdown::kill());
+    let mut stage = Stage::vacant("well");
+    stage.probe = ProbeHandle { actor: ActorRef::new(seat.clone()) };
+    stage.seat = seat;
+    stage.next().await;
+    let error = stage.probe.stop_with(Stop::Drain).await.unwrap_err();
+    assert!(error.to_string().contains("leaves no time for that"), "{error}");
+    assert_eq!(stage.probe.add(1).await.unwrap(), 1, "nothing has happened to it");
+    let nap = in_line(stage.probe.nap("nap", 1000));
+    stage.probe.stop_with(Stop::Refuse).await.unwrap();
+    let error = nap.await.unwrap_err();
+    assert!(error.is_crash(), "its shutdown has no time for that either: {error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_actor_that_is_stopped_by_a_kill_is_cut_off_at_once() {
+    let stage = Stage::occupied().await;
+    let (nap, waits) = (in_line(stage.probe.nap("nap", 10)), in_line(stage.probe.add(1)));
+    settle().await;
+    let before = Instant::now();
+    stage.probe.stop_with(Stop::Kill).await.unwrap();
+    assert_eq!(before.elapsed(), Duration::ZERO);
+    for crashed in [nap.await.unwrap_err().to_string(), waits.await.unwrap_err().to_string()] {
+        assert!(crashed.contains("aborted"), "{crashed}");
+    }
+    assert_eq!(stage.log.take(), ["nap"], "not in order");
+}
+
+// ---------------------------------------------------------------- handlers that do not get on
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_takes_longer_than_the_watchdog_says_ends_its_actor() {
+    let stage = Stage::watched(Duration::from_secs(10)).await;
+    let child = stage.child();
+    let before = Instant::now();
+    let (hangs, waits) = (in_line(stage.probe.nap("hangs", 3_600_000)), in_line(stage.probe.add(1)));
+    for error in [hangs.await.unwrap_err().exit().cloned(), waits.await.unwrap_err().exit().cloned()] {
+        assert_eq!(error.unwrap().reason(), Some("no progress for 10s: one handler has run since"));
+    }
+    let took = before.elapsed();
+    assert!((Duration::from_secs(10)..=Duration::from_secs(12)).contains(&took), "{took:?}");
+    let exit = child.exited().await;
+    assert!(!exit.is_orderly() && exit.status() == Status::Unknown, "{exit}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_actor_that_is_idle_or_busy_with_many_is_well() {
+    let stage = Stage::watched(Duration::from_secs(10)).await;
+    let naps: Vec<_> =
+        (0..100).map(|n| in_line(stage.probe.nap(n.to_string(), 9_900).without_deadline())).collect();
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(stage.child().mailbox(), Some(MailboxInfo::new(99, Some(1))));
+    for nap in naps {
+        nap.await.unwrap();
+    }
+    sleep(Duration::from_secs(3600)).await;
+    assert_eq!(stage.child().mailbox(), Some(MailboxInfo::new(0, None)));
+    // What is no handler may take as long as it likes.
+    let _later = in_line(stage.probe.later());
+    stage.probe.spawn("task").await.unwrap();
+    let mut items = stage.probe.count(u64::MAX, 1000, false);
+    items.next().await.unwrap().unwrap();
+    sleep(Duration::from_secs(3600)).await;
+    assert_eq!((stage.probe.add(1).await.unwrap(), stage.probe.incarnation()), (1, Some(1)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watched_actor_that_is_suspended_is_spared_until_it_is_resumed() {
+    let stage = Stage::watched(Duration::from_secs(10)).await;
+    let nap = in_line(stage.probe.nap("nap", 3_600_000).without_deadline());
+    sleep(Duration::from_secs(5)).await;
+    stage.probe.suspend().await.unwrap();
+    sleep(Duration::from_secs(1000)).await;
+    assert!(stage.probe.is_alive());
+    let resumed = Instant::now();
+    stage.probe.resume().unwrap();
+    assert!(nap.await.unwrap_err().is_crash());
+    let took = resumed.elapsed();
+    assert!((Duration::from_secs(10)..=Duration::from_secs(12)).contains(&took), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_and_a_stop_have_patience_of_their_own() {
+    let mut stage = Stage::vacant("slowly");
+    stage.watchdog = Some(Duration::from_secs(1));
+    let before = Instant::now();
+    let fault = stage.fails().await;
+    assert_eq!(before.elapsed(), Duration::from_secs(10), "{fault}");
+    assert!(fault.to_string().contains("not ready within 10s"), "{fault}");
+}
+
+#[tokio::test]
+async fn a_watched_actor_that_blocks_its_thread_is_cut_off_where_it_next_awaits() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let (go, gone) = std::sync::mpsc::channel::<()>();
+    let (mailbox_said, blocked) = tokio::sync::oneshot::channel();
+    let ended = runtime.spawn(async move {
+        let stage = Stage::watched(millis(20)).await;
+        *stage.log.blocks.lock().unwrap() = Some((gone, mailbox_said));
+        stage.probe.block().without_deadline().await.unwrap_err().exit().cloned().unwrap()
+    });
+    blocked.await.unwrap();
+    // As long as it may run, and longer: it cannot be ended before it awaits.
+    std::thread::sleep(millis(200));
+    assert!(!ended.is_finished());
+    go.send(()).unwrap();
+    assert_eq!(ended.await.unwrap().reason(), Some("no progress for 20ms: one handler has run since"));
+    runtime.shutdown_background();
 }
 
 // ---------------------------------------------------------------- streamed answers

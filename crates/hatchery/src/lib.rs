@@ -13,7 +13,7 @@
 //! | an actor elsewhere in the tree | any handle, and [`lookup()`] |
 //! | who has ended, and how | [`Monitor`], [`Down`] |
 //! | keeping them alive | [`Supervisor`], [`Strategy`], [`Restart`], [`Tree`] |
-//! | what a worker may have, and how it is watched and stopped | [`ChildSpec`], [`ProcessBuilder`], [`Output`], [`Heartbeat`], [`Shutdown`] |
+//! | what a worker may have, and how it is watched and stopped | [`ChildSpec`], [`ProcessBuilder`], [`Output`], [`Heartbeat`], [`Shutdown`], [`Stop`] |
 //! | what workers log | [`logs`], [`TraceContext`] |
 //! | what went wrong | [`Error`], [`CallError`], [`ProcessError`], [`Exit`] |
 
@@ -29,7 +29,7 @@ pub use hatchery_process::task::{Runs, Task};
 
 pub use hatchery_actor::actor::{Actor, AnyActor};
 pub use hatchery_actor::ask::{Ask, Tell};
-pub use hatchery_actor::child::{Shutdown, Start, Supervised};
+pub use hatchery_actor::child::{Shutdown, Start, Stop, Supervised};
 pub use hatchery_actor::context::Context;
 pub use hatchery_actor::error::{CallError, Error, Never, Result, SendError};
 pub use hatchery_actor::exit::{Exit, Limit, Panic, Status};
@@ -169,3 +169,10 @@ pub mod __private {
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 mod readme {}
+
+/// The programs of the guide, as doc tests.
+#[cfg(doctest)]
+mod guide {
+    #[doc = include_str!("../../../docs/guide/supervision.md")]
+    mod supervision {}
+}

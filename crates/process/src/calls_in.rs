@@ -73,6 +73,10 @@ impl Caller {
                 let credit = self.mailbox.credit(id, &self.back, items);
                 return credit.map_err(|_| "it took more items of a stream than it was sent".to_owned());
             }
+            Kind::Drain => {
+                self.mailbox.drain();
+                return Ok(());
+            }
             Kind::Ask => true,
             Kind::Tell => false,
             other => return Err(format!("a message of kind {other:?}, which a caller does not send")),

@@ -304,6 +304,12 @@ impl Line for TargetLine {
         let items = encode(&items).unwrap_or_default();
         self.outgoing.send(Envelope::new(Kind::Credit, self.target, id, items));
     }
+
+    fn drain(&self) -> bool {
+        // Behind all requests, as the last one.
+        self.outgoing.send(Envelope::new(Kind::Drain, self.target, 0, Body::default()));
+        true
+    }
 }
 
 /// The same over a channel that this process has opened, which it leaves in the end.
@@ -329,6 +335,10 @@ impl Line for CallLine {
 
     fn credit(&self, id: u64, items: usize) {
         self.line.credit(id, items);
+    }
+
+    fn drain(&self) -> bool {
+        self.line.drain()
     }
 }
 

@@ -8,6 +8,7 @@ use hatchery_actor::error::Error;
 use hatchery_actor::exit::Panic;
 use hatchery_actor::settings::Resources;
 use hatchery_actor::spin::Spin;
+use hatchery_actor::watchdog::MailboxInfo;
 use hatchery_wire::{Body, LINK_FRAME, LinkFrame, decode, encode};
 use serde::{Deserialize, Serialize};
 
@@ -124,8 +125,8 @@ pub(crate) enum Frame {
     Ready,
     StartFailed(Error),
     LastWords(LastWords),
-    /// Up: the answer to the ping of this number.
-    Pong(u64),
+    /// Up: the answer to the ping of this number, and what the actor is at. Of a task always the same.
+    Pong(u64, MailboxInfo),
     /// Up: since the suspension of this number nothing has begun.
     Suspended(u64),
     /// Either way: a question, by its number.
@@ -189,7 +190,9 @@ impl Frame {
                 words.reason = words.reason.map(cut);
                 (LAST_WORDS, body(&words)?, Vec::new())
             }
-            Frame::Pong(number) => (PONG, body(&number)?, Vec::new()),
+            Frame::Pong(number, MailboxInfo { running, depth, .. }) => {
+                (PONG, body(&(number, running, depth))?, Vec::new())
+            }
             Frame::Suspended(number) => (SUSPENDED, body(&number)?, Vec::new()),
             Frame::Question(number, question) => (QUESTION, body(&(number, question))?, Vec::new()),
             Frame::Answer(number, Answer::Said(said)) => {
@@ -223,7 +226,7 @@ impl Frame {
             Frame::Ping(_) => "Ping",
             Frame::Suspend(_) => "Suspend",
             Frame::Resume => "Resume",
-            Frame::Pong(_) => "Pong",
+            Frame::Pong(..) => "Pong",
             Frame::Suspended(_) => "Suspended",
             Frame::Question(..) => "Question",
             Frame::Answer(..) => "Answer",
@@ -252,7 +255,10 @@ impl Frame {
             READY => Frame::Ready,
             START_FAILED => Frame::StartFailed(body(&bytes)?),
             LAST_WORDS => Frame::LastWords(body(&bytes)?),
-            PONG => Frame::Pong(body(&bytes)?),
+            PONG => {
+                let (number, running, depth) = body(&bytes)?;
+                Frame::Pong(number, MailboxInfo::new(depth, running))
+            }
             SUSPENDED => Frame::Suspended(body(&bytes)?),
             QUESTION => {
                 let (number, question) = body(&bytes)?;

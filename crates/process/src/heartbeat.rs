@@ -20,6 +20,7 @@
 use std::time::{Duration, Instant};
 
 use hatchery_actor::heartbeat::Heartbeat;
+use hatchery_actor::watchdog::Progress;
 use rustix::process::Pid;
 
 /// The heartbeat of one child, from its hello on.
@@ -32,6 +33,8 @@ pub(crate) struct Pulse {
     /// How many pings have been sent; also the number of the last one.
     sent: u64,
     state: State,
+    /// How its handlers get on, if that is watched.
+    progress: Option<Progress>,
 }
 
 #[derive(Debug)]
@@ -55,12 +58,19 @@ pub(crate) enum Beat {
 }
 
 impl Pulse {
-    /// The heartbeat of a child that has just said hello; `None` if it shall have none.
-    pub(crate) fn new(heartbeat: Heartbeat, epoch: Instant, now: Instant) -> Option<Pulse> {
+    /// The heartbeat of a child that has just said hello; `None` if it shall have none. One of its handlers may take as
+    /// long as `watchdog` says.
+    pub(crate) fn new(
+        heartbeat: Heartbeat,
+        watchdog: Option<Duration>,
+        epoch: Instant,
+        now: Instant,
+    ) -> Option<Pulse> {
         // `Heartbeat::check` has refused a period of zero long before; here it must not even divide by it.
         let every = heartbeat.period().filter(|every| !every.is_zero())?;
         let state = State::Quiet { until: None };
-        let mut pulse = Pulse { every, patience: heartbeat.patience(), epoch, sent: 0, state };
+        let progress = watchdog.map(|limit| Progress::new(limit, every));
+        let mut pulse = Pulse { every, patience: heartbeat.patience(), epoch, sent: 0, state, progress };
         pulse.rest(now);
         Some(pulse)
     }
@@ -74,6 +84,9 @@ impl Pulse {
         if paused {
             // A ping under way is forgotten, so that afterwards everything begins anew.
             self.rest(now);
+            if let Some(progress) = &mut self.progress {
+                progress.forget();
+            }
             return Beat::Nothing;
         }
         match &mut self.state {
@@ -93,19 +106,32 @@ impl Pulse {
         }
     }
 
-    /// The child answered this ping.
+    /// The child answered this ping while this request ran; gives why it is hung, if one of its handlers does not get on.
+    /// `spared` is only asked if the same one ran at its last answer.
     ///
     /// # Errors
     /// There never was such a ping.
-    pub(crate) fn pong(&mut self, number: u64, now: Instant) -> Result<(), String> {
+    pub(crate) fn pong(
+        &mut self,
+        number: u64,
+        running: Option<u64>,
+        now: Instant,
+        spared: impl FnOnce() -> bool,
+    ) -> Result<Option<String>, String> {
         if !(1..=self.sent).contains(&number) {
             return Err(format!("an answer to ping {number}, of {} that were sent", self.sent));
         }
         // An answer to an earlier one, from before a pause, says nothing about this one: it follows at once.
         if number == self.sent && matches!(self.state, State::Waiting(_)) {
             self.rest(now);
+            if let Some(progress) = &mut self.progress {
+                if progress.look(running, now, spared) {
+                    self.state = State::Hung;
+                    return Ok(Some(progress.reason()));
+                }
+            }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// When to look at it again; `None` when there is nothing to come.
@@ -200,7 +226,12 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn pulse(heartbeat: Heartbeat, start: Instant) -> Pulse {
-        Pulse::new(heartbeat, start, start).unwrap()
+        Pulse::new(heartbeat, None, start, start).unwrap()
+    }
+
+    /// It answers, while nothing is known of its handlers.
+    fn pong(pulse: &mut Pulse, number: u64, now: Instant) -> Result<(), String> {
+        pulse.pong(number, None, now, || panic!("no handler runs")).map(|hung| assert_eq!(hung, None))
     }
 
     /// Looks when it asks to be looked at, each time so much later, until something is to be done.
@@ -234,7 +265,7 @@ mod tests {
         for number in 1..10_u64 {
             assert_eq!(look(&mut pulse, &mut now, Duration::ZERO), Beat::Ping(number));
             assert_eq!(now, start + SECOND * u32::try_from(number).unwrap());
-            assert_eq!(pulse.pong(number, now + Duration::from_micros(50)), Ok(()));
+            assert_eq!(pong(&mut pulse, number, now + Duration::from_micros(50)), Ok(()));
             assert_eq!(pulse.poll(now + SECOND / 2, false, || panic!("nothing is missing")), Beat::Nothing);
         }
     }
@@ -244,7 +275,7 @@ mod tests {
         let epoch = Instant::now();
         let came = |after: u64| {
             let now = epoch + Duration::from_millis(after);
-            Pulse::new(Heartbeat::default(), epoch, now).unwrap().next().unwrap()
+            Pulse::new(Heartbeat::default(), None, epoch, now).unwrap().next().unwrap()
         };
         assert_eq!([came(0), came(17), came(999)], [epoch + SECOND; 3]);
         assert_eq!(came(1000), epoch + 2 * SECOND);
@@ -266,7 +297,7 @@ mod tests {
         while now < sent + 3 * SECOND - SECOND / 4 {
             assert_eq!(look(&mut pulse, &mut now, Duration::ZERO), Beat::Nothing);
         }
-        pulse.pong(1, now).unwrap();
+        pong(&mut pulse, 1, now).unwrap();
         assert_eq!(look(&mut pulse, &mut now, Duration::ZERO), Beat::Ping(2));
     }
 
@@ -336,25 +367,80 @@ mod tests {
         }
         assert_eq!(look(&mut pulse, &mut now, Duration::ZERO), Beat::Ping(2));
         // It goes on, and first answers what it was asked before.
-        assert_eq!(pulse.pong(1, now), Ok(()));
+        assert_eq!(pong(&mut pulse, 1, now), Ok(()));
         assert!(pulse.is_waiting());
-        assert_eq!(pulse.pong(2, now), Ok(()));
+        assert_eq!(pong(&mut pulse, 2, now), Ok(()));
         assert!(!pulse.is_waiting());
     }
 
     #[test]
     fn an_answer_to_what_was_never_asked_is_an_error() {
         let (mut pulse, now) = pinged(Heartbeat::default());
-        assert_eq!(pulse.pong(2, now).unwrap_err(), "an answer to ping 2, of 1 that were sent");
-        assert!(pulse.pong(0, now).is_err());
-        assert_eq!((pulse.pong(1, now), pulse.pong(1, now)), (Ok(()), Ok(())), "twice is once");
+        assert_eq!(pong(&mut pulse, 2, now).unwrap_err(), "an answer to ping 2, of 1 that were sent");
+        assert!(pong(&mut pulse, 0, now).is_err());
+        assert_eq!((pong(&mut pulse, 1, now), pong(&mut pulse, 1, now)), (Ok(()), Ok(())), "twice is once");
+    }
+
+    /// A child that answers at once, with this request running, until it is hung; when that is.
+    fn answer_until_hung(pulse: &mut Pulse, now: &mut Instant, running: Option<u64>) -> String {
+        for _ in 0..1000 {
+            let number = match look(pulse, now, Duration::ZERO) {
+                Beat::Ping(number) => number,
+                other => panic!("a ping was due, not {other:?}"),
+            };
+            if let Some(why) = pulse.pong(number, running, *now, || false).unwrap() {
+                return why;
+            }
+        }
+        panic!("never hung");
+    }
+
+    #[test]
+    fn a_child_that_answers_with_the_same_handler_for_its_limit_is_hung_and_that_is_said_once() {
+        let start = Instant::now();
+        let mut pulse = Pulse::new(Heartbeat::default(), Some(5 * SECOND), start, start).unwrap();
+        let mut now = start;
+        let why = answer_until_hung(&mut pulse, &mut now, Some(1));
+        assert_eq!(why, "no progress for 5s: one handler has run since");
+        // First seen with the first ping.
+        assert_eq!((now, pulse.next()), (start + 6 * SECOND, None));
+        assert_eq!(pulse.poll(now + 9 * SECOND, false, || false), Beat::Nothing);
+        assert_eq!(pulse.pong(6, Some(1), now, || false), Ok(None));
+    }
+
+    #[test]
+    fn a_child_without_a_watchdog_may_have_a_handler_run_for_ever() {
+        let start = Instant::now();
+        let (mut pulse, mut now) = (pulse(Heartbeat::default(), start), start);
+        for number in 1..1000 {
+            assert_eq!(look(&mut pulse, &mut now, Duration::ZERO), Beat::Ping(number));
+            assert_eq!(pulse.pong(number, Some(1), now, || panic!("nobody looks")), Ok(None));
+        }
+    }
+
+    #[test]
+    fn a_pause_has_the_watchdog_begin_anew_and_an_answer_from_before_it_says_nothing() {
+        let start = Instant::now();
+        let mut pulse = Pulse::new(Heartbeat::default(), Some(5 * SECOND), start, start).unwrap();
+        let mut now = start;
+        for number in 1..=5 {
+            assert_eq!(look(&mut pulse, &mut now, Duration::ZERO), Beat::Ping(number));
+            assert_eq!(pulse.pong(number, Some(1), now, || false), Ok(None));
+        }
+        assert_eq!(look(&mut pulse, &mut now, Duration::ZERO), Beat::Ping(6));
+        assert_eq!(pulse.poll(now, true, || false), Beat::Nothing);
+        // It is answered when it goes on: that was before the pause, as far as anybody knows.
+        assert_eq!(pulse.pong(6, Some(1), now, || panic!("it says nothing")), Ok(None));
+        let resumed = now;
+        answer_until_hung(&mut pulse, &mut now, Some(1));
+        assert_eq!(now, resumed + 6 * SECOND);
     }
 
     #[test]
     fn no_heartbeat_and_one_beyond_the_clock_never_beat() {
         let now = Instant::now();
-        assert!(Pulse::new(Heartbeat::off(), now, now).is_none());
-        assert!(Pulse::new(Heartbeat::every(Duration::ZERO), now, now).is_none());
+        assert!(Pulse::new(Heartbeat::off(), Some(SECOND), now, now).is_none());
+        assert!(Pulse::new(Heartbeat::every(Duration::ZERO), None, now, now).is_none());
         assert_eq!(pulse(Heartbeat::every(Duration::MAX), now).next(), None);
     }
 
@@ -406,7 +492,10 @@ mod tests {
                 // The machine stood still for as long as the look is late.
                 match answers_in {
                     Some(left) if left <= ran => {
-                        pulse.pong(pulse.sent, now - whole + left).unwrap();
+                        {
+                            let sent = pulse.sent;
+                            pong(&mut pulse, sent, now - whole + left)
+                        }.unwrap();
                         answers_in = None;
                     }
                     Some(left) => answers_in = Some(left - ran),

@@ -98,11 +98,13 @@ pub(crate) fn host_actor<A: AnyActor>(inside: Inside) -> Ended {
     let Inside { invitation, channel, warden, program } = inside;
     let mailbox = Mailbox::new();
     let controlled = mailbox.clone();
-    warden.on_wish(Box::new(move |wish| match wish {
+    let obey = Box::new(move |wish| match wish {
         Wish::Stop => controlled.stop(),
         Wish::Suspend => controlled.suspend(),
         Wish::Resume => controlled.resume(),
-    }));
+    });
+    let watched = mailbox.clone();
+    warden.on_wish(obey, Box::new(move || watched.info()));
     let runtime = match runtime(&program) {
         Ok(runtime) => runtime,
         Err(error) => return Ended::broken(format!("no runtime: {error}")),

@@ -58,6 +58,8 @@ pub(crate) struct Launch {
     /// Held until the process has been reaped.
     pub(crate) presence: Option<Presence>,
     pub(crate) heartbeat: Heartbeat,
+    /// How long one of its handlers may take, if that is watched.
+    pub(crate) watchdog: Option<Duration>,
 }
 
 impl Launch {
@@ -73,6 +75,7 @@ impl Launch {
             settings: order.settings.clone(),
             presence: Some(order.presence.clone()),
             heartbeat: order.heartbeat,
+            watchdog: order.watchdog,
         }
     }
 }
@@ -294,7 +297,7 @@ fn spawn(
         program.logs.adopt(read, &launch.path, sink);
     }
     let resources = launch.settings.resources.clone();
-    let heartbeat = launch.heartbeat;
+    let (heartbeat, watchdog) = (launch.heartbeat, launch.watchdog);
     let outputs = Outputs::new(&launch.settings, &launch.path);
     warden.adopt(Adoption {
         ward: ward.clone(),
@@ -307,6 +310,7 @@ fn spawn(
         presence,
         resources,
         heartbeat,
+        watchdog,
         outputs,
         logs,
     });

@@ -181,6 +181,7 @@ impl<R> Builder<R> {
             settings: Arc::new(self.settings),
             presence: None,
             heartbeat: self.heartbeat,
+            watchdog: None,
         };
         let launched = launch(&program, order).await?;
         let ward = launched.ward.clone();

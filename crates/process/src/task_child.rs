@@ -96,7 +96,7 @@ impl<R: 'static> Start for TaskChild<R> {
                 seat.ended(incarnation, exit);
             })?;
             launch::ready(&ward, ended.clone(), deadline, timeout).await?;
-            let child = Arc::new(TaskProcess(WorkerChild { ward, process, ended }));
+            let child = Arc::new(TaskProcess(WorkerChild { ward, process, ended, line: None }));
             Ok(Started { child, line: Arc::new(NoLine) })
         })
     }
@@ -108,7 +108,7 @@ struct TaskProcess(WorkerChild);
 impl Child for TaskProcess {
     fn stop(&self, rung: Rung) {
         // The first rung and the second are the same: SIGTERM is how it is asked in order.
-        self.0.stop(if rung == Rung::Graceful { Rung::Term } else { rung });
+        self.0.stop(if rung == Rung::Kill { Rung::Kill } else { Rung::Term });
     }
 
     fn pid(&self) -> Option<u32> {

@@ -9,6 +9,7 @@ use hatchery_actor::child::ended;
 use hatchery_actor::error::Error;
 use hatchery_actor::exit::Exit;
 use hatchery_actor::fault::Fault;
+use hatchery_actor::watchdog::MailboxInfo;
 use rustix::process::{Pid, Signal, kill_process_group, pidfd_send_signal};
 use rustix::time::Timespec;
 use tokio::sync::watch;
@@ -36,6 +37,8 @@ pub(crate) struct Ward {
     exit: watch::Sender<Option<Arc<Exit>>>,
     /// Its standard output, where that is captured.
     stdout: Mutex<Kept>,
+    /// What it said at last of its actor's mailbox.
+    mailbox: Mutex<Option<MailboxInfo>>,
     /// The last suspension that it said it heeds.
     suspended: watch::Sender<u64>,
 }
@@ -62,6 +65,7 @@ impl Ward {
             start: watch::Sender::new(None),
             exit: watch::Sender::new(None),
             stdout: Mutex::default(),
+            mailbox: Mutex::default(),
             suspended: watch::Sender::new(0),
         })
     }
@@ -270,6 +274,24 @@ impl Ward {
     /// Whether its mailbox is suspended, or about to be.
     pub(crate) fn is_suspended(&self) -> bool {
         self.suspension().on
+    }
+
+    /// The same for the warden, which waits for nobody: while that changes, it counts as suspended.
+    pub(crate) fn may_be_suspended(&self) -> bool {
+        match self.suspension.try_lock() {
+            Ok(suspension) => suspension.on,
+            Err(TryLockError::Poisoned(suspension)) => suspension.into_inner().on,
+            Err(TryLockError::WouldBlock) => true,
+        }
+    }
+
+    /// What it said at last of its actor's mailbox.
+    pub(crate) fn mailbox(&self) -> Option<MailboxInfo> {
+        *self.mailbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_mailbox(&self, info: MailboxInfo) {
+        *self.mailbox.lock().unwrap_or_else(PoisonError::into_inner) = Some(info);
     }
 
     /// It said that it heeds this suspension.

@@ -40,7 +40,7 @@ use crate::questions::{Question, Said};
 use crate::routes::Party;
 use crate::ward::Ward;
 use crate::watched::{Adoption, Watched};
-use crate::wishes::{OnWish, Wish, Wishes};
+use crate::wishes::{OnLook, OnWish, Wish, Wishes};
 
 /// How often the link of a child that has ended is read; each read takes about two frames of the largest size.
 const LAST_READS: usize = 64;
@@ -204,9 +204,10 @@ impl Warden {
         // no moment in which its end could be missed.
     }
 
-    /// What to do when the parent wants something; done at once for what it wants already.
-    pub(crate) fn on_wish(&self, act: OnWish) {
-        self.wishes().heed(act);
+    /// What to do when the parent wants something, done at once for what it wants already; and what to look at when it
+    /// asks how the actor gets on.
+    pub(crate) fn on_wish(&self, act: OnWish, look: OnLook) {
+        self.wishes().heed(act, look);
     }
 
     fn fulfil(&self, wish: Wish) {
@@ -566,6 +567,8 @@ impl Rounds {
         let mut wishes = Vec::new();
         let mut crossing = Vec::new();
         let mut filter = None;
+        // Looked at here, since no lock is taken under the one of the link.
+        let at = self.warden.wishes().look();
         if let Some(link) = &mut *self.warden.up_link() {
             match link.fill() {
                 Ok(Filled::Open) => {}
@@ -578,7 +581,7 @@ impl Rounds {
                         Ok(Frame::Shutdown) => wishes.push((Wish::Stop, None)),
                         Ok(Frame::Suspend(number)) => wishes.push((Wish::Suspend, Some(number))),
                         Ok(Frame::Resume) => wishes.push((Wish::Resume, None)),
-                        Ok(Frame::Ping(number)) => answer(link, Frame::Pong(number)),
+                        Ok(Frame::Ping(number)) => answer(link, Frame::Pong(number, at)),
                         Ok(Frame::LogFilter(directives)) => filter = Some(directives),
                         Ok(
                             frame @ (Frame::Question(..)

@@ -10,6 +10,7 @@ use hatchery_actor::child::Presence;
 use hatchery_actor::exit::{Exit, Limit, Status};
 use hatchery_actor::heartbeat::Heartbeat;
 use hatchery_actor::settings::Resources;
+use hatchery_actor::watchdog::MailboxInfo;
 use hatchery_wire::{Filled, LinkSocket, WireError};
 use rustix::process::{Resource, Signal, getrlimit};
 
@@ -41,6 +42,7 @@ pub(crate) struct Adoption {
     pub(crate) logs: Option<(Arc<Wanted>, u64)>,
     pub(crate) resources: Resources,
     pub(crate) heartbeat: Heartbeat,
+    pub(crate) watchdog: Option<Duration>,
     pub(crate) outputs: Outputs,
 }
 
@@ -68,6 +70,7 @@ pub(crate) struct Watched {
     resources: Resources,
     outputs: Outputs,
     heartbeat: Heartbeat,
+    watchdog: Option<Duration>,
     /// What the periods of all children are counted from.
     epoch: Instant,
     /// There from its hello on, unless it shall have no heartbeat.
@@ -89,6 +92,7 @@ impl Watched {
             outputs,
             logs,
             heartbeat,
+            watchdog,
         } = adoption;
         Watched {
             ward,
@@ -108,6 +112,7 @@ impl Watched {
             outputs,
             link_full: false,
             heartbeat,
+            watchdog,
             epoch,
             pulse: None,
             logs,
@@ -168,7 +173,7 @@ impl Watched {
             Frame::Hello(hello) if !self.hello => {
                 self.hello = true;
                 check(&hello)?;
-                self.pulse = Pulse::new(self.heartbeat, self.epoch, Instant::now());
+                self.pulse = Pulse::new(self.heartbeat, self.watchdog, self.epoch, Instant::now());
                 self.ward.set_greeted();
                 true
             }
@@ -179,8 +184,8 @@ impl Watched {
                 self.words = Some(words);
                 true
             }
-            Frame::Pong(number) if self.pulse.is_some() => {
-                self.pulse.as_mut().map_or(Ok(()), |pulse| pulse.pong(number, Instant::now()))?;
+            Frame::Pong(number, info) if self.pulse.is_some() => {
+                self.answered(number, info)?;
                 true
             }
             Frame::Suspended(number) => {
@@ -195,6 +200,20 @@ impl Watched {
         };
         // By name only: what it holds is the peer's, and may be long.
         if expected { Ok(()) } else { Err(format!("unexpected {name}")) }
+    }
+
+    /// It answered this ping, and said what its actor is at.
+    fn answered(&mut self, number: u64, info: MailboxInfo) -> Result<(), String> {
+        let Watched { ward, pulse, .. } = self;
+        let Some(pulse) = pulse else { return Ok(()) };
+        let spared = || ward.may_be_paused() || ward.may_be_suspended() || is_examined(ward.pid);
+        let hung = pulse.pong(number, info.running, Instant::now(), spared)?;
+        ward.set_mailbox(info);
+        // One that has ended has reasons of its own.
+        if let Some(why) = hung.filter(|_| ward.is_alive()) {
+            ward.condemn(why);
+        }
+        Ok(())
     }
 
     /// Whether it has not answered a ping.

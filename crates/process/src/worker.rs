@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hatchery_actor::actor::AnyActor;
 use hatchery_actor::address::ProcessId;
@@ -10,9 +11,11 @@ use hatchery_actor::child::{BoxFuture, Child, Ended, Order, Rung, Start, Started
 use hatchery_actor::exit::Exit;
 use hatchery_actor::fault::Fault;
 use hatchery_actor::handle::ActorRef;
-use hatchery_actor::outlet::measure;
+use hatchery_actor::heartbeat::Heartbeat;
+use hatchery_actor::outlet::{Line, measure};
 use hatchery_actor::seat::Seat;
 use hatchery_actor::settings::Settings;
+use hatchery_actor::watchdog::{self, MailboxInfo};
 use hatchery_wire::{Body, EncodeError, Envelope, Kind, encode};
 use rustix::process::Signal;
 
@@ -72,6 +75,10 @@ impl<A: AnyActor> Start for Worker<A> {
         settings.check(launch::INVITED_BY)
     }
 
+    fn check_watchdog(&self, limit: Duration, heartbeat: Heartbeat) -> Result<(), Fault> {
+        watchdog::check_with(limit, heartbeat)
+    }
+
     fn handle(&self, reference: ActorRef) -> A::Handle {
         reference.into()
     }
@@ -96,8 +103,8 @@ impl<A: AnyActor> Start for Worker<A> {
             let desk = SeatDesk { seat: seat.clone(), incarnation };
             let ended = live(launched, outgoing.clone(), desk, move |exit| seat.ended(incarnation, exit))?;
             launch::ready(&ward, ended.clone(), deadline, timeout).await?;
-            let child = Arc::new(WorkerChild { ward, process, ended });
             let line = Arc::new(TargetLine { outgoing, target: TENANT });
+            let child = Arc::new(WorkerChild { ward, process, ended, line: Some(line.clone()) });
             Ok(Started { child, line })
         })
     }
@@ -108,12 +115,21 @@ pub(crate) struct WorkerChild {
     pub(crate) ward: Arc<Ward>,
     pub(crate) process: ProcessId,
     pub(crate) ended: Ended,
+    /// The way of requests to its actor, if it hosts one.
+    pub(crate) line: Option<Arc<TargetLine>>,
 }
 
 impl Child for WorkerChild {
     fn stop(&self, rung: Rung) {
         self.ward.note_stop();
         match (rung, Warden::get()) {
+            (Rung::Drain, _) => {
+                if let Some(line) = &self.line {
+                    line.drain();
+                }
+                // Should that not be possible, it is asked harder in the end.
+                let _ = self.resume();
+            }
             (Rung::Graceful, Ok(warden)) => {
                 warden.tell(&self.ward, Frame::Shutdown);
                 if self.ward.is_paused() {
@@ -171,6 +187,10 @@ impl Child for WorkerChild {
 
     fn is_paused(&self) -> bool {
         self.ward.is_paused() || self.ward.is_suspended()
+    }
+
+    fn mailbox(&self) -> Option<MailboxInfo> {
+        self.ward.mailbox()
     }
 }
 

@@ -46,6 +46,22 @@ impl Supervisor {
     /// A child that is terminated, that has left cleanly as a [`Restart::Transient`] one, or that is given up, is removed,
     /// and its name is free; so `restart_child` and `delete_child` find those only that they refuse. In the end all are
     /// stopped at the same time, and not one after the other.
+    ///
+    /// ```
+    /// use hatchery::prelude::*;
+    ///
+    /// #[hatchery::task]
+    /// fn square(n: u64) -> u64 { n * n }
+    ///
+    /// #[hatchery::main]
+    /// async fn main() -> hatchery::Result<()> {
+    ///     let tree = Supervisor::dynamic().max_children(4).start().await?;
+    ///     let two = tree.start_child(task("two", square, 2)).await?;
+    ///     let three = tree.start_child(task("three", square, 3)).await?;
+    ///     assert_eq!((two.join().await?, three.join().await?), (4, 9));
+    ///     tree.stop().await
+    /// }
+    /// ```
     pub fn dynamic() -> Supervisor {
         let rules = Rules { dynamic: true, ..Rules::default() };
         Supervisor { rules, name: None, children: Vec::new() }
@@ -97,6 +113,22 @@ impl Supervisor {
     /// That is an end in order: all others are stopped, newest first, [`stop`](Tree::stop) and
     /// [`run_until_signal`](Tree::run_until_signal) return `Ok`. It does not come before all children have started that it
     /// begins with.
+    ///
+    /// ```
+    /// use hatchery::AutoShutdown;
+    /// use hatchery::prelude::*;
+    ///
+    /// #[hatchery::task]
+    /// fn resize(_part: u32) {}
+    ///
+    /// #[hatchery::main]
+    /// async fn main() -> hatchery::Result<()> {
+    ///     let supervisor = Supervisor::new(Strategy::OneForOne).auto_shutdown(AutoShutdown::AllSignificant);
+    ///     let job = |part| task(format!("resize-{part}"), resize, part).significant(true);
+    ///     let tree = (0..3).fold(supervisor, |all, part| all.child(job(part))).start().await?;
+    ///     tree.ended().await                       // when all parts are done, however often one was tried
+    /// }
+    /// ```
     pub fn auto_shutdown(mut self, auto_shutdown: AutoShutdown) -> Self {
         self.rules.auto_shutdown = auto_shutdown;
         self
@@ -141,10 +173,10 @@ impl Supervisor {
     /// Starts it and its children.
     ///
     /// # Errors
-    /// What it was told contradicts itself, and nothing has been started: the intensity's time is zero, the backoff
-    /// begins above its cap, two children have one name, or a child's spec is wrong. The program did not come through
-    /// the door, or the name is taken. Or a child does not start: that is not tried again, and those that had started
-    /// are stopped, in reverse.
+    /// What it was told contradicts itself, and nothing has been started: a rule and another one, or a child's
+    /// ([`is_contradiction`](StartError::is_contradiction)), two children have one name, or a child's spec is wrong. The
+    /// program did not come through the door, or the name is taken. Or a child does not start: that is not tried again, and
+    /// those that had started are stopped, in reverse.
     ///
     /// # Cancel safety
     /// Dropped early, it stops what it has started, in the background.

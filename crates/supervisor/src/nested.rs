@@ -3,19 +3,18 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use hatchery_actor::child::{BoxFuture, Child, Ended, Order, Rung, Shutdown, Start, Started, ended};
+use hatchery_actor::child::{BoxFuture, Child, Order, Rung, Shutdown, Start, Started};
 use hatchery_actor::exit::{Exit, Status};
 use hatchery_actor::fault::Fault;
 use hatchery_actor::handle::ActorRef;
 use hatchery_actor::outlet::{Line, Request};
 use hatchery_actor::probe::Probe;
 use hatchery_actor::root::Root;
-use tokio::sync::watch;
 
 use crate::builder::Supervisor;
 use crate::office::{Ending, Office, Run, Shared};
 use crate::spec::ChildSpec;
-use crate::supervisor::{self, Command};
+use crate::supervisor::{self, Command, DO_NOT_TRY_AGAIN};
 use crate::tree::Tree;
 
 /// The name that seats of supervisors have in place of an actor's.
@@ -63,6 +62,10 @@ impl Start for Nested {
         })
     }
 
+    fn gone_within(&self) -> Option<Duration> {
+        None
+    }
+
     fn handle(&self, reference: ActorRef) -> Tree {
         Tree::new(self.shared(reference.seat().path()))
     }
@@ -71,29 +74,26 @@ impl Start for Nested {
         let shared = self.shared(order.seat.path());
         let blueprint = self.blueprint.clone();
         Box::pin(async move {
+            if let Some(path) = shared.office.left_behind() {
+                return Err(Fault::Ended { exit: Box::new(beside(path)), maybe_executed: false });
+            }
             let (run, runner) = Run::new();
             shared.runs(run.clone());
             shared.office.reopen();
             if let Ok(root) = Root::current() {
                 shared.enter(&root);
             }
-            let (exit, exited) = watch::channel(None);
             let (seat, incarnation) = (order.seat.clone(), order.incarnation);
-            let at_end = move |ending: &Ending| {
-                let how = exit_of(ending);
-                seat.ended(incarnation, &how);
-                exit.send_replace(Some(Arc::new(how)));
-            };
+            let office = shared.office.clone();
+            let at_end = move |ending: &Ending| seat.ended(incarnation, &exit_of(ending, &office));
             supervisor::spawn(blueprint.rules(), &shared, runner, order.presence, at_end);
             let tree = Tree::new(shared);
             match tokio::time::timeout(order.timeout, blueprint.begin(&tree)).await {
-                Ok(Ok(())) => {
-                    Ok(Started { child: Arc::new(NestedChild { run, exited }), line: Arc::new(NoLine) })
-                }
+                Ok(Ok(())) => Ok(Started { child: child(&tree), line: Arc::new(NoLine) }),
                 Ok(Err(error)) => Err(Fault::StartFailed(error.to_string())),
                 Err(_) => {
                     // What had begun is being stopped, and takes the time that its children have for that.
-                    let exit = Box::new((*ended(exited).await).clone());
+                    let exit = Box::new((*child(&tree).exited().await).clone());
                     Err(Fault::Late { what: format!("not ready within {:?}", order.timeout), exit })
                 }
             }
@@ -101,22 +101,37 @@ impl Start for Nested {
     }
 }
 
-fn exit_of(ending: &Ending) -> Exit {
-    match ending {
-        Ok(_) => Exit::orderly(),
-        Err(gave_up) => Exit::new(Status::Code(1)).with_failed(true).with_reason(Some(gave_up.to_string())),
+/// How a run ended, as its own supervisor sees it.
+fn exit_of(ending: &Ending, office: &Office) -> Exit {
+    match (office.left_behind(), ending) {
+        (Some(path), _) => beside(path),
+        (None, Ok(_)) => Exit::orderly(),
+        (None, Err(gave_up)) => {
+            Exit::new(Status::Code(1)).with_failed(true).with_reason(Some(gave_up.to_string()))
+        }
     }
+}
+
+/// The end of one that may not be started again.
+fn beside(left: &str) -> Exit {
+    let why = format!("{left} cannot be killed, and nobody may be started beside it");
+    Exit::new(Status::Code(DO_NOT_TRY_AGAIN)).with_reason(Some(why))
+}
+
+/// The present run of a supervisor, as a child.
+pub(crate) fn child(tree: &Tree) -> Arc<dyn Child> {
+    Arc::new(NestedChild { run: tree.run(), office: tree.office().clone() })
 }
 
 struct NestedChild {
     run: Run,
-    exited: Ended,
+    office: Arc<Office>,
 }
 
 impl Child for NestedChild {
     fn stop(&self, rung: Rung) {
         let command = || match rung {
-            Rung::Graceful | Rung::Term => Command::Stop,
+            Rung::Drain | Rung::Graceful | Rung::Term => Command::Stop,
             Rung::Kill => Command::Kill,
         };
         if self.run.commands.try_send(command()).is_err() {
@@ -131,7 +146,8 @@ impl Child for NestedChild {
     }
 
     fn exited(&self) -> BoxFuture<Arc<Exit>> {
-        Box::pin(ended(self.exited.clone()))
+        let (run, office) = (self.run.clone(), self.office.clone());
+        Box::pin(async move { Arc::new(exit_of(&run.ended().await, &office)) })
     }
 }
 

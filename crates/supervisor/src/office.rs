@@ -4,7 +4,7 @@
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use hatchery_actor::error::Error;
 use hatchery_actor::root::Root;
@@ -36,6 +36,7 @@ pub(crate) struct Office {
     pub(crate) overseer: Arc<Seat>,
     /// How many runs there have been.
     runs: AtomicU64,
+    left_behind: OnceLock<String>,
     /// Whether it is a child itself: its listed children keep their seats then, from one run to the next.
     pub(crate) nested: bool,
     members: Mutex<BTreeMap<String, Member>>,
@@ -74,7 +75,17 @@ impl Office {
     pub(crate) fn new(path: String, nested: bool) -> Arc<Office> {
         let overseer = overseer::seat(&path);
         let (news, runs, members) = (Arc::default(), AtomicU64::new(0), Mutex::default());
-        Arc::new(Office { path, news, overseer, runs, nested, members })
+        Arc::new(Office { path, news, overseer, runs, nested, members, left_behind: OnceLock::new() })
+    }
+
+    /// The child of this path lives on for ever, so that nobody may be started beside it.
+    pub(crate) fn leave_behind(&self, path: String) {
+        let _ = self.left_behind.set(path);
+    }
+
+    /// The child that could not be killed, if there is one.
+    pub(crate) fn left_behind(&self) -> Option<&str> {
+        self.left_behind.get().map(String::as_str)
     }
 
     /// The number of the run that begins now, from 1.

@@ -254,6 +254,7 @@ pub(crate) async fn sit(office: &Office, shared: Weak<Shared>, incarnation: u64)
         presence,
         settings: Arc::default(),
         heartbeat: hatchery_actor::heartbeat::Heartbeat::off(),
+        watchdog: None,
         args: None,
     };
     let overseer = Local::with("overseer", move || Overseer { shared: shared.clone() });

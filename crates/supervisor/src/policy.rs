@@ -28,9 +28,9 @@
 //! stopped before are revived, temporary ones are dropped. The one that died waits before its turn comes if it had
 //! hardly lived, each time longer.
 //!
-//! Where significant children are there to end with, one that ends by itself and is not started again is the end of all
-//! of them: every time, or when none of its kind is active any more. That is put off until all children have started
-//! that the supervisor begins with. Nobody's end is one of those that the supervisor, or somebody by a call, has wanted.
+//! With auto-shutdown, a significant child that ends by itself and is not started again ends the supervisor: each that does,
+//! or the last one that was active. That is put off until all children have started that the supervisor begins with. An
+//! end that the supervisor or a call has wanted is none of these.
 //!
 //! A dynamic supervisor keeps nothing that does not run: what the tables leave stopped is removed. At its end all its
 //! children are stopped at the same time.

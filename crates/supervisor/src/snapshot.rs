@@ -130,6 +130,7 @@ fn child(at: LookAt, used: Option<Usage>, tree: Option<Snapshot>) -> ChildSnapsh
     let pid = own_process(&at);
     // If it has ended since, what was read may be of nobody, or of another one.
     let used = used.filter(|_| pid.is_some());
+    let mailbox = at.child.as_ref().and_then(|child| child.mailbox());
     ChildSnapshot {
         name: at.info.name,
         path: at.info.path,
@@ -139,7 +140,7 @@ fn child(at: LookAt, used: Option<Usage>, tree: Option<Snapshot>) -> ChildSnapsh
         pid,
         incarnation: at.info.incarnation,
         uptime: at.ready.map(|ready| ready.elapsed()),
-        mailbox: None,
+        mailbox: mailbox.map(|mailbox| mailbox.depth + usize::from(mailbox.running.is_some())),
         memory: used.map(|used| used.memory),
         cpu: used.map(|used| used.cpu),
         last: at.info.last,

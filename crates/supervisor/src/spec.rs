@@ -4,7 +4,7 @@ use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hatchery_actor::child::{BoxFuture, Order, Shutdown, Start, Started};
+use hatchery_actor::child::{BoxFuture, Order, Shutdown, Start, Started, Stop};
 use hatchery_actor::error::Error;
 use hatchery_actor::fault::Fault;
 use hatchery_actor::handle::ActorRef;
@@ -29,10 +29,12 @@ pub struct ChildSpec<S> {
     start: Arc<S>,
     kind: Kind,
     shutdown: Shutdown,
+    stop: Stop,
     start_timeout: Duration,
     window: u32,
     settings: Settings,
     heartbeat: Heartbeat,
+    watchdog: Option<Duration>,
     args: Option<ArgsFrom>,
 }
 
@@ -43,10 +45,12 @@ impl<S: Start> ChildSpec<S> {
             start: Arc::new(start),
             kind: Kind::default(),
             shutdown: Shutdown::default(),
+            stop: Stop::default(),
             start_timeout: Duration::from_secs(30),
             window: WINDOW,
             settings: Settings::default(),
             heartbeat: Heartbeat::default(),
+            watchdog: None,
             args: None,
         }
     }
@@ -80,9 +84,17 @@ impl<S: Start> ChildSpec<S> {
         self
     }
 
-    /// How it is stopped; [`Shutdown::graceful`] with 5 s unless told otherwise.
+    /// How long it may take when it is stopped; [`Shutdown::graceful`] with 5 s unless told otherwise.
     pub fn shutdown(mut self, shutdown: Shutdown) -> Self {
         self.shutdown = shutdown;
+        self
+    }
+
+    /// How it leaves when it is asked to: by its supervisor, by the end of the program, or by `handle.stop()`. It
+    /// finishes its message and refuses the rest ([`Stop::Refuse`]) unless told otherwise. What has no mailbox, as a task,
+    /// has nothing to drain.
+    pub fn on_stop(mut self, stop: Stop) -> Self {
+        self.stop = stop;
         self
     }
 
@@ -118,6 +130,26 @@ impl<S: Start> ChildSpec<S> {
         self
     }
 
+    /// How long one of its handlers may run, or wait, before the actor is taken for hung and killed; nobody looks unless
+    /// this is said.
+    ///
+    /// Its exit says "no progress for 10s: one handler has run since", its callers get `is_crash()`, and its supervisor goes
+    /// on as after any crash. It is told with the heartbeat, so it may take two periods longer, and a watchdog has to be at
+    /// least as long. An actor that is idle, or that finishes handlers, is well, however long its mailbox is.
+    /// What is not looked at: its `start` and `stopped`, which have their own patience, its tasks, streams, and answers
+    /// that were put off. Spared is one that is suspended, paused, or traced; and time in which this process or the
+    /// worker was away is not counted, but for less than a period that falls between two answers.
+    ///
+    /// A handler that waits for another actor waits with it: watch over the one that may hang, or give the one who asks
+    /// more time. For callers alone, a deadline is better: it costs no incarnation.
+    ///
+    /// A local actor is cut off where it next awaits. One that blocks its thread cannot be, which the log says: then only
+    /// its process can be ended.
+    pub fn watchdog(mut self, limit: Duration) -> Self {
+        self.watchdog = Some(limit);
+        self
+    }
+
     /// Has its arguments made anew at each start, in place of those that it was given.
     #[doc(hidden)]
     pub fn args_from(mut self, args: impl Fn(&Tree) -> Result<Body, Error> + Send + Sync + 'static) -> Self {
@@ -133,11 +165,12 @@ impl<S: Start> ChildSpec<S> {
         ErasedSpec {
             start: self.start.clone(),
             kind: self.kind,
-            shutdown: self.shutdown,
+            shutdown: self.shutdown.by(self.stop),
             start_timeout: self.start_timeout,
             window: self.window,
             settings: Arc::new(self.settings.clone()),
             heartbeat: self.heartbeat,
+            watchdog: self.watchdog,
             args: self.args.clone(),
         }
     }
@@ -153,6 +186,7 @@ pub(crate) struct ErasedSpec {
     pub(crate) window: u32,
     pub(crate) settings: Arc<Settings>,
     pub(crate) heartbeat: Heartbeat,
+    pub(crate) watchdog: Option<Duration>,
     pub(crate) args: Option<ArgsFrom>,
 }
 
@@ -164,6 +198,10 @@ impl ErasedSpec {
             return Err(Fault::Refused(format!("a window of {window} requests: it has to be 1 to {WINDOW}")));
         }
         self.heartbeat.check()?;
+        self.shutdown.check()?;
+        if let Some(limit) = self.watchdog {
+            self.start.check_watchdog(limit, self.heartbeat)?;
+        }
         check_segment(self.start.name())?;
         self.start.check_settings(&self.settings)?;
         self.start.check()
@@ -176,7 +214,9 @@ pub(crate) trait Startable: Send + Sync {
     fn actor(&self) -> &'static str;
     fn check(&self) -> Result<(), Fault>;
     fn check_settings(&self, settings: &Settings) -> Result<(), Fault>;
+    fn check_watchdog(&self, limit: Duration, heartbeat: Heartbeat) -> Result<(), Fault>;
     fn start(&self, order: Order) -> BoxFuture<Result<Started, Fault>>;
+    fn gone_within(&self) -> Option<Duration>;
     /// [`Start::handle`], for whoever asks for it by its type.
     fn any_handle(&self, reference: ActorRef) -> Arc<dyn Any + Send + Sync>;
 }
@@ -194,8 +234,14 @@ impl<S: Start> Startable for S {
     fn check_settings(&self, settings: &Settings) -> Result<(), Fault> {
         Start::check_settings(self, settings)
     }
+    fn check_watchdog(&self, limit: Duration, heartbeat: Heartbeat) -> Result<(), Fault> {
+        Start::check_watchdog(self, limit, heartbeat)
+    }
     fn start(&self, order: Order) -> BoxFuture<Result<Started, Fault>> {
         Start::start(self, order)
+    }
+    fn gone_within(&self) -> Option<Duration> {
+        Start::gone_within(self)
     }
     fn any_handle(&self, reference: ActorRef) -> Arc<dyn Any + Send + Sync> {
         Arc::new(Start::handle(self, reference))

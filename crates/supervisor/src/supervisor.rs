@@ -20,17 +20,15 @@ use tokio::time::Instant;
 
 use crate::errors::{Refused, stopping};
 use crate::events::TreeEvent;
+use crate::nested;
 use crate::office::{self, Member, Office, Orderly, Runner, Shared};
 use crate::overseer;
 use crate::policy::{self, Action, Death, Ending, Event, Id, Intensity, Refusal, Rules, Standing, State};
 use crate::spec::ErasedSpec;
 use crate::tree::{ChildInfo, ChildState, Tree};
 
-/// How long what a start left may take to be gone: it has been killed by then.
-const GIVEN_UP: Duration = Duration::from_secs(10);
-
 /// A worker that ends with it shall not be started again, whatever its spec says.
-const DO_NOT_TRY_AGAIN: i32 = 125;
+pub(crate) const DO_NOT_TRY_AGAIN: i32 = 125;
 
 /// What handles ask for.
 pub(crate) enum Command {
@@ -68,9 +66,14 @@ pub(crate) struct LookAt {
 
 type Answer<T> = oneshot::Sender<Result<T, Refused>>;
 
+fn stopped_while_it_started() -> Fault {
+    Fault::Closed { why: "it was stopped while it started".to_owned() }
+}
+
 /// What tasks report.
 enum Report {
-    Start(Id, u64, Result<Started, Fault>),
+    /// Whether something is left of a start that failed, which cannot be killed.
+    Start(Id, u64, Result<Started, Fault>, bool),
     Exited(Id, u64, Arc<Exit>),
     /// What stands for the exit of one that does not end.
     Unkillable(Id, u64, Arc<Exit>),
@@ -330,7 +333,9 @@ impl Supervisor {
             tree.office().news.rise_to(self.office.news.clone());
         }
         let replaced = self.office.members().insert(name.to_owned(), member.clone());
-        drop(replaced);
+        if let Some(replaced) = replaced {
+            replaced.close("another child has its name now");
+        }
         if let Ok(root) = Root::current() {
             root.directory().enter(&member.seat);
         }
@@ -408,7 +413,7 @@ impl Supervisor {
 
     fn report(&mut self, report: Report) {
         match report {
-            Report::Start(id, incarnation, result) => {
+            Report::Start(id, incarnation, result, unkillable) => {
                 let entry = self.entries.get_mut(&id).filter(|entry| entry.incarnation == incarnation);
                 let Some(entry) = entry else { return };
                 entry.starting = false;
@@ -419,9 +424,15 @@ impl Supervisor {
                         tracing::warn!(child = entry.seat().path(), incarnation, %fault, "start failed");
                         let (path, why) = (entry.path(), fault.to_string());
                         self.office.news.tell(|| TreeEvent::StartFailed { path, incarnation, why });
-                        let death = death_of_start(&fault);
+                        let death = if unkillable { Death::GiveUp } else { death_of_start(&fault) };
                         entry.last = Some(fault);
-                        self.gone(id, Event::StartFailed(id, death), Ok(()));
+                        let outcome = if unkillable {
+                            self.unkillable(id, incarnation);
+                            Err(Fault::Refused(LEFT.to_owned()))
+                        } else {
+                            Ok(())
+                        };
+                        self.gone(id, Event::StartFailed(id, death), outcome);
                     }
                 }
             }
@@ -431,10 +442,7 @@ impl Supervisor {
             }
             Report::Unkillable(id, incarnation, exit) => {
                 let why = Fault::Refused(exit.reason().unwrap_or_default().to_owned());
-                if let Some(entry) = self.entries.get(&id).filter(|entry| entry.incarnation == incarnation) {
-                    let pid = entry.child.as_ref().and_then(|child| own_process(&**child));
-                    self.tell(|| TreeEvent::Unkillable { path: entry.path(), incarnation, pid });
-                }
+                self.unkillable(id, incarnation);
                 // Nobody is started beside it.
                 self.ended(id, incarnation, &exit, Death::GiveUp, Err(why));
             }
@@ -453,9 +461,24 @@ impl Supervisor {
         }
         entry.child = None;
         entry.ready = None;
-        entry.last = Some(Fault::Ended { exit: Box::new(exit.clone()), maybe_executed: false });
+        entry.last = Some(match outcome {
+            // Somebody still waits for its start.
+            Ok(()) if entry.reply.is_some() => stopped_while_it_started(),
+            _ => Fault::Ended { exit: Box::new(exit.clone()), maybe_executed: false },
+        });
         let answered = entry.seat().has_answered(incarnation);
         self.gone(id, Event::Exited { id, death, answered }, outcome);
+    }
+
+    /// One lives on, whatever was done to end it: nobody may be started beside it, in a later run neither.
+    fn unkillable(&self, id: Id, incarnation: u64) {
+        let Some(entry) = self.entries.get(&id).filter(|entry| entry.incarnation == incarnation) else {
+            return;
+        };
+        let pid = entry.child.as_ref().and_then(|child| own_process(&**child));
+        tracing::error!(child = entry.seat().path(), incarnation, "unkillable");
+        self.tell(|| TreeEvent::Unkillable { path: entry.path(), incarnation, pid });
+        self.office.leave_behind(entry.path());
     }
 
     /// An incarnation, or its start, has ended; those who wanted that are told.
@@ -475,7 +498,10 @@ impl Supervisor {
         entry.seat().occupy(incarnation, child.clone(), line);
         let (path, pid) = (entry.path(), own_process(&*child));
         self.office.news.tell(|| TreeEvent::Started { path, incarnation, pid });
-        if let Some(reply) = entry.reply.take() {
+        // One that was stopped meanwhile has failed to start, however late that came, and is told so when it is gone. (At the
+        // end of everything it makes no difference.)
+        let failed = entry.stopping && self.state.as_ref().is_some_and(State::is_open);
+        if let Some(reply) = entry.reply.take_if(|_| !failed) {
             // Nobody waits if the asking future was dropped; the child stays.
             let _ = reply.send(Ok(entry.seat().clone()));
         }
@@ -601,6 +627,7 @@ impl Supervisor {
             presence,
             settings: entry.spec.settings.clone(),
             heartbeat: entry.spec.heartbeat,
+            watchdog: entry.spec.watchdog,
             args: None,
         };
         let (start, args) = (entry.spec.start.clone(), entry.spec.args.clone());
@@ -617,6 +644,7 @@ impl Supervisor {
         };
         let reports = self.reports.clone();
         let (give_up, given_up) = oneshot::channel::<()>();
+        let gone_within = entry.spec.start.gone_within();
         tokio::spawn(async move {
             let result = tokio::select! {
                 biased;
@@ -625,12 +653,16 @@ impl Supervisor {
                     result.unwrap_or_else(|panic| Err(Fault::StartFailed(panic.to_string())))
                 }
                 // Dropping the start ends what it began.
-                _ = given_up => Err(Fault::Closed { why: "it was stopped while it started".to_owned() }),
+                _ = given_up => Err(stopped_while_it_started()),
             };
-            if result.is_err() && tokio::time::timeout(GIVEN_UP, absence.wait()).await.is_err() {
-                tracing::error!(incarnation, "what was started and given up is still there, and unkillable");
+            let mut unkillable = false;
+            if result.is_err() {
+                match gone_within {
+                    None => absence.wait().await,
+                    Some(time) => unkillable = tokio::time::timeout(time, absence.wait()).await.is_err(),
+                }
             }
-            let _ = reports.send(Report::Start(id, incarnation, result)).await;
+            let _ = reports.send(Report::Start(id, incarnation, result, unkillable)).await;
         });
         entry.starting = true;
         entry.give_up = Some(give_up);
@@ -640,19 +672,23 @@ impl Supervisor {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         entry.stopping = true;
         let (reports, incarnation) = (self.reports.clone(), entry.incarnation);
+        let shutdown = if self.kill { Shutdown::kill() } else { entry.spec.shutdown };
         if let Some(child) = entry.child.clone() {
-            let shutdown = if self.kill { Shutdown::kill() } else { entry.spec.shutdown };
             let seat = entry.seat().clone();
             tokio::spawn(async move {
                 // Its end is reported by the task that waits for it, unless it does not end.
                 if let Err(error) = child::stop(&*child, shutdown).await {
-                    tracing::error!(child = seat.path(), %error, "unkillable");
                     let exit = Exit::new(Status::Unknown).with_reason(Some(error.to_string()));
                     // It will not say so itself: those who wait for its answers wait no longer.
                     seat.ended(incarnation, &exit);
                     let _ = reports.send(Report::Unkillable(id, incarnation, Arc::new(exit))).await;
                 }
             });
+        }
+        if let Some(tree) = entry.member.tree().filter(|_| entry.starting) {
+            // What it has begun is asked to leave, and, if it takes too long, killed.
+            let run = nested::child(tree);
+            tokio::spawn(async move { drop(child::stop(&*run, shutdown).await) });
         }
         // If it is still starting, it ends as a start that failed, or becomes ready all the same and is stopped then.
         entry.give_up = None;
@@ -697,6 +733,10 @@ impl Supervisor {
         }
     }
 }
+
+/// What is told of a start that was given up, and of which something is left.
+const LEFT: &str =
+    "what it had started is still there 10 s after it was killed: the kernel does not let it go";
 
 /// The process of a child, if that is another one than this.
 fn own_process(child: &dyn Child) -> Option<u32> {

@@ -127,8 +127,8 @@ impl Tree {
         outcome.map(drop).map_err(|refused| self.child_error("restart", name, refused))
     }
 
-    /// Stops a child, and resolves when it is gone. Its spec is kept, unless it is [`Restart::Temporary`] or was being
-    /// started for the first time. Fine for one that is stopped already; one that is being restarted is not started
+    /// Stops a child, and resolves when it is gone. Its spec is kept, unless it is [`Restart::Temporary`], was being
+    /// started for the first time, or has a [dynamic](Supervisor::dynamic) supervisor. Fine for one that is stopped already; one that is being restarted is not started
     /// again.
     ///
     /// # Errors
@@ -275,7 +275,7 @@ impl Tree {
         Count { specs, active, supervisors, workers: specs - supervisors }
     }
 
-    /// Stops all children, newest first, and then itself; resolves when all are gone. May be asked again.
+    /// Stops all children, newest first, or all at the same time if it is [dynamic](Supervisor::dynamic), and then itself; resolves when all are gone. May be asked again.
     ///
     /// # Errors
     /// It had given up before: a child ended more often than the intensity allows.

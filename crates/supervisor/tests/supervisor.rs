@@ -32,6 +32,8 @@ use tokio::time::{Instant, sleep};
 mod beginning;
 #[path = "supervisor/dynamic.rs"]
 mod dynamic;
+#[path = "supervisor/nested.rs"]
+mod nested;
 #[path = "supervisor/otp.rs"]
 mod otp;
 
@@ -45,6 +47,8 @@ enum Begin {
     Fails,
     Panics,
     Hangs,
+    /// The same, and something of it stays for ever.
+    Haunts,
     /// It completes when the world gives the cue.
     OnCue,
 }
@@ -203,7 +207,7 @@ impl Start for Fake {
         };
         let (world, name, manners) = (self.world.clone(), self.name.clone(), self.manners);
         Box::pin(async move {
-            let Order { seat, incarnation, timeout, .. } = order;
+            let Order { seat, incarnation, timeout, presence, .. } = order;
             world.say(format!("start {name} {incarnation}"));
             match begin {
                 Begin::Well => {}
@@ -215,6 +219,10 @@ impl Start for Fake {
                 Begin::Fails => return Err(Fault::StartFailed("no luck".to_owned())),
                 Begin::Panics => panic!("no luck at all"),
                 Begin::Hangs => std::future::pending().await,
+                Begin::Haunts => {
+                    std::mem::forget(presence);
+                    std::future::pending().await
+                }
                 Begin::OnCue => world.cue.notified().await,
             }
             let exit = watch::Sender::new(None);
@@ -1250,6 +1258,42 @@ async fn a_first_start_that_is_terminated_has_failed_and_its_name_is_free() {
     assert!(error.to_string().contains("stopped while it started"), "{error}");
     assert_eq!(tree.children().await, []);
     tree.start_child(world.child("a")).await.unwrap();
+}
+
+/// The start completes when the call has come already, but nobody has heard of either: the call was first.
+#[tokio::test(start_paused = true)]
+async fn a_start_that_is_terminated_has_failed_also_if_it_completes_all_the_same() {
+    let world = World::new();
+    let tree = world.tree(&[]).await;
+    let start = tree.start_child(ChildSpec::new(world.fake("a").script(&[Begin::OnCue, Begin::Well])));
+    let mut start = std::pin::pin!(start);
+    assert!(std::future::poll_fn(|task| Poll::Ready(start.as_mut().poll(task).is_pending())).await);
+    settle().await;
+    // First the supervisor gets the order, then the start its cue, and then both of them run.
+    let mut terminate = std::pin::pin!(tree.terminate_child("a"));
+    assert!(std::future::poll_fn(|task| Poll::Ready(terminate.as_mut().poll(task).is_pending())).await);
+    world.cue.notify_one();
+    terminate.await.unwrap();
+    let error = start.await.unwrap_err();
+    assert!(error.to_string().contains("stopped while it started"), "{error}");
+    assert_eq!(world.events(), ["start a 1", "ready a 1", "Graceful a", "end a 1"]);
+    assert_eq!(tree.children().await, []);
+
+    // The same of one that is started by hand: that is told so, too, but its spec is kept.
+    let script = [Begin::Well, Begin::OnCue, Begin::Well];
+    let a = tree.start_child(ChildSpec::new(world.fake("a").script(&script))).await.unwrap();
+    tree.terminate_child("a").await.unwrap();
+    let mut restart = std::pin::pin!(tree.restart_child("a"));
+    assert!(std::future::poll_fn(|task| Poll::Ready(restart.as_mut().poll(task).is_pending())).await);
+    settle().await;
+    let mut terminate = std::pin::pin!(tree.terminate_child("a"));
+    assert!(std::future::poll_fn(|task| Poll::Ready(terminate.as_mut().poll(task).is_pending())).await);
+    world.cue.notify_one();
+    terminate.await.unwrap();
+    let error = restart.await.unwrap_err();
+    assert!(error.to_string().contains("stopped while it started"), "{error}");
+    tree.restart_child("a").await.unwrap();
+    assert_eq!(a.who().await.unwrap(), 3);
 }
 
 #[tokio::test(start_paused = true)]

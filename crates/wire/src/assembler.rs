@@ -443,7 +443,7 @@ mod tests {
     }
 
     fn any_envelope() -> impl Strategy<Value = Envelope> {
-        let kind = (0u8..10).prop_map(|byte| Kind::try_from(byte).unwrap());
+        let kind = (0u8..15).prop_map(|byte| Kind::try_from(byte).unwrap());
         let len = prop_oneof![4 => 0usize..100, 1 => 0usize..50_000, 1 => 7_900usize..8_200];
         let bytes = |max| prop::collection::vec(any::<u8>(), 0..max).prop_map(Bytes::from);
         let deadline = any::<Option<u64>>().prop_map(|micros| micros.map(Duration::from_micros));

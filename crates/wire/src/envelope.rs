@@ -52,6 +52,8 @@ pub enum Kind {
     Unbind = 12,
     /// Looks for a circle of those who wait for one another, along this request; what it has found is the chain.
     Probe = 13,
+    /// Behind all requests to `target`: it shall handle what has arrived by now, and then stop.
+    Drain = 14,
 }
 
 impl Kind {
@@ -91,6 +93,7 @@ impl TryFrom<u8> for Kind {
             11 => Kind::Bind,
             12 => Kind::Unbind,
             13 => Kind::Probe,
+            14 => Kind::Drain,
             unknown => return Err(WireError::UnknownKind(unknown)),
         })
     }
@@ -387,7 +390,7 @@ mod tests {
         for byte in 0..=13 {
             assert_eq!(Kind::try_from(byte).unwrap() as u8, byte);
         }
-        assert_eq!(Kind::try_from(14), Err(WireError::UnknownKind(14)));
+        assert_eq!(Kind::try_from(15), Err(WireError::UnknownKind(15)));
     }
 
     #[test]
