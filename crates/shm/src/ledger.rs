@@ -180,8 +180,8 @@ impl Ledger {
     /// Says that the pool is about to sleep, and wants to be woken; and whether it may: `false` if something has happened
     /// since it drained, or if a lane cannot be believed. Then it drains again, which says which.
     ///
-    /// The worker is told by its next [`Bell::Ring`] and wakes the pool once for each lane. To be woken although
-    /// nothing is there happens, and costs nothing but the time.
+    /// The worker is told by its next [`Bell::Ring`](crate::Bell::Ring) and wakes the pool once for each lane. To be woken
+    /// although nothing is there happens, and costs nothing but the time.
     ///
     /// # Cancel safety
     ///

@@ -350,9 +350,9 @@ fn no_result_is_torn_twice_or_missing() {
 
 #[test]
 fn a_death_at_any_step_loses_one_task_at_most() {
-    for steps in 0..10 {
-        Run { steps, ..Run::new(Mistake::None) }.check(looks);
-        Run { steps, ring: 16, ..Run::new(Mistake::None) }.check(looks);
+    for steps in 0..12 {
+        Run { steps, tasks: 3, ..Run::new(Mistake::None) }.check(looks);
+        Run { steps, tasks: 3, ring: 16, ..Run::new(Mistake::None) }.check(looks);
     }
 }
 
