@@ -151,11 +151,17 @@ impl<W: Words> Writer<W> {
         Writer { words, place, known, tail }
     }
 
+    /// The memory, for the model: a worker can die between two steps that are none of the memory's.
+    #[cfg(all(test, model))]
+    pub(crate) fn words(&self) -> &W {
+        &self.words
+    }
+
     #[inline]
     pub(crate) fn begin(&mut self, task: u32) -> Result<(), Closed> {
         assert!(self.known.running().is_none(), "a task runs in this lane: finish it first");
         // Nothing is there that was not there before, so nobody has to be woken.
-        self.change(|known| (known.moved(known.head(), Some(task)), Bell::Quiet)).map(drop)
+        self.advance(self.known.head(), Some(task), |_, _, _| false).map(drop)
     }
 
     #[inline]
@@ -173,56 +179,56 @@ impl<W: Words> Writer<W> {
             word[..bytes.len()].copy_from_slice(bytes);
             self.words.store(self.place.at(advanced(head, at)), u64::from_le_bytes(word), Relaxed);
         }
-        Ok(self.advance(advanced(head, words), next)?)
+        Ok(self.advance(advanced(head, words), next, Writer::wakes)?)
     }
 
     #[inline]
     pub(crate) fn finish_elsewhere(&mut self, next: Option<u32>) -> Result<Bell, Closed> {
         assert!(self.known.running().is_some(), "no task runs in this lane: begin one first");
-        self.advance(self.known.head(), next)
+        self.advance(self.known.head(), next, Writer::wakes)
     }
 
     /// Whether so many words fit behind that position, by what is known of the reader, or by asking it.
     #[inline]
     fn has_room(&mut self, head: u32, words: u32) -> bool {
-        let fits = |tail| {
-            // More than all: somebody else has written there. Then there is no room, ever.
-            let used = distance(head, tail);
-            self.place.ring_words().checked_sub(used).is_some_and(|free| words <= free)
-        };
-        if fits(self.tail) {
-            return true;
-        }
+        let ring = self.place.ring_words();
+        // More than all is used: somebody else has written there. Then there is no room, ever.
+        let fits = |used| ring.checked_sub(used).is_some_and(|free| words <= free);
+        fits(distance(head, self.tail)) || fits(self.look(head))
+    }
+
+    /// How many words the reader has not read yet.
+    fn look(&mut self, head: u32) -> u32 {
         // Acquire: what is written from now on may not come before the reader has read what it writes over.
-        let tail = self.words.load(self.place.tail, Acquire) as u32;
-        let fits = fits(tail);
-        self.tail = tail;
-        fits
+        self.tail = self.words.load(self.place.tail, Acquire) as u32;
+        distance(head, self.tail)
     }
 
-    /// Moves the cursor over what was written, from one task to the next.
+    /// Whether the reader wants to be woken, now that the results reach that far and that task is the next one.
     #[inline]
-    fn advance(&mut self, head: u32, next: Option<u32>) -> Result<Bell, Closed> {
-        // Half full by what is known, which may be less true than it was; a ring too many is no harm.
-        let half = distance(head, self.tail) > self.place.ring_words() / 2;
-        self.change(|known| {
-            let moved = known.moved(head, next);
-            if known.wakes_each() || known.wakes_idle() && (half || next.is_none()) {
-                (moved.woken(), Bell::Ring)
-            } else {
-                (moved, Bell::Quiet)
-            }
-        })
+    fn wakes(&mut self, head: u32, next: Option<u32>) -> bool {
+        let half = self.place.ring_words() / 2;
+        self.known.wakes_each()
+            || self.known.wakes_idle()
+                && (next.is_none() || (distance(head, self.tail) > half && self.look(head) > half))
     }
 
-    /// Changes the cursor, unless it is closed. A change that the pool made meanwhile is taken into account.
+    /// Moves the cursor over what was written, and to that task, unless the lane is closed. What the pool changed
+    /// meanwhile is taken into account.
     #[inline]
-    fn change(&mut self, to: impl Fn(Packed) -> (Packed, Bell)) -> Result<Bell, Closed> {
+    fn advance(
+        &mut self,
+        head: u32,
+        next: Option<u32>,
+        wakes: impl Fn(&mut Writer<W>, u32, Option<u32>) -> bool,
+    ) -> Result<Bell, Closed> {
         loop {
             if self.known.closed() {
                 return Err(Closed);
             }
-            let (new, bell) = to(self.known);
+            let moved = self.known.moved(head, next);
+            let (new, bell) =
+                if wakes(self, head, next) { (moved.woken(), Bell::Ring) } else { (moved, Bell::Quiet) };
             // Release: the reader that sees this sees all that was written before.
             match self.words.compare_exchange(self.place.cursor, self.known.0, new.0, Release) {
                 Ok(()) => {

@@ -110,8 +110,8 @@ impl Ledger {
     ///
     /// # Errors
     ///
-    /// What is there was written by no worker in its right mind. What came before it was taken; what the other lanes
-    /// have is taken, too, by calling it again, which gives the same error again at last.
+    /// What is there was written by no worker in its right mind. What came before it was taken, and what the other lanes
+    /// have, too.
     pub fn drain(&mut self, mut visit: impl FnMut(Record<'_>)) -> Result<usize, LedgerError> {
         let (mut count, mut wrong) = (0, None);
         for lane in &mut self.lanes {
@@ -177,11 +177,11 @@ impl Ledger {
         self.lanes[lane as usize].close()
     }
 
-    /// Says that the pool is about to sleep, and wants to be woken; and whether it may: `false` if something has come
-    /// since it drained, or if a lane cannot be believed, which `drain` says.
+    /// Says that the pool is about to sleep, and wants to be woken; and whether it may: `false` if something has happened
+    /// since it drained, or if a lane cannot be believed. Then it drains again, which says which.
     ///
-    /// The worker is told by its next [`Bell::Ring`] and wakes the pool once for each lane. To be woken although
-    /// nothing is there happens, and costs nothing but the time.
+    /// The worker is told by its next [`Bell::Ring`](crate::Bell::Ring) and wakes the pool once for each lane. To be woken
+    /// although nothing is there happens, and costs nothing but the time.
     ///
     /// # Cancel safety
     ///
@@ -270,8 +270,6 @@ impl<W: Words> Reader<W> {
         if let Some(wrong) = self.wrong {
             return Err(wrong);
         }
-        // As often as an honest worker can be in the way: it clears the wish to be woken with its next step, and does
-        // no other step that leaves the same task running.
         let seen = Packed(self.words.load(self.place.cursor, Acquire));
         if self.closed || seen.running() != running {
             return Ok(false);
@@ -284,6 +282,7 @@ impl<W: Words> Reader<W> {
             }
             // It has moved on. An idle lane may be idle again: with another result, or with a task in between.
             Err(now) if running.is_none() || Packed(now).running() != running => Ok(false),
+            // No step of a worker leaves the same task running.
             Err(_) => Err(self.doubt(LedgerError::Cursor { lane: self.lane })),
         }
     }

@@ -30,9 +30,9 @@ pub struct Shape {
 
 impl Shape {
     /// Lanes that a ledger can have.
-    pub const MAX_LANES: u32 = 4096;
-    /// Bytes that the ring of a lane can have: 16 MiB.
-    pub const MAX_RING: u32 = 1 << 24;
+    pub const MAX_LANES: u32 = 1024;
+    /// Bytes that the ring of a lane can have: 1 MiB. What is larger is no slower in a socket.
+    pub const MAX_RING: u32 = 1 << 20;
 
     /// That many lanes, one for each task that can run at the same time, and that many bytes for the results of each
     /// lane, rounded up to a power of two.
