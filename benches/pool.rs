@@ -10,6 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use hatchery::TaskError;
 use hatchery::prelude::*;
 
 #[hatchery::task]
@@ -58,10 +59,10 @@ fn main() {
 }
 
 /// The median of so many.
-async fn timed<F: Future<Output = hatchery::Result<()>>>(
+async fn timed<T, F: Future<Output = Result<T, TaskError>>>(
     times: usize,
     mut what: impl FnMut() -> F,
-) -> hatchery::Result<Duration> {
+) -> Result<Duration, TaskError> {
     let mut taken = Vec::new();
     for _ in 0..times {
         let begun = Instant::now();
@@ -84,15 +85,15 @@ async fn figures() -> hatchery::Result<()> {
     let pool = &pool;
     pool.map(square, 0..1_000).await?;
 
-    let map = timed(9, || async { Ok(drop(pool.map(square, 0..many).await?)) }).await?;
-    let chunks = timed(9, || async { Ok(drop(pool.map(square, 0..many).chunk_size(4096).await?)) }).await?;
-    let single = timed(9, || async { Ok(drop(pool.map(square, 0..alone).chunk_size(1).await?)) }).await?;
-    let one = timed(300, || async { Ok(drop(pool.submit(square, 7).await?)) }).await?;
+    let map = timed(9, || async { pool.map(square, 0..many).await }).await?;
+    let chunks = timed(9, || async { pool.map(square, 0..many).chunk_size(4096).await }).await?;
+    let single = timed(9, || async { pool.map(square, 0..alone).chunk_size(1).await }).await?;
+    let one = timed(300, || async { pool.submit(square, 7).await }).await?;
     let mib = vec![7_u8; 1 << 20];
-    let one_mib = timed(30, || async { Ok(drop(pool.submit(same, mib.clone()).await?)) }).await?;
+    let one_mib = timed(30, || async { pool.submit(same, mib.clone()).await }).await?;
     let large = vec![7_u8; 64 << 20];
-    let many_mib = timed(3, || async { Ok(drop(pool.submit(same, large.clone()).await?)) }).await?;
-    let busy = timed(3, || async { Ok(drop(pool.map(spin_10_ms, 0..40).await?)) }).await?;
+    let many_mib = timed(3, || async { pool.submit(same, large.clone()).await }).await?;
+    let busy = timed(3, || async { pool.map(spin_10_ms, 0..40).await }).await?;
 
     let by_hand = by_hand(many, 4096)?;
     let by_hand_alone = by_hand_alone(alone)?;
