@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
+use hatchery::TreeEvent;
 use hatchery::prelude::*;
 use hatchery_tests::{becomes_true, ends, runs};
 
@@ -148,4 +149,29 @@ async fn a_detached_job_runs_to_its_end() {
     pool.submit(begins, (dir.path().to_owned(), "ok".to_owned())).detach();
     becomes_true("it has run", || begun(&dir) == 1).await;
     over(pool).await;
+}
+
+#[hatchery::test]
+async fn a_pool_in_a_tree_is_started_again_and_its_handle_reaches_the_next_one() {
+    let pool = Pool::builder().workers(2).spec("pool");
+    let tree = Supervisor::new(Strategy::OneForOne).name("works").child(pool).start();
+    let tree = ends("start", tree).await.unwrap();
+    let pool = tree.get::<Pool>("pool").unwrap();
+    assert_eq!(pool.path(), "/works/pool");
+    assert_eq!(ends("map", pool.map(square, 1..4).into_future()).await.unwrap(), [1, 4, 9]);
+
+    // It ends, and its parent does not leave it at that.
+    let mut events = tree.events();
+    let busy = pool.submit(hangs, ());
+    becomes_true("it runs", || pool.stats().given == 1).await;
+    let before = workers();
+    ends("terminate", pool.terminate()).await.unwrap();
+    assert!(ends("its job", busy).await.unwrap_err().is_closed());
+    let again = |event: &TreeEvent| matches!(event, TreeEvent::Started { path, incarnation: 2, .. } if path == "/works/pool");
+    while !again(&ends("event", events.next()).await.unwrap()) {}
+    assert_eq!(ends("map", pool.map(square, 1..4).into_future()).await.unwrap(), [1, 4, 9]);
+    assert!(!before.iter().any(|worker| runs(*worker)));
+    ends("stop", tree.stop()).await.unwrap();
+    assert!(ends("refused", pool.submit(square, 1)).await.unwrap_err().is_closed());
+    assert!(workers().is_empty());
 }

@@ -769,6 +769,13 @@ impl Plan {
         self.calls.extend(0..self.places.len());
     }
 
+    /// It begins anew, after its end.
+    pub(crate) fn begin_again(&mut self) {
+        self.over = None;
+        self.closed = false;
+        self.places.iter_mut().for_each(|place| place.gone = false);
+    }
+
     /// Why nothing runs any more, if that is so.
     pub(crate) fn over(&self) -> Option<&TaskFault> {
         self.over.as_ref()

@@ -1,22 +1,24 @@
 //! A pool, and how it starts.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hatchery_actor::child::Shutdown;
+use hatchery_actor::child::{BoxFuture, Order, Rung, Shutdown, Start, Started, Supervised};
 use hatchery_actor::error::Result;
 use hatchery_actor::fault::Fault;
-use hatchery_actor::handle::AnyHandle;
+use hatchery_actor::handle::{ActorRef, AnyHandle};
 use hatchery_actor::settings;
 use hatchery_actor::settings::Settings;
 use hatchery_actor::task_handle::TaskFault;
 use hatchery_process::task::Runs;
 use hatchery_supervisor::builder::Supervisor;
 use hatchery_supervisor::errors::StartError;
+use hatchery_supervisor::nested::Nested;
 use hatchery_supervisor::policy::CountDeaths;
 use hatchery_supervisor::spec::ChildSpec;
 use hatchery_supervisor::tree::Tree;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::job::Job;
@@ -156,25 +158,72 @@ impl PoolBuilder {
     /// # Cancel safety
     /// Dropped early, it stops what it has started, in the background.
     pub async fn start(self) -> std::result::Result<Pool, StartError> {
-        let workers = self
-            .workers
-            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
-        let workers = workers.max(1);
-        let (max, within) = self
-            .intensity
-            .unwrap_or_else(|| (u32::try_from(2 * workers + 4).unwrap_or(u32::MAX), Duration::from_secs(60)));
-        let supervisor = Supervisor::dynamic().count_deaths(CountDeaths::Early).intensity(max, within);
+        let supervisor = self.supervisor();
         let supervisor = match &self.name {
             Some(name) => supervisor.name(name.clone()),
             None => supervisor,
         };
-        let rules = Rules { prefetch: self.prefetch, max_tasks: self.max_tasks };
-        let shared = Shared::new(rules, workers);
+        let shared = self.shared();
         let tree = supervisor.start().await?;
         shared.set_path(tree.path());
-        let starts: Vec<_> = (0..workers)
+        if let Err(error) = self.begin(&tree, &shared).await {
+            let _ = tree.stop().await;
+            return Err(error);
+        }
+        Ok(Pool { inner: Arc::new(Inner { shared, tree }) })
+    }
+
+    /// Makes it a child of a supervisor, under this name; the child's handle is the [`Pool`].
+    ///
+    /// It starts when its workers have started, and is stopped when they have stopped. When it gives up, its jobs end with an
+    /// error, and its parent starts it again or gives up in turn; the handle reaches its successor. What its workers may
+    /// have is said here, not on the [`ChildSpec`].
+    ///
+    /// ```
+    /// use hatchery::prelude::*;
+    ///
+    /// #[hatchery::task]
+    /// fn square(x: u64) -> u64 { x * x }
+    ///
+    /// #[hatchery::main]
+    /// async fn main() -> hatchery::Result<()> {
+    ///     let tree = Supervisor::new(Strategy::OneForOne).name("shop")
+    ///         .child(Pool::builder().workers(2).spec("pool"))
+    ///         .start().await?;
+    ///     let pool = tree.get::<Pool>("pool")?;
+    ///     assert_eq!(pool.map(square, 1..4).await?, [1, 4, 9]);
+    ///     tree.stop().await
+    /// }
+    /// ```
+    pub fn spec(self, name: impl Into<String>) -> ChildSpec<PoolChild> {
+        let child = PoolChild::new(name.into(), self);
+        ChildSpec::new(child).shutdown(Shutdown::infinity()).start_timeout(Duration::MAX)
+    }
+
+    fn count(&self) -> usize {
+        let processors = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        self.workers.unwrap_or_else(processors).max(1)
+    }
+
+    fn supervisor(&self) -> Supervisor {
+        let usual = || (u32::try_from(2 * self.count() + 4).unwrap_or(u32::MAX), Duration::from_secs(60));
+        let (max, within) = self.intensity.unwrap_or_else(usual);
+        Supervisor::dynamic().count_deaths(CountDeaths::Early).intensity(max, within)
+    }
+
+    fn shared(&self) -> Arc<Shared> {
+        Shared::new(Rules { prefetch: self.prefetch, max_tasks: self.max_tasks }, self.count())
+    }
+
+    /// Starts the workers, all at once, and those who look after them.
+    async fn begin(
+        &self,
+        tree: &Tree,
+        shared: &Arc<Shared>,
+    ) -> std::result::Result<Vec<JoinHandle<()>>, StartError> {
+        let starts: Vec<_> = (0..self.count())
             .map(|index| {
-                let (tree, spec) = (tree.clone(), self.spec(index, &shared));
+                let (tree, spec) = (tree.clone(), self.worker(index, shared));
                 tokio::spawn(async move { tree.start_child(spec?).await })
             })
             .collect();
@@ -184,22 +233,22 @@ impl PoolBuilder {
             match start.await {
                 Ok(Ok(worker)) => seats.push(worker.actor_ref().seat().clone()),
                 Ok(Err(error)) => failed = failed.or(Some(error)),
-                // It panicked, or the runtime ends; there is nothing to tell.
-                Err(_) => {}
+                // It panicked, or the runtime ends.
+                Err(error) => {
+                    let fault = Fault::StartFailed(error.to_string());
+                    failed = failed.or(Some(StartError::refused("a worker".to_owned(), fault)));
+                }
             }
         }
         if let Some(error) = failed {
-            let _ = tree.stop().await;
             return Err(error);
         }
-        for (index, seat) in seats.into_iter().enumerate() {
-            tokio::spawn(keeper::keep(shared.clone(), index, seat));
-        }
-        Ok(Pool { inner: Arc::new(Inner { shared, tree }) })
+        let keep = |(index, seat)| tokio::spawn(keeper::keep(shared.clone(), index, seat));
+        Ok(seats.into_iter().enumerate().map(keep).collect())
     }
 
     /// The worker of this number.
-    fn spec(&self, index: usize, shared: &Arc<Shared>) -> std::result::Result<ChildSpec<Post>, StartError> {
+    fn worker(&self, index: usize, shared: &Arc<Shared>) -> std::result::Result<ChildSpec<Post>, StartError> {
         let prepared = |once: &Option<Prepared>| once.clone().transpose();
         let once = prepared(&self.initializer).and_then(|first| Ok((first, prepared(&self.finaliser)?)));
         let (first, last) = once.map_err(|fault| StartError::refused(format!("worker-{index}"), fault))?;
@@ -209,6 +258,100 @@ impl PoolBuilder {
             spec = spec.start_timeout(timeout);
         }
         Ok(spec)
+    }
+}
+
+/// What starts a pool as a child of a supervisor. See [`PoolBuilder::spec`].
+pub struct PoolChild {
+    name: String,
+    builder: Arc<PoolBuilder>,
+    nested: Nested,
+    shared: Arc<Shared>,
+    /// Those who look after the workers of the latest incarnation.
+    keepers: Arc<Mutex<Vec<JoinHandle<()>>>>,
+}
+
+/// What seats of pools say in place of an actor's name.
+const POOL: &str = "hatchery::Pool";
+
+impl PoolChild {
+    fn new(name: String, builder: PoolBuilder) -> PoolChild {
+        let (nested, shared) = (Nested::new(name.clone(), builder.supervisor()), builder.shared());
+        PoolChild { name, builder: Arc::new(builder), nested, shared, keepers: Arc::default() }
+    }
+}
+
+impl Supervised for Pool {
+    type Handle = Pool;
+
+    fn kind() -> &'static str {
+        POOL
+    }
+}
+
+impl Start for PoolChild {
+    type Handle = Pool;
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn actor(&self) -> &'static str {
+        POOL
+    }
+
+    fn check(&self) -> std::result::Result<(), Fault> {
+        if self.builder.name.is_some() {
+            return Err(Fault::Refused(
+                "a pool that is a child has the name of its spec: leave out `PoolBuilder::name`".to_owned(),
+            ));
+        }
+        let once = [&self.builder.initializer, &self.builder.finaliser].into_iter().flatten();
+        once.cloned().try_for_each(|once| once.map(drop))?;
+        self.nested.check()
+    }
+
+    fn check_settings(&self, settings: &Settings) -> std::result::Result<(), Fault> {
+        if *settings == Settings::default() {
+            return Ok(());
+        }
+        Err(Fault::Refused(
+            "an environment, a directory and limits belong to the workers of a pool: write them on its builder, before \
+             `spec`"
+                .to_owned(),
+        ))
+    }
+
+    fn handle(&self, reference: ActorRef) -> Pool {
+        let tree = self.nested.handle(reference);
+        Pool { inner: Arc::new(Inner { shared: self.shared.clone(), tree }) }
+    }
+
+    fn start(&self, order: Order) -> BoxFuture<std::result::Result<Started, Fault>> {
+        let tree = self.nested.handle(ActorRef::new(order.seat.clone()));
+        let starts = self.nested.start(order);
+        let (builder, shared, keepers) = (self.builder.clone(), self.shared.clone(), self.keepers.clone());
+        Box::pin(async move {
+            shared.set_path(tree.path());
+            // Those of the incarnation before have ended, or are about to: their seats are closed.
+            let before = std::mem::take(&mut *keepers.lock().unwrap_or_else(PoisonError::into_inner));
+            for keeper in before {
+                let _ = keeper.await;
+            }
+            shared.begin_again();
+            let started = starts.await?;
+            match builder.begin(&tree, &shared).await {
+                Ok(now) => {
+                    *keepers.lock().unwrap_or_else(PoisonError::into_inner) = now;
+                    Ok(started)
+                }
+                Err(error) => {
+                    started.child.stop(Rung::Kill);
+                    started.child.exited().await;
+                    Err(Fault::StartFailed(error.to_string()))
+                }
+            }
+        })
     }
 }
 

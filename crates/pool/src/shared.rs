@@ -119,6 +119,12 @@ impl Shared {
         self.desks.iter().for_each(|desk| desk.bell.notify_one());
     }
 
+    /// It begins anew, after its end.
+    pub(crate) fn begin_again(&self) {
+        self.killed.store(false, Ordering::Relaxed);
+        self.with(Plan::begin_again);
+    }
+
     pub(crate) fn is_killed(&self) -> bool {
         self.killed.load(Ordering::Relaxed)
     }
