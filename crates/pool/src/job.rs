@@ -155,12 +155,10 @@ pub(crate) fn load<A>(
 ) -> Result<Load, Fault> {
     let mut bytes = Vec::new();
     let alone = row::put_with(&mut bytes, |out| encode(args, out));
-    match alone.map_err(|error| Fault::NotSent(error.to_string()))? {
+    let alone = alone.map_err(|error| Fault::NotSent(error.to_string()))?;
+    match alone.or_else(|| row::take_large(&mut bytes, 0)) {
         Some(body) => measure(&body).map(|()| Load::Alone(body)),
-        None => {
-            measure(&Body::from_bytes(bytes.clone().into()))?;
-            Ok(Load::Row(Row { bytes: bytes.into(), count: 1 }))
-        }
+        None => Ok(Load::Row(Row { bytes: bytes.into(), count: 1 })),
     }
 }
 

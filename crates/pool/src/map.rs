@@ -19,7 +19,7 @@ use crate::plan::{Delivery, JobId, Priority, Wants, What};
 use crate::pool::Pool;
 use crate::row::{self, Load, Row};
 
-/// Bytes of arguments that a chunk has at most, unless one task alone has more.
+/// Bytes of arguments from which on a chunk takes no more.
 const CHUNK_BYTES: usize = 64 * 1024;
 
 /// A task over many inputs, before it begins. See [`Pool::map`](crate::pool::Pool::map).
@@ -352,8 +352,9 @@ impl<I: Iterator, R> Flow<I, R> {
                 self.exhausted = true;
                 break;
             };
-            let encode = self.map.packing.encode;
+            let (encode, begins) = (self.map.packing.encode, bytes.len());
             let alone = row::put_with(&mut bytes, |out| encode(&input, out));
+            let alone = alone.map(|alone| alone.or_else(|| row::take_large(&mut bytes, begins)));
             self.taken += 1;
             match alone {
                 Ok(None) => count += 1,

@@ -92,6 +92,18 @@ pub(crate) fn put_with<T, E>(
     written
 }
 
+/// Arguments of more bytes than this travel by themselves, so that they are copied as seldom as can be.
+pub(crate) const ALONE_FROM: usize = 64 * 1024;
+
+/// What was put behind so many bytes, if it is large: taken out of the row, to travel by itself.
+pub(crate) fn take_large(row: &mut Vec<u8>, begins: usize) -> Option<Body> {
+    if row.len() - begins <= ALONE_FROM {
+        return None;
+    }
+    let one = if begins == 0 { std::mem::take(row) } else { row.split_off(begins) };
+    Some(Body::from_bytes(Bytes::from(one).slice(LENGTH..)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

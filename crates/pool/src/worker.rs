@@ -303,7 +303,12 @@ impl Desk<'_> {
         out.clear();
         let ran = panics::catch_call(|| run(args, &mut out));
         let finished = match ran {
-            Ok(PackedOutcome::Packed) => self.finish(number, VALUE, &out, next),
+            Ok(PackedOutcome::Packed) if out.len() <= SMALL => self.finish(number, VALUE, &out, next),
+            // Neither copied nor kept.
+            Ok(PackedOutcome::Packed) => {
+                let body = Body::from_bytes(std::mem::take(&mut out).into());
+                self.send(number, VALUE, body, next)
+            }
             Ok(PackedOutcome::Alone(body)) => self.body(number, body, next),
             Ok(PackedOutcome::Fault(fault)) => self.encoded(number, FAULT, &fault, next),
             Err(panic) => self.encoded(number, PANIC, &panic, next),
