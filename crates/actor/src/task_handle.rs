@@ -116,7 +116,7 @@ impl<R> TaskHandle<R> {
     ///
     /// # Errors
     /// The task is stopped, removed or given up, and its last incarnation returned nothing: killed, stopped, panicked,
-    /// exited. The error has its exit. Or arguments or result could not be encoded or decoded, or the result has more
+    /// exited. The error has its exit. Or the last start failed, and the error says why. Or arguments or result could not be encoded or decoded, or the result has more
     /// than 256 MiB. If it is started again later, the next call waits for that.
     ///
     /// # Cancel safety

@@ -192,6 +192,9 @@ pub fn local_with<A: Actor>(
 ///     tree.stop().await
 /// }
 /// ```
+///
+/// A `#[hatchery::task]` is a constant of its function's name, so where it is in scope no variable can be called so: write
+/// `let counted = tree.start_child(task("count", count, ()))`, and not `let count = ..`.
 pub fn task<T, A, R>(name: impl Into<String>, function: T, args: A) -> ChildSpec<TaskChild<R>>
 where
     T: Runs<Args = A, Output = R>,
