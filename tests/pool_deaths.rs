@@ -188,7 +188,7 @@ async fn cancelling_or_dropping_a_job_ends_its_task_and_the_next_one_runs_once()
     let dir = tempfile::tempdir().unwrap();
     let pool = pool(1).await;
     let act = |number: u64, how: &str| pool.submit(acts, (number, how.to_owned(), dir.path().to_owned()));
-    for round in 0..20 {
+    for round in 0..100 {
         let (first, waits, next) = (round * 3, round * 3 + 1, round * 3 + 2);
         let mut hangs = act(first, "hang");
         let queued = act(waits, "ok");
@@ -275,5 +275,31 @@ async fn random_kills_cost_no_more_tasks_than_there_are_kills() {
         }
         assert!(times(dir.path(), number) <= 1, "{number} ran twice");
     }
+    over(pool).await;
+}
+
+/// Starts a helper that would outlive it, and hangs where only SIGKILL helps.
+#[hatchery::task]
+fn clings(dir: PathBuf) {
+    let mut helper = std::process::Command::new("sh");
+    let helper = helper.args(["-c", "trap '' TERM; while :; do sleep 1; done"]).spawn().unwrap();
+    fs::write(dir.join("helper.new"), helper.id().to_string()).unwrap();
+    fs::rename(dir.join("helper.new"), dir.join("helper")).unwrap();
+    loop {
+        std::thread::park();
+    }
+}
+
+#[hatchery::test]
+async fn a_task_that_takes_too_long_takes_its_helpers_along() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = pool(1).await;
+    let job = pool.submit(clings, dir.path().to_owned());
+    let helper = || fs::read_to_string(dir.path().join("helper")).ok()?.parse::<u32>().ok();
+    becomes_true("it has a helper", || helper().is_some()).await;
+    let job = job.timeout(Duration::from_millis(50));
+    assert!(ends("the job", job).await.unwrap_err().is_timeout());
+    assert_eq!(ends("the next one", pool.submit(square, 3)).await.unwrap(), 9);
+    becomes_true("the helper is gone", || !runs(helper().unwrap())).await;
     over(pool).await;
 }

@@ -175,3 +175,34 @@ async fn a_pool_in_a_tree_is_started_again_and_its_handle_reaches_the_next_one()
     assert!(ends("refused", pool.submit(square, 1)).await.unwrap_err().is_closed());
     assert!(workers().is_empty());
 }
+
+/// Counts, and fails when the gate is closed.
+#[hatchery::task]
+fn needs(dir: PathBuf) -> hatchery::Result<()> {
+    let file = fs::File::options().append(true).create(true).open(dir.join("begun"));
+    std::io::Write::write_all(&mut file?, b"1")?;
+    fs::metadata(dir.join("gate")).map(drop).map_err(|error| hatchery::Error::from(error).context("the gate"))
+}
+
+#[hatchery::task]
+fn aborts() {
+    std::process::abort()
+}
+
+#[hatchery::test]
+async fn when_workers_cannot_be_started_again_the_jobs_that_wait_learn_why() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("gate"), "").unwrap();
+    let builder = Pool::builder().workers(1).initializer(needs, dir.path().to_owned());
+    let pool = ends("start", builder.intensity(2, Duration::from_secs(60)).start()).await.unwrap();
+    fs::remove_file(dir.path().join("gate")).unwrap();
+    let killer = pool.submit(aborts, ());
+    let waits = pool.submit(square, 3);
+    assert!(ends("killer", killer).await.unwrap_err().is_worker_died());
+    let error = ends("waits", waits).await.unwrap_err();
+    assert!(error.is_init_failed() && !error.maybe_executed(), "{error}");
+    assert!(error.to_string().contains("the gate: "), "{error}");
+    assert!(ends("later", pool.submit(square, 3)).await.unwrap_err().is_init_failed());
+    assert!(begun(&dir) <= 4, "{} starts", begun(&dir));
+    assert!(ends("join", pool.join()).await.is_err());
+}
