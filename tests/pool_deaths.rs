@@ -282,12 +282,10 @@ async fn random_kills_cost_no_more_tasks_than_there_are_kills() {
 #[hatchery::task]
 fn clings(dir: PathBuf) {
     let mut helper = std::process::Command::new("sh");
-    let helper = helper.args(["-c", "trap '' TERM; while :; do sleep 1; done"]).spawn().unwrap();
+    let mut helper = helper.args(["-c", "trap '' TERM; while :; do sleep 1; done"]).spawn().unwrap();
     fs::write(dir.join("helper.new"), helper.id().to_string()).unwrap();
     fs::rename(dir.join("helper.new"), dir.join("helper")).unwrap();
-    loop {
-        std::thread::park();
-    }
+    let _ = helper.wait();
 }
 
 #[hatchery::test]

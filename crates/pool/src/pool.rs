@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use hatchery_actor::ask::deadline;
 use hatchery_actor::child::{BoxFuture, Order, Rung, Shutdown, Start, Started, Supervised};
 use hatchery_actor::error::Result;
 use hatchery_actor::fault::Fault;
@@ -322,6 +323,18 @@ impl Start for PoolChild {
         ))
     }
 
+    fn gone_within(&self) -> Option<Duration> {
+        self.nested.gone_within()
+    }
+
+    fn has_mailbox(&self) -> bool {
+        false
+    }
+
+    fn is_process(&self) -> bool {
+        false
+    }
+
     fn handle(&self, reference: ActorRef) -> Pool {
         let tree = self.nested.handle(reference);
         Pool { inner: Arc::new(Inner { shared: self.shared.clone(), tree }) }
@@ -329,6 +342,7 @@ impl Start for PoolChild {
 
     fn start(&self, order: Order) -> BoxFuture<std::result::Result<Started, Fault>> {
         let tree = self.nested.handle(ActorRef::new(order.seat.clone()));
+        let (timeout, deadline) = (order.timeout, deadline(order.timeout));
         let starts = self.nested.start(order);
         let (builder, shared, keepers) = (self.builder.clone(), self.shared.clone(), self.keepers.clone());
         Box::pin(async move {
@@ -339,19 +353,34 @@ impl Start for PoolChild {
                 let _ = keeper.await;
             }
             shared.begin_again();
-            let started = starts.await?;
-            match builder.begin(&tree, &shared).await {
-                Ok(now) => {
-                    *keepers.lock().unwrap_or_else(PoisonError::into_inner) = now;
-                    Ok(started)
-                }
-                Err(error) => {
-                    started.child.stop(Rung::Kill);
-                    started.child.exited().await;
-                    Err(Fault::StartFailed(error.to_string()))
-                }
+            let mut started = Unless(Some(starts.await?));
+            let begun = tokio::time::timeout_at(deadline, builder.begin(&tree, &shared)).await;
+            let Some(Started { child, line }) = started.0.take() else { return Err(Fault::Stopping) };
+            if let Ok(Ok(now)) = begun {
+                *keepers.lock().unwrap_or_else(PoisonError::into_inner) = now;
+                return Ok(Started { child, line });
             }
+            child.stop(Rung::Kill);
+            let exit = child.exited().await;
+            Err(match begun {
+                Ok(Err(error)) => Fault::StartFailed(error.to_string()),
+                _ => {
+                    let what = format!("its workers were not ready within {timeout:?}");
+                    Fault::Late { what, exit: Box::new((*exit).clone()) }
+                }
+            })
         })
+    }
+}
+
+/// Ends what has been started, if its start is given up.
+struct Unless(Option<Started>);
+
+impl Drop for Unless {
+    fn drop(&mut self) {
+        if let Some(started) = &self.0 {
+            started.child.stop(Rung::Kill);
+        }
     }
 }
 
