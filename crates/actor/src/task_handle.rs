@@ -123,7 +123,7 @@ impl<R> TaskHandle<R> {
     /// Cancel safe.
     #[doc(alias = "result")]
     pub async fn join(&self) -> Result<R, TaskError> {
-        self.outcome().await.map_err(|fault| TaskError { path: self.path().to_owned(), fault })
+        self.outcome().await.map_err(|fault| TaskError::new(self.path().to_owned(), TaskFault::Fault(fault)))
     }
 
     async fn outcome(&self) -> Result<R, Fault> {
@@ -169,35 +169,99 @@ impl<R> fmt::Debug for TaskHandle<R> {
     }
 }
 
-/// Why there is no result of a task.
-#[derive(Clone, PartialEq, Eq, thiserror::Error)]
-#[error("task {path}: {fault}")]
+/// Why there is no result of a task: of one under a supervisor, or of one in a pool.
+///
+/// What the function itself returned is never this, also if it is an `Err`.
+#[derive(Clone, PartialEq, Eq)]
 pub struct TaskError {
-    path: String,
-    #[source]
-    fault: Fault,
+    whose: String,
+    why: TaskFault,
+}
+
+/// What ended a task, or kept it from beginning.
+#[doc(hidden)]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TaskFault {
+    /// The library's own reason.
+    Fault(Fault),
+    /// It panicked, and its worker goes on.
+    Panicked(Panic),
+    /// Nobody wanted it any more.
+    Cancelled,
+    /// It was tried again until its tries were used up, and killed this many workers.
+    Poisoned {
+        /// How many.
+        deaths: u32,
+        /// How the last one ended.
+        last: Arc<Exit>,
+    },
+    /// The workers that should have run it do not start.
+    InitFailed(String),
+}
+
+impl fmt::Display for TaskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "task {}: ", self.whose)?;
+        match &self.why {
+            TaskFault::Fault(Fault::Ended { exit, .. }) if self.whose.contains(" in ") => {
+                write!(f, "its worker died: {exit}")
+            }
+            TaskFault::Fault(fault) => fault.fmt(f),
+            TaskFault::Panicked(panic) => panic.fmt(f),
+            TaskFault::Cancelled => f.write_str("it was cancelled"),
+            TaskFault::Poisoned { deaths, last } => {
+                write!(f, "{deaths} workers died of it, and it is not tried again: the last one {last}")
+            }
+            TaskFault::InitFailed(why) => write!(f, "the workers of its pool do not start: {why}"),
+        }
+    }
 }
 
 impl fmt::Debug for TaskError {
     /// For people, as `unwrap` shows it: the text, and the worker's last words.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")?;
-        self.fault.show_last_words(f)
+        self.fault().map_or(Ok(()), |fault| fault.show_last_words(f))
+    }
+}
+
+impl std::error::Error for TaskError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.fault().map(|fault| fault as &(dyn std::error::Error + 'static))
     }
 }
 
 impl TaskError {
+    /// Of this task, by its path, or its name and its worker's.
+    #[doc(hidden)]
+    pub fn new(whose: String, why: TaskFault) -> TaskError {
+        TaskError { whose, why }
+    }
+
     /// The library's own reason.
     #[doc(hidden)]
     pub fn fault(&self) -> Option<&Fault> {
-        Some(&self.fault)
+        match &self.why {
+            TaskFault::Fault(fault) => Some(fault),
+            _ => None,
+        }
     }
 
     predicates!();
 
     /// Whether the function may have run.
     pub fn maybe_executed(&self) -> bool {
-        self.fault.maybe_executed()
+        match &self.why {
+            TaskFault::Fault(fault) => fault.maybe_executed(),
+            TaskFault::InitFailed(_) => false,
+            TaskFault::Panicked(_) | TaskFault::Cancelled | TaskFault::Poisoned { .. } => true,
+        }
+    }
+
+    /// Whether its worker died while it ran: it was killed, aborted, or exited, perhaps by the task itself. The same as
+    /// [`is_crash`](TaskError::is_crash); [`exit`](TaskError::exit) says how. In a pool a panic is no death.
+    pub fn is_worker_died(&self) -> bool {
+        self.is_crash()
     }
 
     /// Whether a panic ended it.
@@ -207,7 +271,34 @@ impl TaskError {
 
     /// The panic that ended it.
     pub fn panic(&self) -> Option<&Panic> {
-        self.exit().and_then(Exit::panic)
+        match &self.why {
+            TaskFault::Panicked(panic) => Some(panic),
+            _ => self.exit().and_then(Exit::panic),
+        }
+    }
+
+    /// Whether it was cancelled.
+    pub fn is_cancelled(&self) -> bool {
+        self.why == TaskFault::Cancelled
+    }
+
+    /// Whether it was tried more than once, as asked, and has killed two workers or more.
+    pub fn is_poisoned(&self) -> bool {
+        self.deaths().is_some()
+    }
+
+    /// How many workers it has killed, if it [is poisoned](TaskError::is_poisoned).
+    pub fn deaths(&self) -> Option<u32> {
+        match self.why {
+            TaskFault::Poisoned { deaths, .. } => Some(deaths),
+            _ => None,
+        }
+    }
+
+    /// Whether it did not run because the workers of its pool do not start: their initializer fails, or they end before
+    /// they have begun.
+    pub fn is_init_failed(&self) -> bool {
+        matches!(self.why, TaskFault::InitFailed(_))
     }
 }
 

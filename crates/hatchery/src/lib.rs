@@ -12,6 +12,7 @@
 //! | open files and sockets in messages | [`Fd`] |
 //! | an actor elsewhere in the tree | any handle, and [`lookup()`] |
 //! | who has ended, and how | [`Monitor`], [`Down`] |
+//! | many tasks on a few workers | [`Pool`], [`Job`], [`Map`], [`Results`], [`TaskError`] |
 //! | keeping them alive | [`Supervisor`], [`Strategy`], [`Restart`], [`Tree`] |
 //! | what a worker may have, and how it is watched and stopped | [`ChildSpec`], [`ProcessBuilder`], [`Output`], [`Heartbeat`], [`Shutdown`], [`Stop`] |
 //! | what workers log | [`logs`], [`TraceContext`] |
@@ -21,6 +22,11 @@
 
 pub use hatchery_macros::{actor, main, task, test};
 
+pub use hatchery_pool::job::Job;
+pub use hatchery_pool::map::{All, Map, Results};
+pub use hatchery_pool::plan::Priority;
+pub use hatchery_pool::pool::{Pool, PoolBuilder, PoolChild};
+pub use hatchery_pool::stats::{PoolStats, WorkerStats};
 pub use hatchery_process::door::{Door, Flavor, Outcome, program};
 pub use hatchery_process::logs;
 pub use hatchery_process::process::{Builder as ProcessBuilder, Process, ProcessError};
@@ -137,8 +143,8 @@ pub mod prelude {
     pub use std::time::Duration;
 
     pub use crate::{
-        AnyHandle, Context, Heartbeat, Process, Reply, Restart, Shutdown, Strategy, Supervisor, Tree, local,
-        local_task, local_with, worker, worker_with,
+        AnyHandle, Context, Heartbeat, Pool, Process, Reply, Restart, Shutdown, Strategy, Supervisor, Tree,
+        local, local_task, local_with, worker, worker_with,
     };
     // The function alone: the attribute of the same name is written `#[hatchery::task]`.
     pub use crate::children::task;
@@ -158,7 +164,7 @@ pub mod __private {
     pub use hatchery_actor::outlet::Answer;
     pub use hatchery_process::byte_strings::{ByteSlice, ByteVec, take_bytes};
     pub use hatchery_process::registry::{HostedActor, HostedTask};
-    pub use hatchery_process::task::{TaskEntry, TaskOutcome, TaskRun};
+    pub use hatchery_process::task::{PackedOutcome, PackedRun, TaskEntry, TaskOutcome, TaskRun};
     pub use hatchery_process::test::{TestOptions, test};
     pub use hatchery_wire::{Body, ByteString, DecodeError, EncodeError, decode_owned, encode};
     pub use hatchery_wire::{CannotDecode, CannotEncode, Decodes, Decoding, Encodes, Encoding, must_travel};

@@ -119,6 +119,7 @@ impl Task {
         let args = as_one(&parameters.iter().map(|ty| quote!(#ty)).collect::<Vec<_>>());
         let must_travel = self.must_travel();
         let (pointer, callable, run) = self.entry_points();
+        let packed = self.packed();
         let encode = self.encode(&args);
         let decode = self.decode();
         // `line!()` reports where its own token stands, so these stand where the function does.
@@ -136,12 +137,14 @@ impl Task {
                 #function
                 #must_travel
                 #run
+                #packed
                 #encode
                 #decode
                 static __ENTRY: ::hatchery::__private::TaskEntry = ::hatchery::__private::TaskEntry::new(
                     ::core::concat!(::core::module_path!(), "::", #full_name),
                     ::hatchery::__private::Place::new(#place),
                     __RUN,
+                    __PACKED,
                 );
                 ::hatchery::__private::inventory::submit! { ::hatchery::__private::HostedTask(&__ENTRY) }
                 ::hatchery::Task::new(
@@ -149,8 +152,77 @@ impl Task {
                     #callable as #pointer,
                     __encode,
                     __decode,
+                    __encode_packed,
+                    __decode_packed,
                 )
             };
+        }
+    }
+
+    /// Names for the parameters.
+    fn arguments(&self) -> Vec<syn::Ident> {
+        (0..self.parameters.len()).map(|index| format_ident!("__arg{index}")).collect()
+    }
+
+    /// What the parameters are encoded as.
+    fn encoded(&self) -> TokenStream {
+        let types = self.parameters.iter();
+        let types =
+            types.map(|ty| if is_bytes(ty) { quote!(::hatchery::__private::ByteVec) } else { quote!(#ty) });
+        as_one(&types.collect::<Vec<_>>())
+    }
+
+    /// What the function is given of its decoded arguments.
+    fn passed(&self) -> impl Iterator<Item = TokenStream> {
+        let arguments = self.arguments().into_iter().zip(&self.parameters);
+        arguments.map(|(argument, ty)| if is_bytes(ty) { quote!(#argument.0) } else { quote!(#argument) })
+    }
+
+    /// What is encoded of its result.
+    fn value(&self) -> TokenStream {
+        if is_bytes(&self.result) {
+            quote!(&::hatchery::__private::ByteSlice(&__result))
+        } else {
+            quote!(&__result)
+        }
+    }
+
+    /// How a worker runs it where many lie in a row; an async one is run alone.
+    fn packed(&self) -> TokenStream {
+        if self.function.sig.asyncness.is_some() {
+            return quote! {
+                const __PACKED: ::core::option::Option<::hatchery::__private::PackedRun> =
+                    ::core::option::Option::None;
+            };
+        }
+        let name = &self.function.sig.ident;
+        let (encoded, arguments, value) = (self.encoded(), self.arguments(), self.value());
+        let pattern = as_one(&arguments.iter().map(|argument| quote!(#argument)).collect::<Vec<_>>());
+        let passed = self.passed();
+        quote! {
+            fn __run_packed(
+                __bytes: &[u8],
+                __out: &mut ::std::vec::Vec<u8>,
+            ) -> ::hatchery::__private::PackedOutcome {
+                let __args = {
+                    use ::hatchery::__private::{CannotDecode as _, Decodes as _};
+                    (&::hatchery::__private::Decoding::<#encoded>::new()).decoded_slice(__bytes)
+                };
+                match __args {
+                    ::core::result::Result::Ok(#pattern) => {
+                        let __result = #name(#(#passed),*);
+                        ::hatchery::__private::PackedOutcome::value({
+                            use ::hatchery::__private::{CannotEncode as _, Encodes as _};
+                            (&::hatchery::__private::Encoding(#value)).encoded_onto(__out)
+                        })
+                    }
+                    ::core::result::Result::Err(__error) => {
+                        ::hatchery::__private::PackedOutcome::undecodable(&__error)
+                    }
+                }
+            }
+            const __PACKED: ::core::option::Option<::hatchery::__private::PackedRun> =
+                ::core::option::Option::Some(__run_packed);
         }
     }
 
@@ -159,25 +231,13 @@ impl Task {
         let Task { function, parameters, result, .. } = self;
         let name = &function.sig.ident;
         let at_name = shown_at(name.span());
-        let arguments: Vec<_> = (0..parameters.len()).map(|index| format_ident!("__arg{index}")).collect();
-        let encoded = as_one(
-            &parameters
-                .iter()
-                .map(|ty| if is_bytes(ty) { quote!(::hatchery::__private::ByteVec) } else { quote!(#ty) })
-                .collect::<Vec<_>>(),
-        );
+        let arguments = self.arguments();
+        let encoded = self.encoded();
         let pattern = as_one(&arguments.iter().map(|argument| quote!(#argument)).collect::<Vec<_>>());
-        let passed = arguments
-            .iter()
-            .zip(parameters)
-            .map(|(argument, ty)| if is_bytes(ty) { quote!(#argument.0) } else { quote!(#argument) });
+        let passed = self.passed();
         let failed =
             if is_result(result) { quote!(::core::result::Result::is_err(&__result)) } else { quote!(false) };
-        let value = if is_bytes(result) {
-            quote!(&::hatchery::__private::ByteSlice(&__result))
-        } else {
-            quote!(&__result)
-        };
+        let value = self.value();
         let (callable, wait) = if function.sig.asyncness.is_some() {
             (quote!(__boxed), quote!(.await))
         } else {
@@ -264,6 +324,16 @@ impl Task {
                 use ::hatchery::__private::{CannotEncode as _, Encodes as _};
                 (&::hatchery::__private::Encoding(#value)).encoded()
             }
+            fn __encode_packed(
+                __args: &#args,
+                __out: &mut ::std::vec::Vec<u8>,
+            ) -> ::core::result::Result<
+                ::core::option::Option<::hatchery::__private::Body>,
+                ::hatchery::__private::EncodeError,
+            > {
+                use ::hatchery::__private::{CannotEncode as _, Encodes as _};
+                (&::hatchery::__private::Encoding(#value)).encoded_onto(__out)
+            }
         }
     }
 
@@ -278,11 +348,29 @@ impl Task {
                 (&::hatchery::__private::Decoding::<#result>::new()).decoded(__body)
             }
         };
+        let packed = if is_bytes(result) {
+            quote! {
+                use ::hatchery::__private::{CannotDecode as _, Decodes as _};
+                (&::hatchery::__private::Decoding::<::hatchery::__private::ByteVec>::new())
+                    .decoded_slice(__bytes)
+                    .map(|__result| __result.0)
+            }
+        } else {
+            quote! {
+                use ::hatchery::__private::{CannotDecode as _, Decodes as _};
+                (&::hatchery::__private::Decoding::<#result>::new()).decoded_slice(__bytes)
+            }
+        };
         quote! {
             fn __decode(
                 __body: ::hatchery::__private::Body,
             ) -> ::core::result::Result<#result, ::hatchery::__private::DecodeError> {
                 #decoded
+            }
+            fn __decode_packed(
+                __bytes: &[u8],
+            ) -> ::core::result::Result<#result, ::hatchery::__private::DecodeError> {
+                #packed
             }
         }
     }
@@ -357,7 +445,7 @@ mod tests {
         assert_contains(&text, "concat!(::core::module_path!(), \"::\", \"square\")");
         assert_contains(
             &text,
-            "::hatchery::Task::new(&__ENTRY, square as fn(u64) -> u64, __encode, __decode,)",
+            "::hatchery::Task::new(&__ENTRY, square as fn(u64) -> u64, __encode, __decode, __encode_packed, __decode_packed,)",
         );
     }
 

@@ -55,7 +55,10 @@ pub(crate) fn host(actor: HostedActor) {
 }
 
 /// Finds a task by name and place.
-pub(crate) fn task(name: &str, place: &str) -> Result<&'static TaskEntry, Fault> {
+///
+/// # Errors
+/// There is none, or more than one.
+pub fn task(name: &str, place: &str) -> Result<&'static TaskEntry, Fault> {
     let entries: Vec<_> = inventory::iter::<HostedTask>().map(|task| task.0).collect();
     let found = entries.iter().filter(|entry| entry.name == name && entry.place.to_string() == place);
     one(

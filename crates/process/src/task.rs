@@ -17,12 +17,47 @@ pub struct TaskEntry {
     pub place: Place,
     /// How to run it on encoded arguments.
     pub run: TaskRun,
+    /// How to run it where many follow one another, if it is synchronous.
+    pub packed: Option<PackedRun>,
 }
 
 impl TaskEntry {
     /// All of it at once, for a `static`.
-    pub const fn new(name: &'static str, place: Place, run: TaskRun) -> TaskEntry {
-        TaskEntry { name, place, run }
+    pub const fn new(name: &'static str, place: Place, run: TaskRun, packed: Option<PackedRun>) -> TaskEntry {
+        TaskEntry { name, place, run, packed }
+    }
+}
+
+/// Runs a synchronous task on arguments that lie in a row with others, and encodes its result behind what is there
+/// already: nothing is allocated for it.
+pub type PackedRun = fn(&[u8], &mut Vec<u8>) -> PackedOutcome;
+
+/// What became of a task that was run in a row with others.
+#[derive(Debug)]
+pub enum PackedOutcome {
+    /// Its result lies behind what was there.
+    Packed,
+    /// Its result is a body of its own, since it has descriptors or large byte strings.
+    Alone(Body),
+    /// It has none: the arguments cannot be decoded, or the result cannot be encoded.
+    Fault(Fault),
+}
+
+impl PackedOutcome {
+    /// The outcome of a task whose arguments cannot be decoded.
+    #[cold]
+    pub fn undecodable(error: &DecodeError) -> PackedOutcome {
+        PackedOutcome::Fault(Fault::Undecodable(error.to_string()))
+    }
+
+    /// The outcome of a task whose result was encoded like this.
+    #[inline]
+    pub fn value(encoded: Result<Option<Body>, EncodeError>) -> PackedOutcome {
+        match encoded {
+            Ok(None) => PackedOutcome::Packed,
+            Ok(Some(body)) => PackedOutcome::Alone(body),
+            Err(error) => PackedOutcome::Fault(Fault::BadAnswer(error.to_string())),
+        }
     }
 }
 
@@ -43,6 +78,16 @@ pub struct TaskOutcome {
 }
 
 impl TaskOutcome {
+    /// Whether it returned an `Err`, or nothing.
+    pub fn failed(&self) -> bool {
+        self.failed
+    }
+
+    /// What it returned, or why there is nothing.
+    pub fn into_result(self) -> Result<Body, Fault> {
+        self.result
+    }
+
     /// The outcome of a task whose arguments cannot be decoded.
     pub fn undecodable(error: &DecodeError) -> TaskOutcome {
         TaskOutcome { result: Err(Fault::Undecodable(error.to_string())), failed: true }
@@ -64,8 +109,25 @@ pub struct Task<A, R, F> {
     call: F,
     encode: fn(&A) -> Result<Body, EncodeError>,
     decode: fn(Body) -> Result<R, DecodeError>,
+    packing: Packing<A, R>,
     types: PhantomData<fn(A) -> R>,
 }
+
+/// The caller's half of many tasks in a row.
+#[doc(hidden)]
+pub struct Packing<A, R> {
+    /// Encodes arguments behind what is there; those that have to lie alone are given back.
+    pub encode: fn(&A, &mut Vec<u8>) -> Result<Option<Body>, EncodeError>,
+    /// Decodes a result out of what lies in somebody else's memory.
+    pub decode: fn(&[u8]) -> Result<R, DecodeError>,
+}
+
+impl<A, R> Clone for Packing<A, R> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<A, R> Copy for Packing<A, R> {}
 
 impl<A, R, F> Task<A, R, F> {
     /// Written by `#[task]`.
@@ -75,15 +137,26 @@ impl<A, R, F> Task<A, R, F> {
         call: F,
         encode: fn(&A) -> Result<Body, EncodeError>,
         decode: fn(Body) -> Result<R, DecodeError>,
+        encode_packed: fn(&A, &mut Vec<u8>) -> Result<Option<Body>, EncodeError>,
+        decode_packed: fn(&[u8]) -> Result<R, DecodeError>,
     ) -> Task<A, R, F> {
-        Task { entry, call, encode, decode, types: PhantomData }
+        let packing = Packing { encode: encode_packed, decode: decode_packed };
+        Task { entry, call, encode, decode, packing, types: PhantomData }
     }
 
     /// Stands where `#[task]` refused a function, so that its callers are not refused as well; never runs.
     #[doc(hidden)]
     pub const fn refused(call: F) -> Task<A, R, F> {
-        static ENTRY: TaskEntry = TaskEntry::new("", Place::new("", 0, 0), TaskRun::Sync(|_| unreachable!()));
-        Task::new(&ENTRY, call, |_| unreachable!(), |_| unreachable!())
+        static ENTRY: TaskEntry =
+            TaskEntry::new("", Place::new("", 0, 0), TaskRun::Sync(|_| unreachable!()), None);
+        Task::new(
+            &ENTRY,
+            call,
+            |_| unreachable!(),
+            |_| unreachable!(),
+            |_, _| unreachable!(),
+            |_| unreachable!(),
+        )
     }
 }
 
@@ -125,6 +198,8 @@ pub trait Runs {
     fn encode_args(&self, args: &Self::Args) -> Result<Body, EncodeError>;
     #[doc(hidden)]
     fn decoder(&self) -> fn(Body) -> Result<Self::Output, DecodeError>;
+    #[doc(hidden)]
+    fn packing(&self) -> Packing<Self::Args, Self::Output>;
 }
 
 impl<A, R, F> Runs for Task<A, R, F> {
@@ -139,5 +214,8 @@ impl<A, R, F> Runs for Task<A, R, F> {
     }
     fn decoder(&self) -> fn(Body) -> Result<R, DecodeError> {
         self.decode
+    }
+    fn packing(&self) -> Packing<A, R> {
+        self.packing
     }
 }

@@ -104,6 +104,12 @@ shown_for_people!(StartError);
 shown_for_people!(ChildError);
 
 impl StartError {
+    /// Of what was refused before a supervisor was asked.
+    #[doc(hidden)]
+    pub fn refused(what: String, fault: Fault) -> StartError {
+        StartError::new(what, fault.into())
+    }
+
     /// Whether the supervisor has a child of that name, which runs or is being started.
     pub fn is_already_started(&self) -> bool {
         self.refusal == Some(Refusal::AlreadyStarted)

@@ -30,8 +30,15 @@ pub struct Nested {
 
 impl Nested {
     pub(crate) fn spec(name: String, blueprint: Supervisor) -> ChildSpec<Nested> {
-        let nested = Nested { name, blueprint: Arc::new(blueprint), shared: OnceLock::new() };
-        ChildSpec::new(nested).shutdown(Shutdown::infinity()).start_timeout(Duration::MAX)
+        ChildSpec::new(Nested::new(name, blueprint))
+            .shutdown(Shutdown::infinity())
+            .start_timeout(Duration::MAX)
+    }
+
+    /// The same for what stands on a supervisor.
+    #[doc(hidden)]
+    pub fn new(name: String, blueprint: Supervisor) -> Nested {
+        Nested { name, blueprint: Arc::new(blueprint), shared: OnceLock::new() }
     }
 
     fn shared(&self, path: &str) -> Arc<Shared> {

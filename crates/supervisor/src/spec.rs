@@ -123,6 +123,13 @@ impl<S: Start> ChildSpec<S> {
 
     settings!();
 
+    /// All of these at once.
+    #[doc(hidden)]
+    pub fn settings(mut self, settings: Settings) -> Self {
+        self.settings = settings;
+        self
+    }
+
     /// How it is noticed that it stands still as a whole; every second, with 3 misses, unless told otherwise. See
     /// [`Heartbeat`].
     pub fn heartbeat(mut self, heartbeat: Heartbeat) -> Self {

@@ -142,6 +142,36 @@ pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Body, EncodeError> {
     })
 }
 
+/// Encodes a value as [`encode`] does, behind what is in `out` already; `None` if it is there then. A value with
+/// descriptors, or with large byte strings, which are not copied, is given back as a body of its own, and `out` is as it
+/// was.
+///
+/// # Errors
+///
+/// As [`encode`]; `out` is as it was.
+pub fn encode_onto<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Result<Option<Body>, EncodeError> {
+    sink::encode_onto(out, |sink| {
+        let mut serializer = rmp_serde::Serializer::new(sink).with_struct_map();
+        value.serialize(&mut serializer).map_err(|error| EncodeError { text: error.to_string().into() })
+    })
+}
+
+/// Decodes a value as [`decode`] does, out of bytes that lie in somebody else's memory: whatever the value keeps is copied.
+///
+/// # Errors
+///
+/// As [`decode`].
+pub fn decode_slice<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
+    descriptors::without(|| {
+        let mut deserializer = rmp_serde::Deserializer::from_read_ref(bytes);
+        let value = depth::limited(PhantomData::<T>, &mut deserializer, DEPTH, bytes.len())?;
+        match <()>::deserialize(&mut deserializer) {
+            Err(PackError::InvalidMarkerRead(_)) => Ok(value),
+            _ => Err(DecodeError { text: "bytes follow the value".into() }),
+        }
+    })
+}
+
 /// Decodes a value, which must use up the whole body and nest at most [`DEPTH`] levels deep.
 ///
 /// Every array, map, `Some`, newtype and enum is a level, also in fields that `T` does not know, so a hostile body
@@ -335,6 +365,31 @@ mod tests {
         }
         let body = encode(&Old { first: None, second: 2 }).unwrap();
         assert_eq!(decode::<New>(&body).unwrap(), New { first: None, second: 2 });
+    }
+
+    #[test]
+    fn values_encoded_one_after_the_other_are_decoded_where_they_lie() {
+        let mut out = b"before".to_vec();
+        assert_eq!(encode_onto(&(7_u8, "x"), &mut out), Ok(None));
+        let end = out.len();
+        assert_eq!(decode_slice::<(u8, String)>(&out[6..]).unwrap(), (7, "x".to_owned()));
+        assert_eq!(decode_slice::<u8>(&[7, 7]).unwrap_err().to_string(), "bytes follow the value");
+        // What is shared stays out of it, whatever stands before and after it.
+        let large = crate::ByteString::from(vec![1; 1 << 20]);
+        let body = encode_onto(&("a", &large, "b"), &mut out).unwrap().expect("a body of its own");
+        assert_eq!((out.len(), &out[..6]), (end, &b"before"[..]));
+        let (a, bytes, b): (String, crate::ByteString, String) = decode(&body).unwrap();
+        assert_eq!((&*a, bytes.into_vec().len(), &*b), ("a", 1 << 20, "b"));
+        // What refuses half-way leaves nothing.
+        struct Refuses;
+        impl Serialize for Refuses {
+            fn serialize<S: serde::Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+                Err(serde::ser::Error::custom("never"))
+            }
+        }
+        assert_eq!(encode_onto(&("a", Refuses), &mut out).unwrap_err().to_string(), "never");
+        assert_eq!(encode_onto(&("a", &large, Refuses), &mut out).unwrap_err().to_string(), "never");
+        assert_eq!((out.len(), &out[..6]), (end, &b"before"[..]));
     }
 
     #[test]

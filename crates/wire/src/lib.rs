@@ -61,7 +61,9 @@ mod link;
 mod log;
 
 pub use crate::assembler::Assembler;
-pub use crate::body::{Body, DecodeError, EncodeError, decode, decode_owned, encode};
+pub use crate::body::{
+    Body, DecodeError, EncodeError, decode, decode_owned, decode_slice, encode, encode_onto,
+};
 pub use crate::byte_string::ByteString;
 pub use crate::chunks::Chunks;
 pub use crate::connection::Connection;

@@ -58,6 +58,44 @@ pub(crate) fn encode<E>(value: impl FnOnce(&mut Sink) -> Result<(), E>) -> Resul
     Ok(body)
 }
 
+/// Encodes one value behind what is in `out`; `None` if it is there. One that has descriptors, or large byte strings that are
+/// shared, becomes a body of its own, and `out` is as it was.
+pub(crate) fn encode_onto<E>(
+    out: &mut Vec<u8>,
+    value: impl FnOnce(&mut Sink) -> Result<(), E>,
+) -> Result<Option<Body>, E> {
+    let begins = out.len();
+    let mut sink = Sink { pieces: Vec::new(), tail: std::mem::take(out) };
+    let (encoded, descriptors) = descriptors::collect(|| value(&mut sink));
+    LARGE.with_borrow_mut(Option::take);
+    let Sink { mut pieces, mut tail } = sink;
+    if encoded.is_ok() && pieces.is_empty() && descriptors.are_none() {
+        *out = tail;
+        return Ok(None);
+    }
+    // The first piece begins with what was there before.
+    let before = match pieces.first_mut() {
+        Some(first) => {
+            let before = first[..begins].to_vec();
+            *first = first.slice(begins..);
+            before
+        }
+        None => {
+            let rest = tail.split_off(begins);
+            std::mem::replace(&mut tail, rest)
+        }
+    };
+    *out = before;
+    encoded?;
+    pieces.push(tail.into());
+    pieces.retain(|piece| !piece.is_empty());
+    let mut body = Body::from_pieces(pieces);
+    if !descriptors.are_none() {
+        body.attach(descriptors);
+    }
+    Ok(Some(body))
+}
+
 impl Sink {
     /// What has been written since the last piece, as one.
     fn cut(&mut self) -> Bytes {

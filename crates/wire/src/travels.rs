@@ -10,7 +10,7 @@ use std::marker::PhantomData;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::body::{Body, DecodeError, EncodeError, decode_owned, encode};
+use crate::body::{Body, DecodeError, EncodeError, decode_owned, decode_slice, encode, encode_onto};
 
 /// A value that can be sent to another process: whatever serde can encode and decode.
 #[diagnostic::on_unimplemented(
@@ -36,11 +36,22 @@ pub trait Encodes {
     /// # Errors
     /// When the value's own `Serialize` refuses.
     fn encoded(&self) -> Result<Body, EncodeError>;
+
+    /// See [`encode_onto`].
+    ///
+    /// # Errors
+    /// When the value's own `Serialize` refuses.
+    fn encoded_onto(&self, out: &mut Vec<u8>) -> Result<Option<Body>, EncodeError>;
 }
 
 impl<T: Serialize> Encodes for Encoding<'_, T> {
     fn encoded(&self) -> Result<Body, EncodeError> {
         encode(self.0)
+    }
+
+    #[inline]
+    fn encoded_onto(&self, out: &mut Vec<u8>) -> Result<Option<Body>, EncodeError> {
+        encode_onto(self.0, out)
     }
 }
 
@@ -51,10 +62,20 @@ pub trait CannotEncode {
     /// # Errors
     /// None.
     fn encoded(&self) -> Result<Body, EncodeError>;
+
+    /// Never called.
+    ///
+    /// # Errors
+    /// None.
+    fn encoded_onto(&self, out: &mut Vec<u8>) -> Result<Option<Body>, EncodeError>;
 }
 
 impl<T> CannotEncode for &Encoding<'_, T> {
     fn encoded(&self) -> Result<Body, EncodeError> {
+        unreachable!("a type that cannot travel is refused when the program is compiled")
+    }
+
+    fn encoded_onto(&self, _: &mut Vec<u8>) -> Result<Option<Body>, EncodeError> {
         unreachable!("a type that cannot travel is refused when the program is compiled")
     }
 }
@@ -82,11 +103,22 @@ pub trait Decodes<T> {
     /// # Errors
     /// When the bytes are no such value.
     fn decoded(&self, body: Body) -> Result<T, DecodeError>;
+
+    /// See [`decode_slice`].
+    ///
+    /// # Errors
+    /// When the bytes are no such value.
+    fn decoded_slice(&self, bytes: &[u8]) -> Result<T, DecodeError>;
 }
 
 impl<T: DeserializeOwned> Decodes<T> for Decoding<T> {
     fn decoded(&self, body: Body) -> Result<T, DecodeError> {
         decode_owned(body)
+    }
+
+    #[inline]
+    fn decoded_slice(&self, bytes: &[u8]) -> Result<T, DecodeError> {
+        decode_slice(bytes)
     }
 }
 
@@ -97,10 +129,20 @@ pub trait CannotDecode<T> {
     /// # Errors
     /// None.
     fn decoded(&self, body: Body) -> Result<T, DecodeError>;
+
+    /// Never called.
+    ///
+    /// # Errors
+    /// None.
+    fn decoded_slice(&self, bytes: &[u8]) -> Result<T, DecodeError>;
 }
 
 impl<T> CannotDecode<T> for &Decoding<T> {
     fn decoded(&self, _: Body) -> Result<T, DecodeError> {
+        unreachable!("a type that cannot travel is refused when the program is compiled")
+    }
+
+    fn decoded_slice(&self, _: &[u8]) -> Result<T, DecodeError> {
         unreachable!("a type that cannot travel is refused when the program is compiled")
     }
 }

@@ -1,0 +1,387 @@
+//! The task that looks after one worker: brings it what it runs, takes what it has done, and learns how it ends.
+
+use std::collections::{HashMap, VecDeque};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hatchery_actor::ask::Ask;
+use hatchery_actor::child::{BoxFuture, Child, Rung};
+use hatchery_actor::exit::Exit;
+use hatchery_actor::handle::ActorRef;
+use hatchery_actor::seat::Seat;
+use hatchery_process::task::TaskEntry;
+use hatchery_shm::{Ledger, Wake};
+use hatchery_wire::{Body, Connection, Envelope, Kind, Limits, encode};
+use tokio::sync::Notify;
+use tokio::time::{Instant, Sleep};
+
+use crate::plan::{Found, Order};
+use crate::post::Arrived;
+use crate::row::{self, Load};
+use crate::shared::Shared;
+use crate::terms::{Named, TARGET, id, outcome};
+use crate::worker::Greeting;
+
+/// How long outcomes of quick tasks may lie in a ledger before they are seen.
+const SEEN_WITHIN: Duration = Duration::from_millis(2);
+
+/// Looks after the workers that sit in this seat one after another, until nobody will any more.
+pub(crate) async fn keep(shared: Arc<Shared>, index: usize, seat: Arc<Seat>) {
+    loop {
+        if let Some(arrived) = shared.take_arrived(index) {
+            attend(&shared, index, arrived).await;
+            continue;
+        }
+        tokio::select! {
+            biased;
+            () = shared.bell(index).notified() => {}
+            why = seat.closed() => {
+                let why = shared.no_workers(why);
+                shared.with(|plan| plan.gone(index, &why));
+                return;
+            }
+        }
+    }
+}
+
+/// Looks after one worker to its end.
+async fn attend(shared: &Shared, index: usize, arrived: Arrived) {
+    let Arrived { socket, ledger, child, seat } = arrived;
+    let connection = match Connection::new(socket, Limits::default()) {
+        Ok(connection) => connection,
+        Err(_) => {
+            // It cannot be talked to; another one may.
+            child.stop(Rung::Kill);
+            child.exited().await;
+            return;
+        }
+    };
+    let mut keeper = Keeper {
+        shared,
+        index,
+        connection,
+        ledger,
+        exited: child.exited(),
+        child,
+        seat,
+        known: HashMap::new(),
+        greeting: Greeted::No,
+        waiting: Vec::new(),
+        timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
+        ticks: false,
+        quiet: false,
+        is_ending: false,
+        taken: VecDeque::new(),
+    };
+    shared.with(|plan| plan.arrived(index, Instant::now()));
+    let exit = keeper.run().await;
+    keeper.last_look();
+    let running = keeper.ledger.cursor(0).running;
+    shared.with(|plan| plan.died(index, running, &exit, Instant::now()));
+}
+
+struct Keeper<'a> {
+    shared: &'a Shared,
+    index: usize,
+    connection: Connection,
+    ledger: Ledger,
+    exited: BoxFuture<Arc<Exit>>,
+    child: Arc<dyn Child>,
+    seat: Arc<Seat>,
+    /// The numbers of tasks that it was told, by where their entries are.
+    known: HashMap<usize, u32>,
+    greeting: Greeted,
+    /// What it is told once it has been greeted.
+    waiting: Vec<Order>,
+    timer: Pin<Box<Sleep>>,
+    /// Whether the timer is waited for.
+    ticks: bool,
+    /// Nothing has come for a while.
+    quiet: bool,
+    /// It is being killed.
+    is_ending: bool,
+    /// Outcomes that were taken out of the ledger and wait for others before them, which come over the socket.
+    taken: VecDeque<Taken>,
+}
+
+/// Outcomes, and what they lie in.
+struct Taken {
+    found: Vec<Found>,
+    used: usize,
+    bytes: Bytes,
+}
+
+/// Whether the worker has answered a request: before it has, its supervisor takes its death for one of a worker that
+/// cannot be started, and from then on for that of the task that it runs.
+enum Greeted {
+    No,
+    Asked(Box<Ask<()>>),
+    Yes,
+}
+
+impl Keeper<'_> {
+    async fn run(&mut self) -> Arc<Exit> {
+        let shared = self.shared;
+        let bell: &Notify = shared.bell(self.index);
+        loop {
+            let mut told = std::pin::pin!(bell.notified());
+            let outcome = std::future::poll_fn(|cx| {
+                if told.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(None);
+                }
+                self.poll(cx).map(Some)
+            })
+            .await;
+            if let Some(exit) = outcome {
+                return exit;
+            }
+        }
+    }
+
+    /// Does all there is to do; ready when the worker has ended.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Arc<Exit>> {
+        let mut rounds = 0;
+        loop {
+            if let Poll::Ready(exit) = self.exited.as_mut().poll(cx) {
+                return Poll::Ready(exit);
+            }
+            if self.ticks && self.timer.as_mut().poll(cx).is_ready() {
+                self.ticks = false;
+                self.on_tick();
+            }
+            if self.shared.is_killed() {
+                self.end();
+            }
+            let mut news = self.receive(cx);
+            news |= self.look();
+            self.tell(cx);
+            if self.end_what_is_to_end() {
+                continue;
+            }
+            if news {
+                self.quiet = false;
+            }
+            let (busy, quick, look) = self.shared.with(|plan| {
+                let now = Instant::now();
+                (plan.is_busy(self.index), plan.is_quick(self.index), plan.next_look(self.index, now))
+            });
+            let mut look = look;
+            let mut armed = true;
+            if busy && !self.is_ending {
+                let wake = if quick && !self.quiet {
+                    look = Some(look.map_or(SEEN_WITHIN, |look| look.min(SEEN_WITHIN)));
+                    Wake::Idle
+                } else {
+                    Wake::Each
+                };
+                armed = self.ledger.arm(wake);
+            }
+            rounds += 1;
+            if !armed && rounds < 8 {
+                continue;
+            }
+            if !armed {
+                // Others have their turn.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            let Some(look) = look else {
+                self.ticks = false;
+                return Poll::Pending;
+            };
+            let at = Instant::now() + look;
+            if self.ticks && self.timer.deadline() <= at {
+                return Poll::Pending;
+            }
+            self.ticks = true;
+            self.timer.as_mut().reset(at);
+            // Polled once more, so that it wakes this task.
+        }
+    }
+
+    /// The time for a look has come.
+    fn on_tick(&mut self) {
+        self.quiet = true;
+        self.shared.with(|plan| plan.hand_out(Instant::now()));
+    }
+
+    /// Takes what has come over the socket.
+    fn receive(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut any = false;
+        loop {
+            match self.connection.poll_recv(cx) {
+                Poll::Ready(Ok(Some(envelope))) => {
+                    any = true;
+                    self.came(envelope);
+                }
+                // It has ended, or is about to: that is waited for.
+                Poll::Ready(Ok(None)) | Poll::Pending => return any,
+                Poll::Ready(Err(_)) => {
+                    self.end();
+                    return any;
+                }
+            }
+        }
+    }
+
+    fn came(&mut self, envelope: Envelope) {
+        if envelope.kind == Kind::Release {
+            return;
+        }
+        // What lies in the ledger has finished before.
+        self.look();
+        let number = u32::try_from(envelope.id).ok();
+        let told = number.zip(outcome(envelope.kind)).map(|(number, kind)| {
+            let now = Instant::now();
+            self.shared.with(|plan| plan.alone(self.index, number, kind, envelope.body, now))
+        });
+        if told != Some(Ok(())) {
+            self.end();
+        }
+        self.hand_in();
+    }
+
+    /// Takes what lies in the ledger; whether there was anything.
+    fn look(&mut self) -> bool {
+        let (mut found, mut bytes) = (Vec::new(), Vec::new());
+        let drained = self.ledger.drain(|record| {
+            let from = bytes.len();
+            row::put(&mut bytes, record.bytes);
+            found.push(Found { number: record.task, kind: record.kind, from, to: bytes.len() });
+        });
+        let any = !found.is_empty();
+        if any {
+            self.taken.push_back(Taken { found, used: 0, bytes: bytes.into() });
+        }
+        self.hand_in();
+        if drained.is_err() {
+            self.end();
+        }
+        any
+    }
+
+    /// Hands in the outcomes whose turn it is.
+    fn hand_in(&mut self) {
+        while let Some(Taken { found, used, bytes }) = self.taken.front_mut() {
+            let now = Instant::now();
+            match self.shared.with(|plan| plan.results(self.index, &found[*used..], bytes, now)) {
+                Ok(count) if *used + count == found.len() => drop(self.taken.pop_front()),
+                Ok(count) => {
+                    *used += count;
+                    return;
+                }
+                Err(_) => {
+                    self.taken.clear();
+                    return self.end();
+                }
+            }
+        }
+    }
+
+    /// Tells the worker what it is to be told.
+    fn tell(&mut self, cx: &mut Context<'_>) {
+        let orders = self.shared.with(|plan| plan.orders(self.index));
+        self.waiting.extend(orders);
+        if let Greeted::Asked(asked) = &mut self.greeting {
+            if Pin::new(&mut **asked).poll(cx).is_ready() {
+                self.greeting = Greeted::Yes;
+            }
+        }
+        if !self.waiting.is_empty() {
+            match &mut self.greeting {
+                Greeted::Yes => {
+                    for order in std::mem::take(&mut self.waiting) {
+                        self.order(order);
+                    }
+                }
+                Greeted::No => {
+                    let seat = ActorRef::new(self.seat.clone());
+                    let mut asked = Box::new(seat.ask::<_, (), _>("greeting", &Greeting));
+                    self.greeting = match Pin::new(&mut *asked).poll(cx) {
+                        Poll::Pending => Greeted::Asked(asked),
+                        Poll::Ready(_) => Greeted::Yes,
+                    };
+                    if matches!(self.greeting, Greeted::Yes) {
+                        return self.tell(cx);
+                    }
+                }
+                Greeted::Asked(_) => {}
+            }
+        }
+        // What does not get out is of no use to a worker that is gone, whose end is waited for.
+        let _ = self.connection.poll_flush(cx);
+    }
+
+    fn order(&mut self, order: Order) {
+        let envelope = match order {
+            Order::Run { entry, number, load } => {
+                let task = self.number_of(entry);
+                match load {
+                    Load::Row(row) => {
+                        Envelope::new(Kind::Tell, TARGET, id(task, number), Body::from_bytes(row.bytes))
+                    }
+                    Load::Alone(body) => Envelope::new(Kind::Ask, TARGET, id(task, number), body),
+                }
+            }
+            Order::Skip { number } => Envelope::new(Kind::Unbind, TARGET, id(0, number), Body::default()),
+            Order::Leave => Envelope::new(Kind::End, TARGET, 0, Body::default()),
+        };
+        if self.connection.queue(envelope).is_err() {
+            self.end();
+        }
+    }
+
+    /// The number by which the worker knows a task, which it is told the first time.
+    fn number_of(&mut self, entry: &'static TaskEntry) -> u32 {
+        let next = self.known.len() as u32;
+        let number = *self.known.entry(std::ptr::from_ref(entry).addr()).or_insert(next);
+        if number == next {
+            let named = Named { name: entry.name.to_owned(), place: entry.place.to_string() };
+            let body = encode(&named).unwrap_or_default();
+            let _ = self.connection.queue(Envelope::new(Kind::Bind, TARGET, id(number, 0), body));
+        }
+        number
+    }
+
+    /// Ends a task whose time is over, or that nobody wants any more; whether one was too quick for that.
+    fn end_what_is_to_end(&mut self) -> bool {
+        if self.is_ending {
+            return false;
+        }
+        let running = self.ledger.cursor(0).running;
+        let to_end = self.shared.with(|plan| plan.due_to_end(self.index, running, Instant::now()));
+        let Some((number, why)) = to_end else { return false };
+        match self.ledger.close_running(0, number) {
+            Ok(true) => {
+                self.shared.with(|plan| plan.was_ended(self.index, number, why));
+                self.end();
+                false
+            }
+            Ok(false) => true,
+            Err(_) => {
+                self.end();
+                false
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        if !self.is_ending {
+            self.is_ending = true;
+            self.child.stop(Rung::Kill);
+        }
+    }
+
+    /// Whatever the worker had said before it ended.
+    fn last_look(&mut self) {
+        self.is_ending = true;
+        while let Ok(Some(envelope)) = self.connection.drain() {
+            self.came(envelope);
+        }
+        self.look();
+    }
+}

@@ -1,0 +1,400 @@
+//! A task over many inputs: all results together, or one after the other as they come.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::future::{Future, IntoFuture, poll_fn};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_core::Stream;
+use hatchery_actor::fault::Fault;
+use hatchery_actor::outlet::measure;
+use hatchery_actor::task_handle::{TaskError, TaskFault};
+use hatchery_process::task::{Packing, Runs};
+use hatchery_wire::{Body, DecodeError};
+use tokio::time::Instant;
+
+use crate::plan::{Delivery, JobId, Priority, Wants, What};
+use crate::pool::Pool;
+use crate::row::{self, Load, Row};
+
+/// Bytes of arguments from which on a chunk takes no more.
+const CHUNK_BYTES: usize = 64 * 1024;
+
+/// A task over many inputs, before it begins. See [`Pool::map`](crate::pool::Pool::map).
+///
+/// Awaited, it gives all results in the order of their inputs, or the first error. [`each`](Map::each) gives all outcomes,
+/// [`stream`](Map::stream) and [`unordered`](Map::unordered) one after the other.
+#[must_use = "it does nothing until it is awaited"]
+pub struct Map<I: Iterator, R> {
+    pool: Pool,
+    inputs: I,
+    wants: Wants,
+    chunk: Option<u32>,
+    cancel_on_error: bool,
+    packing: Packing<I::Item, R>,
+    decode: fn(Body) -> Result<R, DecodeError>,
+}
+
+impl<I: Iterator, R> Map<I, R> {
+    pub(crate) fn new<T>(pool: &Pool, task: &T, inputs: I, wants: Wants) -> Map<I, R>
+    where
+        T: Runs<Args = I::Item, Output = R>,
+    {
+        Map {
+            pool: pool.clone(),
+            inputs,
+            wants,
+            chunk: None,
+            cancel_on_error: false,
+            packing: task.packing(),
+            decode: task.decoder(),
+        }
+    }
+
+    /// How many tasks go to a worker together. Unless told otherwise, as many as take about a millisecond, judged by those
+    /// before; and where it is known how many inputs there are, no more than leave something for each worker.
+    #[doc(alias = "chunksize")]
+    pub fn chunk_size(mut self, tasks: u32) -> Self {
+        self.chunk = Some(tasks.max(1));
+        self
+    }
+
+    /// How long each task may run, from when it begins; as long as it takes unless told otherwise. One that takes longer is
+    /// ended, with its worker, and the others of its chunk go to another one. It may get a sixteenth more.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.wants.timeout = Some(timeout);
+        self
+    }
+
+    /// How often each task is tried again if its worker dies of it, if it panics or takes too long; never unless told
+    /// otherwise. Tries are 20 ms apart at first, and twice as long each time, up to 5 s.
+    pub fn retries(mut self, retries: u32) -> Self {
+        self.wants.retries = retries;
+        self
+    }
+
+    /// After how many deaths of workers a task is given up, although there are retries left.
+    pub fn poison_after(mut self, deaths: u32) -> Self {
+        self.wants.poison_after = Some(deaths);
+        self
+    }
+
+    /// What goes first where many wait.
+    pub fn priority(mut self, priority: Priority) -> Self {
+        self.wants.priority = priority;
+        self
+    }
+
+    /// Whether the first error ends a stream, or [`each`](Map::each), and cancels the other tasks.
+    pub fn cancel_on_error(mut self, cancel: bool) -> Self {
+        self.cancel_on_error = cancel;
+        self
+    }
+
+    /// All outcomes, in the order of their inputs.
+    ///
+    /// # Cancel safety
+    /// Dropping the future cancels what has not finished.
+    pub async fn each(self) -> Vec<Result<R, TaskError>> {
+        let mut results = self.stream();
+        let mut all = Vec::with_capacity(results.flow.expected());
+        while let Some(result) = results.next().await {
+            all.push(result);
+        }
+        all
+    }
+
+    /// The outcomes in the order of their inputs, one after the other.
+    #[doc(alias = "imap")]
+    pub fn stream(self) -> Results<I, R> {
+        Results { flow: Flow::new(self, true) }
+    }
+
+    /// The outcomes as they come, in any order.
+    #[doc(alias = "imap_unordered")]
+    pub fn unordered(self) -> Results<I, R> {
+        Results { flow: Flow::new(self, false) }
+    }
+}
+
+impl<I: Iterator, R> IntoFuture for Map<I, R> {
+    type Output = Result<Vec<R>, TaskError>;
+    type IntoFuture = All<I, R>;
+
+    fn into_future(self) -> All<I, R> {
+        let flow = Flow::new(self, true);
+        All { all: Vec::with_capacity(flow.expected()), flow }
+    }
+}
+
+/// All results of a task over many inputs, in their order: a future.
+///
+/// # Cancel safety
+/// Dropping it cancels what has not finished.
+#[must_use = "it does nothing until it is awaited"]
+pub struct All<I: Iterator, R> {
+    flow: Flow<I, R>,
+    all: Vec<R>,
+}
+
+impl<I: Iterator, R> Future for All<I, R> {
+    type Output = Result<Vec<R>, TaskError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let All { flow, all } = self.get_mut();
+        loop {
+            match std::task::ready!(flow.poll_next(cx)) {
+                Some(Ok(result)) => all.push(result),
+                Some(Err(error)) => {
+                    flow.leave();
+                    return Poll::Ready(Err(error));
+                }
+                None => return Poll::Ready(Ok(std::mem::take(all))),
+            }
+        }
+    }
+}
+
+// Nothing in it is ever pinned: inputs are taken by plain calls.
+impl<I: Iterator, R> Unpin for All<I, R> {}
+impl<I: Iterator, R> Unpin for Results<I, R> {}
+
+impl<I: Iterator, R> fmt::Debug for All<I, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("All").field("task", &self.flow.map.wants.entry.name).finish_non_exhaustive()
+    }
+}
+
+impl<I: Iterator, R> fmt::Debug for Map<I, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Map").field("task", &self.wants.entry.name).finish_non_exhaustive()
+    }
+}
+
+/// The outcomes of a task over many inputs, one after the other: a stream.
+///
+/// It takes inputs while it is polled, and only as many as there are workers for: an iterator may be without end. Outcomes
+/// that nobody takes hold up the workers, once there are enough of them.
+///
+/// # Cancel safety
+/// [`next`](Results::next) loses nothing. Dropping the stream cancels what has not finished.
+#[must_use = "it does nothing until it is polled"]
+pub struct Results<I: Iterator, R> {
+    flow: Flow<I, R>,
+}
+
+impl<I: Iterator, R> Results<I, R> {
+    /// The next outcome; `None` when there are no more.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: no outcome is lost.
+    pub async fn next(&mut self) -> Option<Result<R, TaskError>> {
+        poll_fn(|cx| self.flow.poll_next(cx)).await
+    }
+}
+
+impl<I: Iterator, R> Stream for Results<I, R> {
+    type Item = Result<R, TaskError>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.get_mut().flow.poll_next(cx)
+    }
+}
+
+impl<I: Iterator, R> fmt::Debug for Results<I, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Results").field("task", &self.flow.map.wants.entry.name).finish_non_exhaustive()
+    }
+}
+
+/// What takes inputs, has them run, and gives the outcomes.
+struct Flow<I: Iterator, R> {
+    map: Map<I, R>,
+    ordered: bool,
+    job: Option<JobId>,
+    /// Why there is none.
+    refused: Option<TaskFault>,
+    exhausted: bool,
+    /// How many inputs were taken, and how many outcomes given.
+    taken: u64,
+    given: u64,
+    /// The row that is being given.
+    current: Row,
+    arrived: VecDeque<Delivery>,
+    /// Outcomes that come before their turn.
+    early: BTreeMap<u64, What>,
+}
+
+impl<I: Iterator, R> Flow<I, R> {
+    fn new(map: Map<I, R>, ordered: bool) -> Flow<I, R> {
+        let (job, refused) = match map.pool.shared().with(|plan| plan.begin(map.wants)) {
+            Ok(job) => (Some(job), None),
+            Err(why) => (None, Some(why)),
+        };
+        Flow {
+            map,
+            ordered,
+            job,
+            refused,
+            exhausted: false,
+            taken: 0,
+            given: 0,
+            current: Row::default(),
+            arrived: VecDeque::new(),
+            early: BTreeMap::new(),
+        }
+    }
+
+    /// How many outcomes there will be at least, so far as that is worth believing.
+    fn expected(&self) -> usize {
+        self.map.inputs.size_hint().0.min(1 << 20)
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<R, TaskError>>> {
+        loop {
+            if self.current.count > 0 {
+                return Poll::Ready(Some(self.next_of_row()));
+            }
+            let Some(job) = self.job else {
+                let refused = self.refused.take();
+                return Poll::Ready(refused.map(|why| Err(self.error(None, why))));
+            };
+            self.fill(job);
+            self.arrived.extend(self.map.pool.shared().with(|plan| plan.take(job, cx.waker())));
+            let next = if self.ordered {
+                let early = self.arrived.drain(..).map(|delivery| (delivery.first, delivery.what));
+                self.early.extend(early);
+                self.early.remove(&self.given)
+            } else {
+                self.arrived.pop_front().map(|delivery| delivery.what)
+            };
+            match next {
+                Some(What::Row(row)) => self.current = row,
+                Some(What::Alone(body)) => {
+                    self.given += 1;
+                    let result = (self.map.decode)(body);
+                    return Poll::Ready(Some(result.map_err(|error| self.bad(&error))));
+                }
+                Some(What::Failed(why, worker)) => {
+                    self.given += 1;
+                    let error = self.error(worker, why);
+                    if self.map.cancel_on_error {
+                        self.leave();
+                    }
+                    return Poll::Ready(Some(Err(error)));
+                }
+                None if self.exhausted && self.given == self.taken => {
+                    self.leave();
+                    return Poll::Ready(None);
+                }
+                None => return Poll::Pending,
+            }
+        }
+    }
+
+    /// The next result of the row that is being given.
+    #[inline]
+    fn next_of_row(&mut self) -> Result<R, TaskError> {
+        let mut rest = &self.current.bytes[..];
+        let result = row::next(&mut rest).map(self.map.packing.decode);
+        let used = self.current.bytes.len() - rest.len();
+        bytes::Buf::advance(&mut self.current.bytes, used);
+        self.current.count -= 1;
+        self.given += 1;
+        match result {
+            Some(Ok(result)) => Ok(result),
+            Some(Err(error)) => Err(self.bad(&error)),
+            None => Err(self.error(None, TaskFault::Fault(Fault::BadAnswer("it is cut short".to_owned())))),
+        }
+    }
+
+    #[cold]
+    fn bad(&self, error: &DecodeError) -> TaskError {
+        self.error(None, TaskFault::Fault(Fault::BadAnswer(error.to_string())))
+    }
+
+    #[cold]
+    fn error(&self, worker: Option<usize>, why: TaskFault) -> TaskError {
+        self.map.pool.shared().error(self.map.wants.entry, worker, why)
+    }
+
+    /// Takes inputs while there are workers for them.
+    fn fill(&mut self, job: JobId) {
+        while !self.exhausted {
+            let shared = self.map.pool.shared();
+            let (adapted, (workers, each)) = shared.with(|plan| (plan.chunk_size(job), plan.breadth()));
+            let open = self.taken - self.given;
+            let size = self.map.chunk.unwrap_or_else(|| {
+                // Of what is left, something for each, more than once.
+                let left = self.map.inputs.size_hint();
+                let left = left.1.filter(|most| *most == left.0);
+                let fair =
+                    left.map_or(u32::MAX, |left| u32::try_from(left / (workers * 4)).unwrap_or(u32::MAX));
+                adapted.min(fair.max(1))
+            });
+            // What is under way, and as much again that waits or has come before its turn.
+            let most = u64::from(size) * (workers * each * 2) as u64;
+            if open >= most.max(2 * workers as u64) {
+                return;
+            }
+            self.chunk(job, size);
+        }
+    }
+
+    /// Takes the inputs of one chunk.
+    fn chunk(&mut self, job: JobId, size: u32) {
+        let (mut bytes, mut count) = (Vec::new(), 0);
+        let first = self.taken;
+        while count < size && bytes.len() < CHUNK_BYTES {
+            let Some(input) = self.map.inputs.next() else {
+                self.exhausted = true;
+                break;
+            };
+            let (encode, begins) = (self.map.packing.encode, bytes.len());
+            let alone = row::put_with(&mut bytes, |out| encode(&input, out));
+            let alone = alone.map(|alone| alone.or_else(|| row::take_large(&mut bytes, begins)));
+            self.taken += 1;
+            match alone {
+                Ok(None) => count += 1,
+                alone => {
+                    self.enter(job, first, Load::Row(Row { bytes: bytes.into(), count }));
+                    let number = self.taken - 1;
+                    let alone = alone.map_err(|error| Fault::NotSent(error.to_string()));
+                    let alone = alone.and_then(|body| {
+                        let body = body.unwrap_or_default();
+                        measure(&body).map(|()| body)
+                    });
+                    match alone {
+                        Ok(body) => self.enter(job, number, Load::Alone(body)),
+                        Err(fault) => {
+                            let what = What::Failed(TaskFault::Fault(fault), None);
+                            self.arrived.push_back(Delivery { first: number, what });
+                        }
+                    }
+                    return;
+                }
+            }
+        }
+        self.enter(job, first, Load::Row(Row { bytes: bytes.into(), count }));
+    }
+
+    fn enter(&self, job: JobId, first: u64, load: Load) {
+        if load.count() > 0 {
+            self.map.pool.shared().with(|plan| plan.enter(job, first, load, Instant::now()));
+        }
+    }
+
+    fn leave(&mut self) {
+        if let Some(job) = self.job.take() {
+            self.map.pool.shared().with(|plan| plan.leave(job));
+        }
+    }
+}
+
+impl<I: Iterator, R> Drop for Flow<I, R> {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}

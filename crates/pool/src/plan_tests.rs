@@ -1,0 +1,345 @@
+//! The plan against workers that are but a queue each, over random sequences of what can happen.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::task::Waker;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hatchery_actor::actor::Place;
+use hatchery_actor::exit::{Exit, Panic, Status};
+use hatchery_process::task::{TaskEntry, TaskRun};
+use hatchery_wire::encode;
+use proptest::prelude::*;
+use tokio::time::Instant;
+
+use crate::plan::{End, Found, JobId, Nonsense, Order, Plan, Priority, Rules, Wants, What};
+use crate::row::{self, Load, Row};
+use crate::terms::{PANIC, SKIPPED, VALUE};
+
+static ENTRY: TaskEntry =
+    TaskEntry::new("task", Place::new("", 0, 0), TaskRun::Sync(|_| unreachable!()), None);
+
+fn wants(retries: u32) -> Wants {
+    Wants { entry: &ENTRY, timeout: None, retries, poison_after: None, priority: Priority::Normal }
+}
+
+/// Something that happens.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// A job begins, or has more tasks: so many, in one chunk.
+    Enter {
+        job: usize,
+        tasks: u8,
+    },
+    Arrive(usize),
+    /// A worker finishes so many tasks, and begins the next one if it has one.
+    Work(usize, u8),
+    Panic(usize),
+    Die(usize),
+    /// A task is found to take too long.
+    End(usize),
+    Cancel(usize),
+    Wait,
+}
+
+const WORKERS: usize = 3;
+const JOBS: usize = 3;
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        3 => (0..JOBS, 1..9_u8).prop_map(|(job, tasks)| Step::Enter { job, tasks }),
+        3 => (0..WORKERS).prop_map(Step::Arrive),
+        8 => (0..WORKERS, 1..6_u8).prop_map(|(worker, tasks)| Step::Work(worker, tasks)),
+        2 => (0..WORKERS).prop_map(Step::Panic),
+        2 => (0..WORKERS).prop_map(Step::Die),
+        1 => (0..WORKERS).prop_map(Step::End),
+        1 => (0..JOBS).prop_map(Step::Cancel),
+        2 => Just(Step::Wait),
+    ]
+}
+
+/// A worker that does what it is told.
+#[derive(Default)]
+struct Worker {
+    queue: VecDeque<(u32, Vec<u64>)>,
+    skip: HashSet<u32>,
+    /// The task that runs: its number, and what it is given.
+    running: Option<(u32, u64)>,
+}
+
+struct World {
+    plan: Plan,
+    now: Instant,
+    workers: Vec<Option<Worker>>,
+    jobs: Vec<(JobId, u64, bool)>,
+    retries: u32,
+    /// How often each task ran, and failed.
+    ran: HashMap<u64, u32>,
+    struck: HashMap<u64, u32>,
+    outcomes: HashMap<u64, bool>,
+}
+
+impl World {
+    fn new(retries: u32, max_tasks: Option<u64>) -> World {
+        let mut plan = Plan::new(Rules { prefetch: 1, max_tasks }, WORKERS);
+        let jobs = (0..JOBS).map(|_| (plan.begin(wants(retries)).unwrap(), 0, false)).collect();
+        let workers = (0..WORKERS).map(|_| None).collect();
+        let (ran, struck, outcomes) = Default::default();
+        World { plan, now: Instant::now(), workers, jobs, retries, ran, struck, outcomes }
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Enter { job, tasks } => {
+                let (id, next, cancelled) = &mut self.jobs[job];
+                if *cancelled {
+                    return;
+                }
+                let (mut bytes, first) = (Vec::new(), *next);
+                for number in first..first + u64::from(tasks) {
+                    row::put(&mut bytes, &((job as u64) << 32 | number).to_le_bytes());
+                }
+                *next += u64::from(tasks);
+                let row = Row { bytes: bytes.into(), count: u32::from(tasks) };
+                self.plan.enter(*id, first, Load::Row(row), self.now);
+            }
+            Step::Arrive(index) if self.workers[index].is_none() => {
+                self.workers[index] = Some(Worker::default());
+                self.plan.arrived(index, self.now);
+            }
+            Step::Arrive(_) => {}
+            Step::Work(index, tasks) => {
+                for _ in 0..tasks {
+                    self.work(index, VALUE);
+                }
+            }
+            Step::Panic(index) => self.work(index, PANIC),
+            Step::Die(index) => self.die(index, None),
+            Step::End(index) => {
+                let running = self.workers[index].as_ref().and_then(|worker| worker.running);
+                if let Some((number, _)) = running {
+                    self.plan.was_ended(index, number, End::TimedOut);
+                    self.die(index, Some(number));
+                }
+            }
+            Step::Cancel(job) => {
+                self.jobs[job].2 = true;
+                self.plan.cancel(self.jobs[job].0);
+            }
+            Step::Wait => {
+                self.now += Duration::from_secs(10);
+                self.plan.hand_out(self.now);
+            }
+        }
+        self.carry();
+    }
+
+    /// Brings orders to workers, and outcomes to jobs.
+    fn carry(&mut self) {
+        for index in 0..WORKERS {
+            let orders = self.plan.orders(index);
+            let Some(worker) = &mut self.workers[index] else { continue };
+            let mut leaves = false;
+            for order in orders {
+                match order {
+                    Order::Run { number, load: Load::Row(row), .. } => {
+                        let mut rest = &row.bytes[..];
+                        let tasks = std::iter::from_fn(|| row::next(&mut rest));
+                        let tasks = tasks.map(|task| u64::from_le_bytes(task.try_into().unwrap())).collect();
+                        worker.queue.push_back((number, tasks));
+                    }
+                    Order::Run { .. } => unreachable!("all are in rows"),
+                    Order::Skip { number } => drop(worker.skip.insert(number)),
+                    Order::Leave => leaves = true,
+                }
+            }
+            if leaves {
+                assert!(worker.queue.is_empty() && worker.running.is_none(), "it has work left");
+                self.workers[index] = None;
+                self.plan.died(index, None, &Exit::orderly(), self.now);
+            }
+        }
+        for job in 0..JOBS {
+            for delivery in self.plan.take(self.jobs[job].0, Waker::noop()) {
+                let tasks = (job as u64) << 32 | delivery.first;
+                match delivery.what {
+                    What::Row(row) => {
+                        let mut rest = &row.bytes[..];
+                        for at in 0..u64::from(row.count) {
+                            let task = u64::from_le_bytes(row::next(&mut rest).unwrap().try_into().unwrap());
+                            assert_eq!(task, tasks + at, "another task's result");
+                            assert_eq!(self.outcomes.insert(task, true), None, "a second outcome");
+                        }
+                    }
+                    What::Alone(_) => unreachable!("all are in rows"),
+                    What::Failed(why, _) => {
+                        assert_eq!(self.outcomes.insert(tasks, false), None, "a second outcome");
+                        assert_eq!(self.struck[&tasks], self.retries + 1, "given up early or late: {why:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// A worker begins its next task, if it runs none.
+    fn begin(&mut self, index: usize) {
+        let Some(worker) = &mut self.workers[index] else { return };
+        while worker.running.is_none() {
+            let Some((number, tasks)) = worker.queue.front_mut() else { return };
+            if worker.skip.contains(number) {
+                let found: Vec<_> =
+                    (*number..).zip(&*tasks).map(|(number, _)| found(number, SKIPPED)).collect();
+                worker.queue.pop_front();
+                assert_eq!(self.plan.results(index, &found, &nothing(), self.now), Ok(found.len()));
+                return self.carry();
+            }
+            let task = tasks.remove(0);
+            *self.ran.entry(task).or_default() += 1;
+            worker.running = Some((*number, task));
+            if tasks.is_empty() {
+                worker.queue.pop_front();
+            } else {
+                *number += 1;
+            }
+        }
+    }
+
+    fn work(&mut self, index: usize, kind: u8) {
+        self.begin(index);
+        let Some((number, task)) = self.workers[index].as_mut().and_then(|worker| worker.running.take())
+        else {
+            return;
+        };
+        let mut bytes = Vec::new();
+        if kind == VALUE {
+            row::put(&mut bytes, &task.to_le_bytes());
+        } else {
+            *self.struck.entry(task).or_default() += 1;
+            let panic = Panic { message: "no luck".into(), place: None };
+            row::put(&mut bytes, &encode(&panic).unwrap().to_bytes());
+        }
+        let found = Found { number, kind, from: 0, to: bytes.len() };
+        assert_eq!(self.plan.results(index, &[found], &bytes.into(), self.now), Ok(1));
+        self.carry();
+        self.begin(index);
+    }
+
+    fn die(&mut self, index: usize, ended: Option<u32>) {
+        let Some(worker) = self.workers[index].take() else { return };
+        if let Some((_, task)) = worker.running {
+            *self.struck.entry(task).or_default() += 1;
+        }
+        let running = worker.running.map(|(number, _)| number);
+        assert!(ended.is_none() || ended == running);
+        self.plan.died(index, running, &Exit::new(Status::Signal(9)), self.now);
+    }
+
+    /// All workers come back, and do what is left.
+    fn finish(&mut self) {
+        for _ in 0..10_000 {
+            for index in 0..WORKERS {
+                self.step(Step::Arrive(index));
+                self.step(Step::Work(index, 5));
+            }
+            self.step(Step::Wait);
+            if self.plan.waiting() == 0 && (0..WORKERS).all(|index| !self.plan.is_busy(index)) {
+                break;
+            }
+        }
+        for (job, (_, count, cancelled)) in self.jobs.iter().enumerate() {
+            for number in 0..*count {
+                let task = (job as u64) << 32 | number;
+                let struck = self.struck.get(&task).copied().unwrap_or(0);
+                let ran = self.ran.get(&task).copied().unwrap_or(0);
+                assert!(struck <= self.retries + 1 && ran <= self.retries + 1, "{task} ran {ran} times");
+                if *cancelled {
+                    continue;
+                }
+                match self.outcomes.get(&task) {
+                    Some(true) => assert_eq!(ran, struck + 1, "runs of {task}"),
+                    Some(false) => assert_eq!(ran, struck, "runs of {task}"),
+                    None => panic!("{task} has no outcome"),
+                }
+            }
+        }
+    }
+}
+
+fn found(number: u32, kind: u8) -> Found {
+    Found { number, kind, from: 0, to: 4 }
+}
+
+/// The row of an outcome with nothing in it.
+fn nothing() -> Bytes {
+    Bytes::from_static(&[0; 4])
+}
+
+proptest! {
+    #[test]
+    fn every_task_has_one_outcome_and_no_death_costs_more_than_the_one_that_ran(
+        steps in prop::collection::vec(step(), 1..120),
+        retries in 0..3_u32,
+        max_tasks in prop::option::of(1..6_u64),
+    ) {
+        let mut world = World::new(retries, max_tasks);
+        steps.into_iter().for_each(|step| world.step(step));
+        world.finish();
+    }
+
+    #[test]
+    fn whatever_a_worker_says_is_its_own_end_at_worst(
+        said in prop::collection::vec((any::<u32>(), 0..6_u8), 1..20),
+        near in any::<bool>(),
+        bytes in prop::collection::vec(any::<u8>(), 40),
+    ) {
+        let mut world = World::new(1, None);
+        world.step(Step::Enter { job: 0, tasks: 8 });
+        world.step(Step::Arrive(0));
+        let said = said.into_iter().map(|(number, kind)| {
+            let number = if near { number % 10 } else { number };
+            Found { number, kind, from: 0, to: 40 }
+        });
+        let said: Vec<_> = said.collect();
+        let bytes = Bytes::from(bytes);
+        for one in &said {
+            let _: Result<usize, Nonsense> = world.plan.results(0, std::slice::from_ref(one), &bytes, world.now);
+        }
+        world.plan.died(0, said.first().map(|one| one.number), &Exit::new(Status::Signal(9)), world.now);
+    }
+}
+
+#[test]
+fn a_chunk_is_given_before_its_turn_only_if_it_is_over_soon() {
+    let mut world = World::new(0, None);
+    world.step(Step::Arrive(0));
+    for _ in 0..3 {
+        world.step(Step::Enter { job: 0, tasks: 1 });
+    }
+    assert_eq!(world.plan.waiting(), 2, "nobody knows how long they take");
+    world.step(Step::Work(0, 1));
+    // That took no time at all.
+    assert_eq!(world.plan.waiting(), 0);
+    world.now += Duration::from_secs(60);
+    world.step(Step::Work(0, 2));
+    for _ in 0..3 {
+        world.step(Step::Enter { job: 0, tasks: 1 });
+    }
+    assert_eq!(world.plan.waiting(), 2, "they take long");
+}
+
+#[test]
+fn tasks_wait_longer_before_each_further_try() {
+    let mut world = World::new(2, None);
+    world.step(Step::Arrive(0));
+    world.step(Step::Enter { job: 0, tasks: 1 });
+    for pause in [20, 40] {
+        world.step(Step::Panic(0));
+        world.now += Duration::from_millis(pause - 1);
+        world.plan.hand_out(world.now);
+        assert!(!world.plan.is_busy(0), "before {pause} ms");
+        world.now += Duration::from_millis(1);
+        world.plan.hand_out(world.now);
+        world.carry();
+        assert!(world.plan.is_busy(0), "after {pause} ms");
+    }
+}

@@ -1,0 +1,121 @@
+//! What starts a worker, with a socket and a ledger of its own each time.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use hatchery_actor::child::{BoxFuture, Child, Order, Start, Started};
+use hatchery_actor::fault::Fault;
+use hatchery_actor::handle::ActorRef;
+use hatchery_actor::seat::Seat;
+use hatchery_actor::settings::Settings;
+use hatchery_process::worker::Worker;
+use hatchery_shm::{Ledger, Shape};
+use hatchery_wire::{Fd, encode};
+
+use crate::shared::Shared;
+use crate::terms::{Once, WorkerArgs};
+use crate::worker::{PoolWorker, WorkerRef};
+
+/// Bytes of a ledger's ring: some thousand small results. More of them wait for the pool only while it does something else.
+const RING: u32 = 128 * 1024;
+
+/// A worker that is there, as its pool gets it.
+pub(crate) struct Arrived {
+    pub(crate) socket: UnixStream,
+    pub(crate) ledger: Ledger,
+    pub(crate) child: Arc<dyn Child>,
+    pub(crate) seat: Arc<Seat>,
+}
+
+/// A worker's place, in the supervisor of its pool.
+pub(crate) struct Post {
+    worker: Worker<PoolWorker>,
+    index: usize,
+    shared: Arc<Shared>,
+    initializer: Option<Once>,
+    finaliser: Option<Once>,
+}
+
+impl Post {
+    pub(crate) fn new(
+        index: usize,
+        shared: Arc<Shared>,
+        initializer: Option<Once>,
+        finaliser: Option<Once>,
+    ) -> Post {
+        let worker = Worker::to_be_given(format!("worker-{index}"));
+        Post { worker, index, shared, initializer, finaliser }
+    }
+
+    /// What is made for one start.
+    fn made(&self) -> Result<(UnixStream, Ledger, WorkerArgs), Fault> {
+        if self.shared.is_over() {
+            return Err(Fault::Closed { why: "its pool is ending".to_owned() });
+        }
+        let refused = |error: String| Fault::Refused(format!("no ledger or socket for a worker: {error}"));
+        let shape = Shape::new(1, RING).map_err(|error| refused(error.to_string()))?;
+        let ledger = Ledger::create(shape).map_err(|error| refused(error.to_string()))?;
+        let memory = ledger.share().map_err(|error| refused(error.to_string()))?;
+        let (here, there) = UnixStream::pair().map_err(|error| refused(error.to_string()))?;
+        let args = WorkerArgs {
+            socket: Fd::new(OwnedFd::from(there)),
+            memory: Fd::new(memory),
+            shape,
+            initializer: self.initializer.clone(),
+            finaliser: self.finaliser.clone(),
+        };
+        Ok((here, ledger, args))
+    }
+}
+
+impl Start for Post {
+    type Handle = WorkerRef;
+
+    fn name(&self) -> &str {
+        self.worker.name()
+    }
+
+    fn actor(&self) -> &'static str {
+        self.worker.actor()
+    }
+
+    fn check(&self) -> Result<(), Fault> {
+        self.worker.check()
+    }
+
+    fn check_settings(&self, settings: &Settings) -> Result<(), Fault> {
+        self.worker.check_settings(settings)
+    }
+
+    fn handle(&self, reference: ActorRef) -> WorkerRef {
+        self.worker.handle(reference)
+    }
+
+    fn start(&self, mut order: Order) -> BoxFuture<Result<Started, Fault>> {
+        let (index, shared, seat) = (self.index, self.shared.clone(), order.seat.clone());
+        let made = self.made().and_then(|(here, ledger, args)| {
+            let args = encode(&args).map_err(|error| Fault::NotSent(error.to_string()))?;
+            order.args = Some(args);
+            Ok((here, ledger))
+        });
+        let starts = made.map(|made| (made, self.worker.start(order)));
+        Box::pin(async move {
+            let outcome = match starts {
+                Ok((made, starts)) => starts.await.map(|started| (made, started)),
+                Err(fault) => Err(fault),
+            };
+            match outcome {
+                Ok(((socket, ledger), started)) => {
+                    let child = started.child.clone();
+                    shared.arrive(index, Arrived { socket, ledger, child, seat });
+                    Ok(started)
+                }
+                Err(fault) => {
+                    shared.start_failed(&fault);
+                    Err(fault)
+                }
+            }
+        })
+    }
+}

@@ -1,0 +1,98 @@
+//! What is said between a pool and a worker of it: on which kinds of envelopes, and with which numbers.
+//!
+//! | from the pool | |
+//! |---|---|
+//! | `Bind` | from here on the task number in the upper half of an `id` stands for the task that the body names |
+//! | `Tell` | a row of tasks; the lower half of its `id` is the number of the first one, the next ones count on |
+//! | `Ask` | one task, whose arguments are the body |
+//! | `Unbind` | the row, or the task, of this number is not to be begun any more |
+//! | `End` | there will be no more |
+//!
+//! | from the worker | |
+//! |---|---|
+//! | `Release` | there is something in the ledger |
+//! | `Reply`, `Error`, `Fault` | the outcome of the task of this number, for which the ledger had no room |
+
+use std::os::fd::OwnedFd;
+
+use hatchery_shm::Shape;
+use hatchery_wire::{Fd, Kind};
+use serde::{Deserialize, Serialize};
+
+/// The kinds of outcomes in a ledger.
+pub(crate) const VALUE: u8 = 0;
+/// The body is a `Panic`.
+pub(crate) const PANIC: u8 = 1;
+/// The body is a `Fault`.
+pub(crate) const FAULT: u8 = 2;
+/// It was withdrawn before it began.
+pub(crate) const SKIPPED: u8 = 3;
+
+/// Everything goes to one target, so it stays in its order.
+pub(crate) const TARGET: u32 = 0;
+
+/// A number of a task and the number of the first of its runs.
+pub(crate) fn id(task: u32, first: u32) -> u64 {
+    u64::from(task) << 32 | u64::from(first)
+}
+
+/// The same back.
+pub(crate) fn numbers(id: u64) -> (u32, u32) {
+    ((id >> 32) as u32, id as u32)
+}
+
+/// The kind of outcome that a kind of envelope brings.
+pub(crate) fn outcome(kind: Kind) -> Option<u8> {
+    match kind {
+        Kind::Reply => Some(VALUE),
+        Kind::Error => Some(PANIC),
+        Kind::Fault => Some(FAULT),
+        _ => None,
+    }
+}
+
+/// And back.
+pub(crate) fn kind_of(outcome: u8) -> Kind {
+    match outcome {
+        VALUE => Kind::Reply,
+        PANIC => Kind::Error,
+        _ => Kind::Fault,
+    }
+}
+
+/// A task that is named to a worker.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Named {
+    pub(crate) name: String,
+    pub(crate) place: String,
+}
+
+/// A task with its arguments, to be run once.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Once {
+    pub(crate) task: Named,
+    #[serde(with = "as_bytes")]
+    pub(crate) args: Vec<u8>,
+}
+
+mod as_bytes {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(bytes)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        hatchery_wire::ByteString::deserialize(deserializer).map(hatchery_wire::ByteString::into_vec)
+    }
+}
+
+/// What a worker is started with.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct WorkerArgs {
+    pub(crate) socket: Fd<OwnedFd>,
+    pub(crate) memory: Fd<OwnedFd>,
+    pub(crate) shape: Shape,
+    pub(crate) initializer: Option<Once>,
+    pub(crate) finaliser: Option<Once>,
+}

@@ -1,0 +1,403 @@
+//! The inside of a worker: an actor that answers for it, and beside it one thread that runs tasks, with a socket of its own.
+//!
+//! A task may block as long as it likes: it keeps nobody but those behind it. Each result is in the ledger, or with the
+//! kernel, before the ledger says that its task has finished.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use hatchery_actor::actor::{AnyActor, Place};
+use hatchery_actor::context::Context;
+use hatchery_actor::error::Error;
+use hatchery_actor::exit::Panic;
+use hatchery_actor::fault::Fault;
+use hatchery_actor::handle::{ActorRef, AnyHandle};
+use hatchery_actor::outlet::Answer;
+use hatchery_actor::panics;
+use hatchery_process::registry::{self, HostedActor};
+use hatchery_process::task::{PackedOutcome, PackedRun, TaskEntry, TaskOutcome, TaskRun};
+use hatchery_shm::{Bell, Lane, NotKept};
+use hatchery_wire::{Body, Connection, Envelope, Kind, Limits, decode, encode};
+use serde::{Deserialize, Serialize};
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::oneshot;
+
+use crate::row;
+use crate::terms::{FAULT, Named, Once, PANIC, SKIPPED, TARGET, VALUE, WorkerArgs, kind_of, numbers};
+
+/// What sits in a worker of a pool.
+pub(crate) struct PoolWorker {
+    /// Another descriptor of the tasks' socket: shutting it down ends the thread that reads from it.
+    socket: UnixStream,
+    stopping: Arc<AtomicBool>,
+    /// Resolves when the thread that runs tasks has ended.
+    ended: Option<oneshot::Receiver<()>>,
+}
+
+/// All that the actor itself is asked: whether it is there.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Greeting;
+
+/// The worker's seat, as its pool knows it.
+#[derive(Clone, Debug)]
+pub(crate) struct WorkerRef(ActorRef);
+
+impl From<ActorRef> for WorkerRef {
+    fn from(reference: ActorRef) -> WorkerRef {
+        WorkerRef(reference)
+    }
+}
+
+impl AnyHandle for WorkerRef {
+    fn actor_ref(&self) -> &ActorRef {
+        &self.0
+    }
+}
+
+inventory::submit! { HostedActor::of::<PoolWorker>() }
+
+impl AnyActor for PoolWorker {
+    type Args = WorkerArgs;
+    type Message = Greeting;
+    type Handle = WorkerRef;
+
+    fn name() -> &'static str {
+        "hatchery::PoolWorker"
+    }
+
+    fn place() -> Place {
+        Place::new(file!(), line!(), column!())
+    }
+
+    async fn start(args: WorkerArgs, cx: &Context) -> Result<PoolWorker, Error> {
+        let WorkerArgs { socket, memory, shape, initializer, finaliser } = args;
+        let lane = Lane::open(memory.into_inner(), shape)?.pop();
+        let lane = lane.ok_or_else(|| Error::msg("the ledger has no lane"))?;
+        let tasks: UnixStream = socket.into_inner().into();
+        let socket = tasks.try_clone()?;
+        let stopping = Arc::new(AtomicBool::new(false));
+        let (ready, started) = oneshot::channel();
+        let (ends, ended) = oneshot::channel::<()>();
+        let thread = Thread { actors: Handle::current(), stopping: stopping.clone() };
+        let actor = cx.clone();
+        std::thread::Builder::new().name("tasks".to_owned()).spawn(move || {
+            let _ends = ends;
+            if let Some(once) = initializer {
+                if let Err(error) = thread.once(once) {
+                    let _ = ready.send(Err(error.context("its initializer failed")));
+                    return;
+                }
+            }
+            let _ = ready.send(Ok(()));
+            if let Err(error) = thread.serve(tasks, lane) {
+                complain(&error);
+            }
+            if let Some(Err(error)) = finaliser.map(|once| thread.once(once)) {
+                complain(&error.context("the finaliser of a pool's worker failed"));
+            }
+            actor.stop();
+        })?;
+        started.await.map_err(|_| Error::msg("the thread that runs its tasks has ended"))??;
+        Ok(PoolWorker { socket, stopping, ended: Some(ended) })
+    }
+
+    async fn handle(&mut self, _: Greeting, asked: bool, _: &Context) -> Answer {
+        Answer::value(asked, &())
+    }
+
+    async fn stopped(&mut self, _: &Context) {
+        self.stopping.store(true, Ordering::Relaxed);
+        let _ = self.socket.shutdown(std::net::Shutdown::Read);
+        if let Some(ended) = self.ended.take() {
+            // The sender is dropped at the end, and says nothing.
+            let _ = ended.await;
+        }
+    }
+}
+
+/// To standard error, which the pool's process prints.
+fn complain(error: &Error) {
+    eprintln!("{}: {error}", hatchery_process::program::current().path());
+}
+
+/// What the thread that runs tasks knows of the rest of its process.
+struct Thread {
+    /// Where asynchronous tasks run, and what they ask.
+    actors: Handle,
+    stopping: Arc<AtomicBool>,
+}
+
+/// What comes after a task.
+enum Then {
+    Next,
+    Leave,
+}
+
+impl Thread {
+    /// Runs a task that nobody waits for.
+    fn once(&self, once: Once) -> Result<(), Error> {
+        let entry = registry::task(&once.task.name, &once.task.place)?;
+        let outcome = self.run(entry, Body::from_bytes(Bytes::from(once.args)));
+        let outcome = outcome.map_err(Error::msg)?;
+        if !outcome.failed() {
+            return Ok(());
+        }
+        let said = outcome.into_result().map(|body| decode::<Result<(), Error>>(&body));
+        Err(match said {
+            Err(fault) => fault.into(),
+            Ok(Ok(Err(error))) => error,
+            Ok(_) => Error::msg("it returned an error"),
+        })
+    }
+
+    /// Runs a task with these arguments.
+    fn run(&self, entry: &'static TaskEntry, args: Body) -> Result<TaskOutcome, Panic> {
+        match entry.run {
+            TaskRun::Sync(run) => panics::catch_call(|| run(args)),
+            TaskRun::Async(run) => self.actors.block_on(panics::catch(async move { run(args).await })),
+        }
+    }
+
+    /// Runs what comes, until there is no more.
+    fn serve(&self, socket: UnixStream, lane: Lane) -> Result<(), Error> {
+        let runtime = Builder::new_current_thread().enable_io().build()?;
+        let guard = runtime.enter();
+        let connection = Connection::new(socket, Limits::default())?;
+        drop(guard);
+        let mut desk = Desk { thread: self, runtime, connection, lane, out: Vec::new() };
+        desk.serve()
+    }
+}
+
+/// Where one task after the other is run.
+struct Desk<'a> {
+    thread: &'a Thread,
+    /// For the socket alone: whoever waits for it wakes nobody else.
+    runtime: Runtime,
+    connection: Connection,
+    lane: Lane,
+    /// Results are encoded to here.
+    out: Vec<u8>,
+}
+
+impl Desk<'_> {
+    fn serve(&mut self) -> Result<(), Error> {
+        let mut tasks: HashMap<u32, Result<&'static TaskEntry, Fault>> = HashMap::new();
+        // No more than the pool has sent, which bounds it.
+        let mut came = VecDeque::new();
+        loop {
+            let envelope = match came.pop_front() {
+                Some(envelope) => envelope,
+                None => match self.runtime.block_on(self.connection.recv())? {
+                    Some(envelope) => envelope,
+                    None => return Ok(()),
+                },
+            };
+            // What has come meanwhile may say that this is not wanted any more.
+            while let Some(envelope) = self.connection.drain()? {
+                came.push_back(envelope);
+            }
+            let (task, first) = numbers(envelope.id);
+            let skipped = |came: &VecDeque<Envelope>| {
+                came.iter().any(|other| other.kind == Kind::Unbind && numbers(other.id).1 == first)
+            };
+            let then = match envelope.kind {
+                Kind::Bind => {
+                    let Named { name, place } = decode(&envelope.body)?;
+                    tasks.insert(task, registry::task(&name, &place));
+                    Then::Next
+                }
+                Kind::Unbind => Then::Next,
+                Kind::End => return Ok(()),
+                Kind::Tell | Kind::Ask => {
+                    let unknown = || Err(Fault::Refused(format!("no task has the number {task}")));
+                    let entry = tasks.get(&task).cloned().unwrap_or_else(unknown);
+                    let alone = envelope.kind == Kind::Ask;
+                    if skipped(&came) {
+                        self.skip(first, alone, &envelope.body)?
+                    } else if alone {
+                        self.one(entry, first, envelope.body)?
+                    } else {
+                        self.row(entry, first, &envelope.body.to_bytes())?
+                    }
+                }
+                other => return Err(Error::msg(format!("a message of kind {other:?} from the pool"))),
+            };
+            if matches!(then, Then::Leave) || self.thread.stopping.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Says that none of these was begun.
+    fn skip(&mut self, first: u32, alone: bool, body: &Body) -> Result<Then, Error> {
+        let (bytes, mut number) = (body.to_bytes(), first);
+        let mut rest = &bytes[..];
+        let mut count = u32::from(alone);
+        while !alone && row::next(&mut rest).is_some() {
+            count += 1;
+        }
+        if count > 0 {
+            self.begin(number);
+        }
+        for at in 0..count {
+            let next = (at + 1 < count).then(|| number.wrapping_add(1));
+            self.finish(number, SKIPPED, &[], next)?;
+            number = number.wrapping_add(1);
+        }
+        Ok(Then::Next)
+    }
+
+    /// Runs tasks in a row.
+    fn row(
+        &mut self,
+        entry: Result<&'static TaskEntry, Fault>,
+        first: u32,
+        bytes: &[u8],
+    ) -> Result<Then, Error> {
+        let (mut rest, mut number) = (bytes, first);
+        self.begin(number);
+        while let Some(args) = row::next(&mut rest) {
+            let leaves = self.thread.stopping.load(Ordering::Relaxed);
+            let next = (!leaves && !rest.is_empty()).then(|| number.wrapping_add(1));
+            match &entry {
+                Ok(TaskEntry { packed: Some(packed), .. }) => self.packed(*packed, number, args, next)?,
+                Ok(entry) => {
+                    let outcome = self.thread.run(entry, Body::from_bytes(Bytes::copy_from_slice(args)));
+                    self.outcome(number, outcome, next)?;
+                }
+                Err(fault) => self.encoded(number, FAULT, fault, next)?,
+            }
+            if leaves {
+                return Ok(Then::Leave);
+            }
+            number = number.wrapping_add(1);
+        }
+        Ok(Then::Next)
+    }
+
+    /// Runs one task whose arguments are a message of their own.
+    fn one(
+        &mut self,
+        entry: Result<&'static TaskEntry, Fault>,
+        number: u32,
+        args: Body,
+    ) -> Result<Then, Error> {
+        self.begin(number);
+        match entry {
+            Ok(entry) => {
+                let outcome = self.thread.run(entry, args);
+                self.outcome(number, outcome, None)?;
+            }
+            Err(fault) => self.encoded(number, FAULT, &fault, None)?,
+        }
+        Ok(Then::Next)
+    }
+
+    #[inline]
+    fn packed(&mut self, run: PackedRun, number: u32, args: &[u8], next: Option<u32>) -> Result<(), Error> {
+        let mut out = std::mem::take(&mut self.out);
+        out.clear();
+        let ran = panics::catch_call(|| run(args, &mut out));
+        let finished = match ran {
+            Ok(PackedOutcome::Packed) if out.len() <= SMALL => self.finish(number, VALUE, &out, next),
+            // Neither copied nor kept.
+            Ok(PackedOutcome::Packed) => {
+                let body = Body::from_bytes(std::mem::take(&mut out).into());
+                self.send(number, VALUE, body, next)
+            }
+            Ok(PackedOutcome::Alone(body)) => self.body(number, body, next),
+            Ok(PackedOutcome::Fault(fault)) => self.encoded(number, FAULT, &fault, next),
+            Err(panic) => self.encoded(number, PANIC, &panic, next),
+        };
+        self.out = out;
+        finished
+    }
+
+    fn outcome(
+        &mut self,
+        number: u32,
+        outcome: Result<TaskOutcome, Panic>,
+        next: Option<u32>,
+    ) -> Result<(), Error> {
+        match outcome.map(TaskOutcome::into_result) {
+            Ok(Ok(body)) => self.body(number, body, next),
+            Ok(Err(fault)) => self.encoded(number, FAULT, &fault, next),
+            Err(panic) => self.encoded(number, PANIC, &panic, next),
+        }
+    }
+
+    /// A result in the ledger if it fits there, else by itself.
+    fn body(&mut self, number: u32, body: Body, next: Option<u32>) -> Result<(), Error> {
+        if body.descriptors() == 0 && body.len() <= SMALL {
+            return self.finish(number, VALUE, &body.to_bytes(), next);
+        }
+        self.send(number, VALUE, body, next)
+    }
+
+    fn encoded<T: Serialize>(
+        &mut self,
+        number: u32,
+        kind: u8,
+        what: &T,
+        next: Option<u32>,
+    ) -> Result<(), Error> {
+        let bytes = encode(what)?.to_bytes();
+        self.finish(number, kind, &bytes, next)
+    }
+
+    fn begin(&mut self, number: u32) {
+        if self.lane.begin(number).is_err() {
+            is_ended();
+        }
+    }
+
+    /// The task has finished, with a result that may have room in the ledger.
+    #[inline]
+    fn finish(&mut self, number: u32, kind: u8, result: &[u8], next: Option<u32>) -> Result<(), Error> {
+        match self.lane.finish(kind, result, next) {
+            Ok(Bell::Quiet) => Ok(()),
+            Ok(Bell::Ring) => self.ring(),
+            Err(NotKept::Closed(_)) => is_ended(),
+            Err(NotKept::Full) => {
+                self.send(number, kind, Body::from_bytes(Bytes::copy_from_slice(result)), next)
+            }
+        }
+    }
+
+    /// The result is with the kernel before the ledger says that there is one.
+    fn send(&mut self, number: u32, kind: u8, body: Body, next: Option<u32>) -> Result<(), Error> {
+        let envelope = Envelope::new(kind_of(kind), TARGET, u64::from(number), body);
+        if let Err(error) = self.connection.queue(envelope) {
+            let fault = encode(&Fault::BadAnswer(error.to_string()))?;
+            self.connection.queue(Envelope::new(Kind::Fault, TARGET, u64::from(number), fault))?;
+        }
+        self.runtime.block_on(self.connection.flush())?;
+        match self.lane.finish_elsewhere(next) {
+            Ok(Bell::Quiet) => Ok(()),
+            // The pool may have taken the result already, and sleep over the next task.
+            Ok(Bell::Ring) => self.ring(),
+            Err(_) => is_ended(),
+        }
+    }
+
+    /// Wakes the pool.
+    #[cold]
+    fn ring(&mut self) -> Result<(), Error> {
+        let bell = Envelope::new(Kind::Release, TARGET, 0, Body::default());
+        Ok(self.runtime.block_on(self.connection.send(bell))?)
+    }
+}
+
+/// Results up to this size are copied into the ledger; larger ones are not worth the copy.
+const SMALL: usize = 16 * 1024;
+
+/// The pool has ended the task, and this process is being killed.
+fn is_ended() -> ! {
+    loop {
+        std::thread::park();
+    }
+}

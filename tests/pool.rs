@@ -1,0 +1,5 @@
+//! Pools with real processes and real signals: what tasks return, what a death costs, and how pools begin and end.
+
+mod pool_deaths;
+mod pool_ends;
+mod pool_results;
