@@ -301,3 +301,39 @@ async fn a_task_that_takes_too_long_takes_its_helpers_along() {
     becomes_true("the helper is gone", || !runs(helper().unwrap())).await;
     over(pool).await;
 }
+
+/// Reads what it is handed, but dies the first time.
+#[hatchery::task]
+fn reads(mut file: hatchery::Fd<fs::File>, many: Vec<u8>, dir: PathBuf) -> usize {
+    use std::io::{Read, Seek};
+    note(&dir, 0);
+    if times(&dir, 0) == 1 {
+        std::process::abort()
+    }
+    let mut text = String::new();
+    file.rewind().unwrap();
+    file.read_to_string(&mut text).unwrap();
+    text.len() + many.len()
+}
+
+#[hatchery::test]
+async fn large_arguments_and_descriptors_are_there_again_at_the_next_attempt_and_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("text");
+    fs::write(&path, "hello").unwrap();
+    let pool = pool(1).await;
+    for (retries, size) in [(0, 100_000), (1, 100_000), (1, 10)] {
+        let _ = fs::remove_file(dir.path().join("0"));
+        let file = hatchery::Fd::new(fs::File::open(&path).unwrap());
+        let job = pool.submit(reads, (file, vec![0; size], dir.path().to_owned())).retries(retries);
+        let result = ends("job", job).await;
+        match retries {
+            0 => assert!(result.unwrap_err().is_crash()),
+            _ => assert_eq!(result.unwrap(), 5 + size),
+        }
+        // Something else comes behind it, so that whatever there is more of it has its turn.
+        assert_eq!(ends("another", pool.submit(square, 3)).await.unwrap(), 9);
+        assert_eq!(times(dir.path(), 0), 1 + retries as usize);
+    }
+    ends("shutdown", pool.shutdown()).await.unwrap();
+}

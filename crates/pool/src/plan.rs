@@ -702,8 +702,9 @@ impl Plan {
         let mut lost = None;
         if let Some(first) = given.front_mut() {
             let next = first.number.wrapping_add(first.done);
-            // Whatever number it names: with tasks one after the other it can be at that one alone.
-            if running.is_some() {
+            // It can be at that one alone; or at the one before, whose result had come by the socket already. What else it
+            // may say is as good as that.
+            if running.is_some_and(|running| running != next.wrapping_sub(1)) {
                 lost = Some((one_of(&first.chunk, first.done), next));
                 first.done += 1;
             }

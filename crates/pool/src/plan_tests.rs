@@ -343,3 +343,58 @@ fn tasks_wait_longer_before_each_further_try() {
         assert!(world.plan.is_busy(0), "after {pause} ms");
     }
 }
+
+/// Two small tasks, given to the one worker there is.
+fn two_given(retries: u32) -> (Plan, JobId, Instant) {
+    let now = Instant::now();
+    let mut plan = Plan::new(Rules { prefetch: 1, max_tasks: None }, 1);
+    let job = plan.begin(wants(retries)).unwrap();
+    plan.arrived(0, now);
+    let mut bytes = Vec::new();
+    row::put(&mut bytes, b"a");
+    row::put(&mut bytes, b"b");
+    plan.enter(job, 0, Load::Row(Row { bytes: bytes.into(), count: 2 }), now);
+    (plan, job, now)
+}
+
+#[test]
+fn a_death_behind_a_result_that_came_by_the_socket_charges_nobody() {
+    let (mut plan, job, now) = two_given(0);
+    // The ledger still names it: it was not told any more that the result has left.
+    plan.alone(0, 0, VALUE, hatchery_wire::Body::default(), now).unwrap();
+    plan.died(0, Some(0), &Exit::new(Status::Unknown), now);
+    let mail = plan.take(job, Waker::noop());
+    assert!(mail.iter().all(|mail| !matches!(mail.what, What::Failed(..))), "{mail:?}");
+    // The second one waits for another worker.
+    plan.arrived(0, now);
+    assert!(plan.is_busy(0));
+}
+
+#[test]
+fn a_task_that_travels_alone_and_whose_worker_died_is_tried_again_once_and_as_it_was() {
+    let mut now = Instant::now();
+    let mut plan = Plan::new(Rules { prefetch: 1, max_tasks: None }, 1);
+    let job = plan.begin(wants(1)).unwrap();
+    plan.arrived(0, now);
+    let body = || hatchery_wire::Body::from_bytes(Bytes::from_static(b"large"));
+    plan.enter(job, 0, Load::Alone(body()), now);
+    for last in [false, true] {
+        plan.orders(0);
+        plan.died(0, Some(0), &Exit::new(Status::Unknown), now);
+        let failed = plan.take(job, Waker::noop()).len();
+        assert_eq!(failed, usize::from(last));
+        plan.arrived(0, now);
+        assert!(!plan.is_busy(0), "there is nothing to do before its pause is over");
+        now += Duration::from_secs(60);
+        plan.hand_out(now);
+        let orders = plan.orders(0);
+        let given: Vec<_> = orders
+            .iter()
+            .filter_map(|order| match order {
+                Order::Run { load: Load::Alone(body), .. } => Some(body.len()),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(given, if last { vec![] } else { vec![5] });
+    }
+}

@@ -34,8 +34,7 @@ impl Load {
     pub(crate) fn split_to(&mut self, count: u32) -> Load {
         match self {
             Load::Row(row) => Load::Row(row.split_to(count)),
-            // The empty body that stays is one that nobody looks at again.
-            Load::Alone(body) if count > 0 => Load::Alone(std::mem::take(body)),
+            Load::Alone(_) if count > 0 => std::mem::replace(self, Load::Row(Row::default())),
             Load::Alone(_) => Load::Row(Row::default()),
         }
     }
@@ -124,6 +123,7 @@ mod tests {
         let mut alone = Load::Alone(Body::from_bytes(Bytes::from_static(b"x")));
         assert_eq!(alone.split_to(0).count(), 0);
         assert!(matches!(alone.split_to(1), Load::Alone(body) if body.len() == 1));
+        assert_eq!(alone.count(), 0, "it is given away once");
     }
 
     #[test]
