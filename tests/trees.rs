@@ -80,6 +80,8 @@ async fn a_supervisor_that_gives_up_is_started_again_by_its_own_and_the_same_han
     assert!(state(next.0).is_none() && state(next.1).is_none());
     assert!(ends("ask", a.me()).await.unwrap_err().is_closed());
     assert!(ends("children", back.children()).await.is_empty());
+    let error = tree.get::<Part>("front").unwrap_err().to_string();
+    assert!(error.contains("/shop has ended"), "{error}");
 }
 
 #[hatchery::test]

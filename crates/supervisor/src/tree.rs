@@ -201,10 +201,12 @@ impl Tree {
         let Some(member) = self.office().member(name).filter(|member| !member.removed) else {
             let names =
                 self.office().present().into_iter().map(|(name, _)| name).collect::<Vec<_>>().join(", ");
-            return Err(Error::msg(format!(
-                "{} has no child {name:?}; its children are: {names}",
-                self.path()
-            )));
+            let path = self.path();
+            return Err(Error::msg(match &*self.run().over.borrow() {
+                Some(Err(gave_up)) => format!("no child {name:?} any more: {gave_up}"),
+                Some(Ok(_)) => format!("{path} has ended, and with it its children"),
+                None => format!("{path} has no child {name:?}; its children are: {names}"),
+            }));
         };
         let handle = member.handle.downcast_ref::<K::Handle>().filter(|_| member.seat.actor() == K::kind());
         handle.cloned().ok_or_else(|| {
