@@ -254,3 +254,11 @@ async fn a_panic_whose_payload_panics_fails_its_task_alone() {
     assert_eq!(ends("pid", pool.submit(own_pid, ())).await.unwrap(), before);
     over(pool).await;
 }
+
+#[hatchery::test]
+async fn a_worker_that_hangs_in_its_finaliser_is_killed_and_replaced() {
+    let builder = Pool::builder().workers(1).max_tasks_per_worker(1).finaliser(hangs, ());
+    let pool = ends("start", builder.start()).await.unwrap();
+    assert_eq!(ends("map", pool.map(square, 0..2).into_future()).await.unwrap(), [0, 1]);
+    ends("terminate", pool.terminate()).await.unwrap();
+}
