@@ -262,3 +262,27 @@ async fn a_worker_that_hangs_in_its_finaliser_is_killed_and_replaced() {
     assert_eq!(ends("map", pool.map(square, 0..2).into_future()).await.unwrap(), [0, 1]);
     ends("terminate", pool.terminate()).await.unwrap();
 }
+
+/// Fails the second time.
+#[hatchery::task]
+fn fails_once(dir: PathBuf) -> Result<(), String> {
+    let file = fs::File::options().append(true).create(true).open(dir.join("begun"));
+    std::io::Write::write_all(&mut file.unwrap(), b"1").unwrap();
+    if fs::metadata(dir.join("begun")).unwrap().len() == 2 { Err("bad luck".to_owned()) } else { Ok(()) }
+}
+
+#[hatchery::test]
+async fn a_start_that_failed_is_forgotten_once_another_one_succeeded() {
+    let dir = tempfile::tempdir().unwrap();
+    let builder = Pool::builder().workers(1).initializer(fails_once, dir.path().to_owned());
+    let pool = ends("start", builder.start()).await.unwrap();
+    assert!(ends("killer", pool.submit(aborts, ())).await.unwrap_err().is_worker_died());
+    assert_eq!(ends("next", pool.submit(square, 3)).await.unwrap(), 9);
+    assert_eq!(begun(&dir), 3);
+    let _busy = pool.submit(hangs, ());
+    becomes_true("it runs", || pool.stats().given == 1).await;
+    let waits = pool.submit(square, 3);
+    ends("stop", pool.tree().stop()).await.unwrap();
+    let error = ends("waits", waits).await.unwrap_err();
+    assert!(error.is_closed() && !error.is_init_failed(), "{error}");
+}
