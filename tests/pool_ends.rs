@@ -206,3 +206,83 @@ async fn when_workers_cannot_be_started_again_the_jobs_that_wait_learn_why() {
     assert!(begun(&dir) <= 4, "{} starts", begun(&dir));
     assert!(ends("join", pool.join()).await.is_err());
 }
+
+/// Fails where nobody can be told: saying so panics.
+#[hatchery::task]
+fn fails_without_a_voice() -> Result<(), String> {
+    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    drop(reader);
+    rustix::stdio::dup2_stderr(&writer).unwrap();
+    Err("nobody hears this".to_owned())
+}
+
+#[hatchery::test]
+async fn a_worker_whose_thread_for_tasks_unwinds_dies_and_is_replaced() {
+    let builder = Pool::builder().workers(1).max_tasks_per_worker(1).finaliser(fails_without_a_voice, ());
+    let pool = ends("start", builder.start()).await.unwrap();
+    let mut events = pool.tree().events();
+    assert_eq!(ends("map", pool.map(square, 0..2).into_future()).await.unwrap(), [0, 1]);
+    let exit = loop {
+        if let TreeEvent::Exited { exit, .. } = ends("event", events.next()).await.unwrap() {
+            break exit;
+        }
+    };
+    assert_eq!(exit.signal(), Some(6), "{exit}");
+    over(pool).await;
+}
+
+/// Panics when it is dropped.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("again")
+    }
+}
+
+#[hatchery::task]
+fn panics_twice() {
+    std::panic::panic_any(Bomb)
+}
+
+#[hatchery::test]
+async fn a_panic_whose_payload_panics_fails_its_task_alone() {
+    let pool = pool(1).await;
+    let before = ends("pid", pool.submit(own_pid, ())).await.unwrap();
+    let error = ends("it", pool.submit(panics_twice, ())).await.unwrap_err();
+    assert!(error.to_string().contains("a panic whose payload is no text"), "{error}");
+    assert_eq!(ends("pid", pool.submit(own_pid, ())).await.unwrap(), before);
+    over(pool).await;
+}
+
+#[hatchery::test]
+async fn a_worker_that_hangs_in_its_finaliser_is_killed_and_replaced() {
+    let builder = Pool::builder().workers(1).max_tasks_per_worker(1).finaliser(hangs, ());
+    let pool = ends("start", builder.start()).await.unwrap();
+    assert_eq!(ends("map", pool.map(square, 0..2).into_future()).await.unwrap(), [0, 1]);
+    ends("terminate", pool.terminate()).await.unwrap();
+}
+
+/// Fails the second time.
+#[hatchery::task]
+fn fails_once(dir: PathBuf) -> Result<(), String> {
+    let file = fs::File::options().append(true).create(true).open(dir.join("begun"));
+    std::io::Write::write_all(&mut file.unwrap(), b"1").unwrap();
+    if fs::metadata(dir.join("begun")).unwrap().len() == 2 { Err("bad luck".to_owned()) } else { Ok(()) }
+}
+
+#[hatchery::test]
+async fn a_start_that_failed_is_forgotten_once_another_one_succeeded() {
+    let dir = tempfile::tempdir().unwrap();
+    let builder = Pool::builder().workers(1).initializer(fails_once, dir.path().to_owned());
+    let pool = ends("start", builder.start()).await.unwrap();
+    assert!(ends("killer", pool.submit(aborts, ())).await.unwrap_err().is_worker_died());
+    assert_eq!(ends("next", pool.submit(square, 3)).await.unwrap(), 9);
+    assert_eq!(begun(&dir), 3);
+    let _busy = pool.submit(hangs, ());
+    becomes_true("it runs", || pool.stats().given == 1).await;
+    let waits = pool.submit(square, 3);
+    ends("stop", pool.tree().stop()).await.unwrap();
+    let error = ends("waits", waits).await.unwrap_err();
+    assert!(error.is_closed() && !error.is_init_failed(), "{error}");
+}

@@ -58,7 +58,7 @@ pub(crate) fn catch_poll<T>(poll: impl FnOnce() -> Poll<T>) -> Poll<Result<T, Pa
     match catch_unwind(AssertUnwindSafe(poll)) {
         Ok(Poll::Pending) => Poll::Pending,
         Ok(Poll::Ready(value)) => Poll::Ready(Ok(value)),
-        Err(payload) => Poll::Ready(Err(describe(&*payload))),
+        Err(payload) => Poll::Ready(Err(describe(payload))),
     }
 }
 
@@ -67,13 +67,18 @@ pub(crate) fn catch_poll<T>(poll: impl FnOnce() -> Poll<T>) -> Poll<Result<T, Pa
 /// # Errors
 /// The panic.
 pub fn catch_call<T>(call: impl FnOnce() -> T) -> Result<T, Panic> {
-    catch_unwind(AssertUnwindSafe(call)).map_err(|payload| describe(&*payload))
+    catch_unwind(AssertUnwindSafe(call)).map_err(describe)
 }
 
 /// What a panic payload says, with the place of this thread's latest panic.
-fn describe(payload: &(dyn Any + Send)) -> Panic {
+fn describe(payload: Box<dyn Any + Send>) -> Panic {
     let place = PLACE.try_with(|place| place.borrow_mut().take()).ok().flatten();
-    described(payload, place)
+    let panic = described(&*payload, place);
+    // It is user code that drops it. What that panics with is left where it is, for it might go on like this.
+    if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        std::mem::forget(again);
+    }
+    panic
 }
 
 fn described(payload: &(dyn Any + Send), place: Option<String>) -> Panic {
@@ -100,5 +105,19 @@ mod tests {
         let panic: Panic = caught.map(|never: ()| never).unwrap_err();
         assert_eq!(panic.message, "no luck");
         assert!(panic.place.unwrap().contains("panics.rs:"));
+    }
+
+    struct PanicsAgain;
+
+    impl Drop for PanicsAgain {
+        fn drop(&mut self) {
+            std::panic::panic_any(PanicsAgain);
+        }
+    }
+
+    #[test]
+    fn a_panic_whose_payload_panics_when_it_is_dropped_is_caught_all_the_same() {
+        let panic = catch_call(|| std::panic::panic_any(PanicsAgain)).map(|never: ()| never).unwrap_err();
+        assert_eq!(panic.message, "a panic whose payload is no text");
     }
 }

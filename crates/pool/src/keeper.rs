@@ -28,6 +28,8 @@ use crate::worker::Greeting;
 
 /// How long outcomes of quick tasks may lie in a ledger before they are seen.
 const SEEN_WITHIN: Duration = Duration::from_millis(2);
+/// How long a worker has to leave, its finaliser included, before it is killed.
+pub(crate) const LEAVES_WITHIN: Duration = Duration::from_secs(5);
 
 /// Looks after the workers that sit in this seat one after another, until nobody will any more.
 pub(crate) async fn keep(shared: Arc<Shared>, index: usize, seat: Arc<Seat>) {
@@ -75,6 +77,7 @@ async fn attend(shared: &Shared, index: usize, arrived: Arrived) {
         ticks: false,
         quiet: false,
         is_ending: false,
+        leaves_by: None,
         taken: VecDeque::new(),
     };
     shared.with(|plan| plan.arrived(index, Instant::now()));
@@ -104,6 +107,8 @@ struct Keeper<'a> {
     quiet: bool,
     /// It is being killed.
     is_ending: bool,
+    /// When it is killed unless it has left by then: it was told to.
+    leaves_by: Option<Instant>,
     /// Outcomes that were taken out of the ledger and wait for others before them, which come over the socket.
     taken: VecDeque<Taken>,
 }
@@ -170,6 +175,14 @@ impl Keeper<'_> {
                 (plan.is_busy(self.index), plan.is_quick(self.index), plan.next_look(self.index, now))
             });
             let mut look = look;
+            if let Some(by) = self.leaves_by.filter(|_| !self.is_ending) {
+                let left = by.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    self.end();
+                } else {
+                    look = Some(look.map_or(left, |look| look.min(left)));
+                }
+            }
             let mut armed = true;
             if busy && !self.is_ending {
                 let wake = if quick && !self.quiet {
@@ -328,7 +341,10 @@ impl Keeper<'_> {
                 }
             }
             Order::Skip { number } => Envelope::new(Kind::Unbind, TARGET, id(0, number), Body::default()),
-            Order::Leave => Envelope::new(Kind::End, TARGET, 0, Body::default()),
+            Order::Leave => {
+                self.leaves_by = Some(Instant::now() + LEAVES_WITHIN);
+                Envelope::new(Kind::End, TARGET, 0, Body::default())
+            }
         };
         if self.connection.queue(envelope).is_err() {
             self.end();

@@ -114,7 +114,8 @@ impl PoolBuilder {
     }
 
     /// A task that each worker runs when it leaves in order: at the end of the pool, or when it has run its
-    /// [`max_tasks_per_worker`](PoolBuilder::max_tasks_per_worker).
+    /// [`max_tasks_per_worker`](PoolBuilder::max_tasks_per_worker). A worker that has not left 5 s after it was told to is
+    /// killed.
     pub fn finaliser<T: Runs>(mut self, task: T, args: T::Args) -> Self {
         self.finaliser = Some(prepared(&task, &args));
         self
@@ -254,7 +255,8 @@ impl PoolBuilder {
         let once = prepared(&self.initializer).and_then(|first| Ok((first, prepared(&self.finaliser)?)));
         let (first, last) = once.map_err(|fault| StartError::refused(format!("worker-{index}"), fault))?;
         let post = Post::new(index, shared.clone(), first, last);
-        let mut spec = ChildSpec::new(post).settings(self.settings.clone()).shutdown(Shutdown::default());
+        let shutdown = Shutdown::graceful(keeper::LEAVES_WITHIN);
+        let mut spec = ChildSpec::new(post).settings(self.settings.clone()).shutdown(shutdown);
         if let Some(timeout) = self.start_timeout {
             spec = spec.start_timeout(timeout);
         }

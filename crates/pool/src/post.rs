@@ -112,7 +112,7 @@ impl Start for Post {
                     Ok(started)
                 }
                 Err(fault) => {
-                    shared.start_failed(&fault);
+                    shared.start_failed(index, &fault);
                     Err(fault)
                 }
             }

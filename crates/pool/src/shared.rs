@@ -15,8 +15,6 @@ use crate::post::Arrived;
 pub(crate) struct Shared {
     plan: Mutex<Plan>,
     desks: Vec<Desk>,
-    /// Why the latest start of a worker failed.
-    failure: Mutex<Option<Fault>>,
     /// Told when there is no job left.
     idle: Notify,
     /// Whether its workers are to be killed.
@@ -29,6 +27,8 @@ pub(crate) struct Shared {
 #[derive(Default)]
 struct Desk {
     arrived: Mutex<Option<Arrived>>,
+    /// Why the latest start failed, if no worker has arrived since.
+    failure: Mutex<Option<Fault>>,
     bell: Notify,
 }
 
@@ -42,7 +42,6 @@ impl Shared {
         Arc::new(Shared {
             plan: Mutex::new(Plan::new(rules, workers)),
             desks: (0..workers).map(|_| Desk::default()).collect(),
-            failure: Mutex::new(None),
             idle: Notify::new(),
             killed: AtomicBool::new(false),
             path: OnceLock::new(),
@@ -82,9 +81,11 @@ impl Shared {
 
     /// A worker is there.
     pub(crate) fn arrive(&self, index: usize, arrived: Arrived) {
-        let before = locked(&self.desks[index].arrived).replace(arrived);
+        let desk = &self.desks[index];
+        *locked(&desk.failure) = None;
+        let before = locked(&desk.arrived).replace(arrived);
         drop(before);
-        self.desks[index].bell.notify_one();
+        desk.bell.notify_one();
     }
 
     pub(crate) fn take_arrived(&self, index: usize) -> Option<Arrived> {
@@ -96,16 +97,16 @@ impl Shared {
         &self.desks[index].bell
     }
 
-    pub(crate) fn start_failed(&self, fault: &Fault) {
-        *locked(&self.failure) = Some(fault.clone());
+    pub(crate) fn start_failed(&self, index: usize, fault: &Fault) {
+        *locked(&self.desks[index].failure) = Some(fault.clone());
     }
 
     /// What is told to those whose tasks nobody will run, since there are no workers any more.
     pub(crate) fn no_workers(&self, why: String) -> TaskFault {
-        let failed = locked(&self.failure).clone();
-        match failed {
-            Some(fault) if !matches!(fault, Fault::Closed { .. }) => TaskFault::InitFailed(fault.to_string()),
-            _ => TaskFault::Fault(Fault::Closed { why }),
+        let mut failures = self.desks.iter().filter_map(|desk| locked(&desk.failure).clone());
+        match failures.find(|fault| !matches!(fault, Fault::Closed { .. })) {
+            Some(fault) => TaskFault::InitFailed(fault.to_string()),
+            None => TaskFault::Fault(Fault::Closed { why }),
         }
     }
 
@@ -122,6 +123,9 @@ impl Shared {
     /// It begins anew, after its end.
     pub(crate) fn begin_again(&self) {
         self.killed.store(false, Ordering::Relaxed);
+        for desk in &self.desks {
+            *locked(&desk.failure) = None;
+        }
         self.with(Plan::begin_again);
     }
 
@@ -138,5 +142,21 @@ impl Shared {
             }
             told.await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn why_a_start_failed_is_forgotten_when_the_pool_begins_again() {
+        let shared = Shared::new(Rules { prefetch: 1, max_tasks: None }, 2);
+        let why = || shared.no_workers("it was stopped".to_owned());
+        assert!(matches!(why(), TaskFault::Fault(Fault::Closed { .. })));
+        shared.start_failed(1, &Fault::StartFailed("no disk".to_owned()));
+        assert!(matches!(why(), TaskFault::InitFailed(said) if said.contains("no disk")));
+        shared.begin_again();
+        assert!(matches!(why(), TaskFault::Fault(Fault::Closed { .. })));
     }
 }

@@ -84,6 +84,7 @@ impl AnyActor for PoolWorker {
         let thread = Thread { actors: Handle::current(), stopping: stopping.clone() };
         let actor = cx.clone();
         std::thread::Builder::new().name("tasks".to_owned()).spawn(move || {
+            let _unless = UnlessInOrder;
             let _ends = ends;
             if let Some(once) = initializer {
                 if let Err(error) = thread.once(once) {
@@ -114,6 +115,18 @@ impl AnyActor for PoolWorker {
         if let Some(ended) = self.ended.take() {
             // The sender is dropped at the end, and says nothing.
             let _ = ended.await;
+        }
+    }
+}
+
+/// Ends the process if the thread that runs tasks unwinds: a worker without it would answer, and never run anything again,
+/// and of a death the pool learns.
+struct UnlessInOrder;
+
+impl Drop for UnlessInOrder {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
         }
     }
 }
