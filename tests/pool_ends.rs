@@ -102,6 +102,24 @@ async fn a_closed_pool_takes_nothing_more_and_finishes_what_it_has() {
 }
 
 #[hatchery::test]
+async fn join_waits_for_no_job_to_be_awaited() {
+    let pool = pool(2).await;
+    let mut cancelled = pool.submit(hangs, ());
+    becomes_true("it runs", || pool.stats().given == 1).await;
+    // More than have a place in the line, and nobody polls them.
+    let jobs: Vec<_> = (0..1_500).map(|x| pool.submit(square, x)).collect();
+    cancelled.cancel();
+    pool.close();
+    ends("join", pool.join()).await.unwrap();
+    assert!(workers().is_empty());
+    for (x, job) in (0..).zip(jobs) {
+        assert!(job.is_finished(), "{x}");
+        assert_eq!(ends("job", job).await.unwrap(), x * x);
+    }
+    assert!(ends("cancelled", cancelled).await.unwrap_err().is_cancelled());
+}
+
+#[hatchery::test]
 async fn a_pool_that_is_terminated_ends_every_job_and_its_workers() {
     let pool = pool(2).await;
     let jobs: Vec<_> = (0..10_000).map(|_| pool.submit(hangs, ())).collect();

@@ -466,8 +466,9 @@ impl Pool {
         self.inner.shared.with(|plan| plan.close());
     }
 
-    /// Waits until every job that was begun is over, and stops the workers. Streams count until their end, or until they are
-    /// dropped: one that nobody reads holds this up. To be called after [`close`](Pool::close), or by whoever knows that there
+    /// Waits until every job that was begun is over, and stops the workers. A [`Job`] is over when its outcome is there, and
+    /// can be awaited later, or when it was cancelled. Streams count until their end, or until they are dropped: one that
+    /// nobody reads holds this up. To be called after [`close`](Pool::close), or by whoever knows that there
     /// will be no more.
     ///
     /// # Errors
