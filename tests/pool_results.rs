@@ -234,6 +234,29 @@ async fn what_cannot_be_encoded_or_decoded_fails_its_task_and_the_same_workers_g
     over(pool).await;
 }
 
+/// Large, so that it travels by itself, and refuses to be decoded.
+#[hatchery::task]
+fn picky_at_length(number: u8) -> (Picky, String) {
+    (Picky(number), "x".repeat(200_000))
+}
+
+#[hatchery::test]
+async fn where_an_error_ends_all_so_does_a_result_that_cannot_be_decoded() {
+    let pool = pool(1).await;
+    // The third of them is 2.
+    let inputs = || [0, 0, 2].into_iter().chain(std::iter::repeat_n(0, 20));
+    for chunk in [1, 23] {
+        let all = pool.map(picky, inputs()).chunk_size(chunk).cancel_on_error(true);
+        let all = ends("each", all.each()).await;
+        assert_eq!(all.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, true, false]);
+        let all = pool.map(picky_at_length, inputs()).chunk_size(chunk).cancel_on_error(true);
+        let all = ends("each", all.each()).await;
+        assert_eq!(all.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, true, false]);
+    }
+    assert_eq!(ends("each", pool.map(picky, inputs()).each()).await.len(), 23);
+    over(pool).await;
+}
+
 #[hatchery::test]
 async fn large_arguments_and_results_travel_among_small_ones() {
     let pool = pool(2).await;

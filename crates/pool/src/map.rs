@@ -255,7 +255,8 @@ impl<I: Iterator, R> Flow<I, R> {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<R, TaskError>>> {
         loop {
             if self.current.count > 0 {
-                return Poll::Ready(Some(self.next_of_row()));
+                let result = self.next_of_row();
+                return self.give(result);
             }
             let Some(job) = self.job else {
                 let refused = self.refused.take();
@@ -274,16 +275,13 @@ impl<I: Iterator, R> Flow<I, R> {
                 Some(What::Row(row)) => self.current = row,
                 Some(What::Alone(body)) => {
                     self.given += 1;
-                    let result = (self.map.decode)(body);
-                    return Poll::Ready(Some(result.map_err(|error| self.bad(&error))));
+                    let result = (self.map.decode)(body).map_err(|error| self.bad(&error));
+                    return self.give(result);
                 }
                 Some(What::Failed(why, worker)) => {
                     self.given += 1;
                     let error = self.error(worker, why);
-                    if self.map.cancel_on_error {
-                        self.leave();
-                    }
-                    return Poll::Ready(Some(Err(error)));
+                    return self.give(Err(error));
                 }
                 None if self.exhausted && self.given == self.taken => {
                     self.leave();
@@ -292,6 +290,16 @@ impl<I: Iterator, R> Flow<I, R> {
                 None => return Poll::Pending,
             }
         }
+    }
+
+    /// Gives an outcome, which is the last one if it is an error that ends all.
+    #[inline]
+    fn give(&mut self, result: Result<R, TaskError>) -> Poll<Option<Result<R, TaskError>>> {
+        if result.is_err() && self.map.cancel_on_error {
+            self.leave();
+            self.current = Row::default();
+        }
+        Poll::Ready(Some(result))
     }
 
     /// The next result of the row that is being given.
