@@ -154,6 +154,19 @@ async fn an_iterator_without_end_is_taken_from_as_workers_ask_for_it() {
 }
 
 #[hatchery::test]
+async fn however_much_is_to_be_prefetched_inputs_without_end_are_taken_within_bounds() {
+    let pool = ends("start", Pool::builder().workers(2).prefetch(usize::MAX).start()).await.unwrap();
+    let taken = AtomicU32::new(0);
+    let inputs = std::iter::repeat_with(|| u64::from(taken.fetch_add(1, Ordering::Relaxed)));
+    let mut results = pool.map(square, inputs).chunk_size(5).stream();
+    assert_eq!(ends("next", results.next()).await.unwrap().unwrap(), 0);
+    // Two workers, 65 chunks each, and as many that wait; once more, if some were given before.
+    assert!(taken.load(Ordering::Relaxed) <= 2 * 2 * 2 * 65 * 5, "{taken:?}");
+    drop(results);
+    over(pool).await;
+}
+
+#[hatchery::test]
 async fn an_iterator_that_panics_is_the_callers_panic_alone() {
     let pool = pool(1).await;
     let mapped = {
@@ -231,6 +244,29 @@ async fn what_cannot_be_encoded_or_decoded_fails_its_task_and_the_same_workers_g
     let error = ends("submit", pool.submit(takes, Picky(1))).await.unwrap_err();
     assert!(error.to_string().contains("leave"), "{error}");
     assert_eq!(ends("pid", pool.submit(own_pid, ())).await.unwrap(), worker);
+    over(pool).await;
+}
+
+/// Large, so that it travels by itself, and refuses to be decoded.
+#[hatchery::task]
+fn picky_at_length(number: u8) -> (Picky, String) {
+    (Picky(number), "x".repeat(200_000))
+}
+
+#[hatchery::test]
+async fn where_an_error_ends_all_so_does_a_result_that_cannot_be_decoded() {
+    let pool = pool(1).await;
+    // The third of them is 2.
+    let inputs = || [0, 0, 2].into_iter().chain(std::iter::repeat_n(0, 20));
+    for chunk in [1, 23] {
+        let all = pool.map(picky, inputs()).chunk_size(chunk).cancel_on_error(true);
+        let all = ends("each", all.each()).await;
+        assert_eq!(all.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, true, false]);
+        let all = pool.map(picky_at_length, inputs()).chunk_size(chunk).cancel_on_error(true);
+        let all = ends("each", all.each()).await;
+        assert_eq!(all.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, true, false]);
+    }
+    assert_eq!(ends("each", pool.map(picky, inputs()).each()).await.len(), 23);
     over(pool).await;
 }
 

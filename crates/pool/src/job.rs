@@ -19,8 +19,8 @@ use crate::row::{self, Load, Row};
 
 /// A task that was given to a pool, and its result to come: a future. See [`Pool::submit`](crate::pool::Pool::submit).
 ///
-/// It waits for a worker whether or not it is polled, unless a thousand others wait already: then it keeps its arguments,
-/// and gets in line when it is polled and there is room.
+/// It waits for a worker, and runs, whether or not it is polled. However many are submitted, all get in line by themselves:
+/// whoever has more than fit into memory has [`Pool::map`](crate::pool::Pool::map) take them as workers ask for them.
 ///
 /// # Errors
 /// [`TaskError`]: the worker died (`is_worker_died`), the task panicked (`is_panic`) or took longer than its
@@ -42,8 +42,6 @@ pub struct Job<R> {
 enum State {
     /// It never gets in line.
     Refused(TaskFault),
-    /// It is not in line yet.
-    Outside(JobId, Load),
     Inside(JobId),
     Cancelled(JobId),
     Over,
@@ -54,21 +52,17 @@ impl<R> Job<R> {
         let Packing { encode, decode } = task.packing();
         let state = match load(encode, args) {
             Err(fault) => State::Refused(TaskFault::Fault(fault)),
-            Ok(load) => pool.shared().with(|plan| match plan.begin(wants) {
-                Err(why) => State::Refused(why),
-                Ok(id) if plan.has_room(std::task::Waker::noop()) => {
-                    plan.enter(id, 0, load, Instant::now());
-                    State::Inside(id)
-                }
-                Ok(id) => State::Outside(id, load),
-            }),
+            Ok(load) => pool
+                .shared()
+                .with(|plan| plan.submit(wants, load, Instant::now()))
+                .map_or_else(State::Refused, State::Inside),
         };
         Job { pool: pool.clone(), wants, state, packing: decode, decode: task.decoder() }
     }
 
     fn id(&self) -> Option<JobId> {
         match self.state {
-            State::Outside(id, _) | State::Inside(id) | State::Cancelled(id) => Some(id),
+            State::Inside(id) | State::Cancelled(id) => Some(id),
             State::Refused(_) | State::Over => None,
         }
     }
@@ -116,7 +110,6 @@ impl<R> Job<R> {
     pub fn is_finished(&self) -> bool {
         match self.state {
             State::Inside(id) => self.pool.shared().with(|plan| plan.has_mail(id)),
-            State::Outside(..) => false,
             State::Refused(_) | State::Cancelled(_) | State::Over => true,
         }
     }
@@ -173,21 +166,6 @@ impl<R> Future for Job<R> {
             State::Cancelled(id) => {
                 this.pool.shared().with(|plan| plan.leave(id));
                 TaskFault::Cancelled
-            }
-            State::Outside(id, load) => {
-                let left = this.pool.shared().with(|plan| {
-                    if !plan.has_room(cx.waker()) {
-                        return Some(load);
-                    }
-                    plan.enter(id, 0, load, Instant::now());
-                    None
-                });
-                let Some(load) = left else {
-                    this.state = State::Inside(id);
-                    return Pin::new(this).poll(cx);
-                };
-                this.state = State::Outside(id, load);
-                return Poll::Pending;
             }
             State::Inside(id) => {
                 let mail = this.pool.shared().with(|plan| {

@@ -93,7 +93,7 @@ impl<I: Iterator, R> Map<I, R> {
         self
     }
 
-    /// All outcomes, in the order of their inputs.
+    /// All outcomes, in the order of their inputs. If the pool ends, the last one is an error, and the rest is missing.
     ///
     /// # Cancel safety
     /// Dropping the future cancels what has not finished.
@@ -178,6 +178,8 @@ impl<I: Iterator, R> fmt::Debug for Map<I, R> {
 /// It takes inputs while it is polled, and only as many as there are workers for: an iterator may be without end. Outcomes
 /// that nobody takes hold up the workers, once there are enough of them.
 ///
+/// If the pool ends, what is under way fails, and so does the next input; no more are taken, and the stream ends.
+///
 /// # Cancel safety
 /// [`next`](Results::next) loses nothing. Dropping the stream cancels what has not finished.
 #[must_use = "it does nothing until it is polled"]
@@ -255,7 +257,8 @@ impl<I: Iterator, R> Flow<I, R> {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<R, TaskError>>> {
         loop {
             if self.current.count > 0 {
-                return Poll::Ready(Some(self.next_of_row()));
+                let result = self.next_of_row();
+                return self.give(result);
             }
             let Some(job) = self.job else {
                 let refused = self.refused.take();
@@ -274,16 +277,13 @@ impl<I: Iterator, R> Flow<I, R> {
                 Some(What::Row(row)) => self.current = row,
                 Some(What::Alone(body)) => {
                     self.given += 1;
-                    let result = (self.map.decode)(body);
-                    return Poll::Ready(Some(result.map_err(|error| self.bad(&error))));
+                    let result = (self.map.decode)(body).map_err(|error| self.bad(&error));
+                    return self.give(result);
                 }
                 Some(What::Failed(why, worker)) => {
                     self.given += 1;
                     let error = self.error(worker, why);
-                    if self.map.cancel_on_error {
-                        self.leave();
-                    }
-                    return Poll::Ready(Some(Err(error)));
+                    return self.give(Err(error));
                 }
                 None if self.exhausted && self.given == self.taken => {
                     self.leave();
@@ -292,6 +292,16 @@ impl<I: Iterator, R> Flow<I, R> {
                 None => return Poll::Pending,
             }
         }
+    }
+
+    /// Gives an outcome, which is the last one if it is an error that ends all.
+    #[inline]
+    fn give(&mut self, result: Result<R, TaskError>) -> Poll<Option<Result<R, TaskError>>> {
+        if result.is_err() && self.map.cancel_on_error {
+            self.leave();
+            self.current = Row::default();
+        }
+        Poll::Ready(Some(result))
     }
 
     /// The next result of the row that is being given.
@@ -324,7 +334,14 @@ impl<I: Iterator, R> Flow<I, R> {
     fn fill(&mut self, job: JobId) {
         while !self.exhausted {
             let shared = self.map.pool.shared();
-            let (adapted, (workers, each)) = shared.with(|plan| (plan.chunk_size(job), plan.breadth()));
+            let (adapted, (workers, each), ended) =
+                shared.with(|plan| (plan.chunk_size(job), plan.breadth(), plan.has_ended(job)));
+            if ended {
+                // One more fails, if there is one: nobody is to take this for the end of the inputs.
+                self.chunk(job, 1);
+                self.exhausted = true;
+                return;
+            }
             let open = self.taken - self.given;
             let size = self.map.chunk.unwrap_or_else(|| {
                 // Of what is left, something for each, more than once.

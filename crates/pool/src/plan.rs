@@ -2,13 +2,14 @@
 //! and all that follows is written down for others to do.
 //!
 //! ```text
-//!            enter            hand_out                 results
+//!        enter, submit        hand_out                 results
 //!  a job ───────────▶ ready ───────────▶ given to a worker ───────▶ the job's inbox
 //!                     ▲   ▲                │ died, ended
 //!                     │   └── not begun ───┤
 //!                   later ◀─ to be tried ──┴─ failed ─────────────▶ the job's inbox
 //! ```
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::task::Waker;
@@ -36,7 +37,8 @@ const LARGEST_CHUNK: u32 = 4096;
 const SOON: Duration = Duration::from_millis(5);
 /// How often a worker is looked at whose task is to end.
 const OFTEN: Duration = Duration::from_millis(1);
-/// Chunks that wait for a worker at most, of tasks that were submitted one by one.
+/// From so many chunks on that wait for a worker, tasks that were submitted one by one do not get in line behind them, but
+/// wait outside: so what goes through the line never has far to go.
 pub(crate) const QUEUE: usize = 1024;
 
 /// What goes first.
@@ -108,6 +110,12 @@ struct Job {
     /// How long a task takes, as far as known.
     pace: Option<Duration>,
     cancelled: bool,
+    /// It has one task, whose outcome is all there will be.
+    single: bool,
+    /// Nothing more will come of it, whether or not that has been taken.
+    over: bool,
+    /// The pool has ended since it began, and why; also if it has begun again.
+    ended: Option<TaskFault>,
 }
 
 /// A worker's place.
@@ -186,6 +194,10 @@ pub(crate) struct Plan {
     rules: Rules,
     jobs: HashMap<JobId, Job>,
     next_job: JobId,
+    /// Jobs that are not over.
+    open: usize,
+    /// Single tasks that wait for room in the line, what goes first first: no more than there are jobs that somebody keeps.
+    outside: BTreeMap<(Reverse<Priority>, JobId), Load>,
     /// By priority, lowest first.
     ready: [VecDeque<Chunk>; 3],
     /// What is tried again, by when.
@@ -199,8 +211,6 @@ pub(crate) struct Plan {
     pub(crate) done: u64,
     pub(crate) failed: u64,
     pub(crate) retried: u64,
-    /// Who waits for room in the queue.
-    room: Vec<Waker>,
     /// To be woken, and workers to be looked after, once nobody holds this any more.
     pub(crate) wakes: Vec<Waker>,
     pub(crate) calls: Vec<usize>,
@@ -212,6 +222,8 @@ impl Plan {
             rules,
             jobs: HashMap::new(),
             next_job: 0,
+            open: 0,
+            outside: BTreeMap::new(),
             ready: Default::default(),
             later: BTreeMap::new(),
             next_later: 0,
@@ -221,7 +233,6 @@ impl Plan {
             done: 0,
             failed: 0,
             retried: 0,
-            room: Vec::new(),
             wakes: Vec::new(),
             calls: Vec::new(),
         }
@@ -229,11 +240,26 @@ impl Plan {
 
     // ---- jobs ----
 
-    /// A new job.
+    /// A new job, whose tasks [`enter`](Plan::enter).
     ///
     /// # Errors
     /// No job begins any more.
     pub(crate) fn begin(&mut self, wants: Wants) -> Result<JobId, TaskFault> {
+        self.begin_one(wants, false)
+    }
+
+    /// A new job of a single task, which waits for a worker from now on.
+    ///
+    /// # Errors
+    /// No job begins any more.
+    pub(crate) fn submit(&mut self, wants: Wants, load: Load, now: Instant) -> Result<JobId, TaskFault> {
+        let id = self.begin_one(wants, true)?;
+        self.outside.insert((Reverse(wants.priority), id), load);
+        self.hand_out(now);
+        Ok(id)
+    }
+
+    fn begin_one(&mut self, wants: Wants, single: bool) -> Result<JobId, TaskFault> {
         if let Some(over) = &self.over {
             return Err(over.clone());
         }
@@ -242,8 +268,11 @@ impl Plan {
         }
         let id = self.next_job;
         self.next_job += 1;
-        let job = Job { wants, inbox: VecDeque::new(), waker: None, pace: None, cancelled: false };
+        let inbox = VecDeque::new();
+        let (waker, pace, ended) = Default::default();
+        let job = Job { wants, inbox, waker, pace, cancelled: false, single, over: false, ended };
         self.jobs.insert(id, job);
+        self.open += 1;
         Ok(id)
     }
 
@@ -252,6 +281,9 @@ impl Plan {
         let Some(of) = self.jobs.get_mut(&job) else { return };
         let before = std::mem::replace(&mut of.wants, wants);
         if before.priority != wants.priority {
+            if let Some(load) = self.outside.remove(&(Reverse(before.priority), job)) {
+                self.outside.insert((Reverse(wants.priority), job), load);
+            }
             let queue = std::mem::take(&mut self.ready[before.priority as usize]);
             let (moves, stays) = queue.into_iter().partition(|chunk| chunk.job == job);
             self.ready[before.priority as usize] = stays;
@@ -262,21 +294,11 @@ impl Plan {
         self.calls.extend(0..self.places.len());
     }
 
-    /// Whether one more task may wait that was submitted alone; if not, `waker` is woken when that may be so.
-    pub(crate) fn has_room(&mut self, waker: &Waker) -> bool {
-        if self.over.is_some() || self.ready.iter().map(VecDeque::len).sum::<usize>() < QUEUE {
-            return true;
-        }
-        self.room.retain(|other| !other.will_wake(waker));
-        self.room.push(waker.clone());
-        false
-    }
-
     /// Tasks of a job: from now on they wait for a worker.
     pub(crate) fn enter(&mut self, job: JobId, first: u64, load: Load, now: Instant) {
         let Some(of) = self.jobs.get(&job).filter(|job| !job.cancelled) else { return };
-        if let Some(over) = self.over.clone() {
-            let failed = What::Failed(over, None);
+        if let Some(ended) = of.ended.clone() {
+            let failed = What::Failed(ended, None);
             for number in first..first + u64::from(load.count()) {
                 self.deliver(job, Delivery { first: number, what: failed.clone() });
             }
@@ -296,6 +318,11 @@ impl Plan {
             _ => job.waker = Some(waker.clone()),
         }
         std::mem::take(&mut job.inbox)
+    }
+
+    /// Whether all further tasks of the job fail at once, since its pool has ended.
+    pub(crate) fn has_ended(&self, job: JobId) -> bool {
+        self.jobs.get(&job).is_some_and(|job| job.ended.is_some())
     }
 
     pub(crate) fn has_mail(&self, job: JobId) -> bool {
@@ -321,6 +348,10 @@ impl Plan {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         job.cancelled = true;
         job.inbox.clear();
+        self.outside.remove(&(Reverse(job.wants.priority), id));
+        if !std::mem::replace(&mut job.over, true) {
+            self.open -= 1;
+        }
         self.ready.iter_mut().for_each(|queue| queue.retain(|chunk| chunk.job != id));
         self.later.retain(|_, chunk| chunk.job != id);
         for (index, place) in self.places.iter_mut().enumerate() {
@@ -336,7 +367,7 @@ impl Plan {
             }
         }
         self.forget(id);
-        self.make_room();
+        self.let_in();
     }
 
     /// The job is over for whoever began it.
@@ -347,9 +378,10 @@ impl Plan {
         }
     }
 
-    /// Whether no job is left.
+    /// Whether all jobs are over: those of a single task when they have its outcome, whether or not somebody has taken it,
+    /// others when they are left; and all that were cancelled.
     pub(crate) fn is_idle(&self) -> bool {
-        self.jobs.is_empty()
+        self.open == 0
     }
 
     fn forget(&mut self, id: JobId) {
@@ -385,7 +417,9 @@ impl Plan {
             let queue = self.jobs.get(&chunk.job).map_or(1, |job| job.wants.priority as usize);
             self.ready[queue].push_front(chunk);
         }
-        while let Some(queue) = self.ready.iter().rposition(|queue| !queue.is_empty()) {
+        loop {
+            self.let_in();
+            let Some(queue) = self.ready.iter().rposition(|queue| !queue.is_empty()) else { break };
             let Some(chunk) = self.ready[queue].front() else { return };
             let soon = self.is_soon(chunk);
             let Some(index) = self.free_worker(soon) else { break };
@@ -411,12 +445,13 @@ impl Plan {
             up.given.push_back(Given { chunk, number, done: 0, withdrawn: false });
             self.calls.push(index);
         }
-        self.make_room();
     }
 
-    fn make_room(&mut self) {
-        if !self.room.is_empty() && self.ready.iter().map(VecDeque::len).sum::<usize>() < QUEUE {
-            self.wakes.append(&mut self.room);
+    /// Has those who wait outside get in line, as far as there is room.
+    fn let_in(&mut self) {
+        while !self.outside.is_empty() && self.ready.iter().map(VecDeque::len).sum::<usize>() < QUEUE {
+            let Some(((Reverse(priority), job), load)) = self.outside.pop_first() else { return };
+            self.ready[priority as usize].push_back(Chunk { job, first: 0, load, tried: 0, deaths: 0 });
         }
     }
 
@@ -750,8 +785,15 @@ impl Plan {
         }
         self.over = Some(why.clone());
         self.closed = true;
+        for job in self.jobs.values_mut() {
+            job.ended.get_or_insert_with(|| why.clone());
+            // Whoever takes inputs is to learn it, also if nothing is under way.
+            self.wakes.extend(job.waker.take());
+        }
         let waiting = self.ready.iter_mut().flat_map(std::mem::take);
         let mut all: Vec<Chunk> = waiting.chain(std::mem::take(&mut self.later).into_values()).collect();
+        let outside = std::mem::take(&mut self.outside).into_iter();
+        all.extend(outside.map(|((_, job), load)| Chunk { job, first: 0, load, tried: 0, deaths: 0 }));
         for place in &mut self.places {
             let Some(up) = &mut place.up else { continue };
             for mut given in std::mem::take(&mut up.given) {
@@ -766,7 +808,6 @@ impl Plan {
                 self.deliver(chunk.job, Delivery { first: number, what: What::Failed(why.clone(), None) });
             }
         }
-        self.wakes.append(&mut self.room);
         self.calls.extend(0..self.places.len());
     }
 
@@ -785,6 +826,9 @@ impl Plan {
     fn deliver(&mut self, job: JobId, delivery: Delivery) {
         let Some(job) = self.jobs.get_mut(&job).filter(|job| !job.cancelled) else { return };
         job.inbox.push_back(delivery);
+        if job.single && !std::mem::replace(&mut job.over, true) {
+            self.open -= 1;
+        }
         self.wakes.extend(job.waker.take());
     }
 
@@ -793,7 +837,7 @@ impl Plan {
     /// Tasks that wait for a worker.
     pub(crate) fn waiting(&self) -> u64 {
         let ready = self.ready.iter().flatten().chain(self.later.values());
-        ready.map(|chunk| u64::from(chunk.load.count())).sum()
+        ready.map(|chunk| u64::from(chunk.load.count())).sum::<u64>() + self.outside.len() as u64
     }
 
     /// Of each worker: whether it is there, tasks it has done, time it was busy, since when it is at what it has, how many

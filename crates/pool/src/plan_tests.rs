@@ -7,12 +7,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use hatchery_actor::actor::Place;
 use hatchery_actor::exit::{Exit, Panic, Status};
+use hatchery_actor::task_handle::TaskFault;
 use hatchery_process::task::{TaskEntry, TaskRun};
 use hatchery_wire::encode;
 use proptest::prelude::*;
 use tokio::time::Instant;
 
-use crate::plan::{End, Found, JobId, Nonsense, Order, Plan, Priority, Rules, Wants, What};
+use crate::plan::{End, Found, JobId, Nonsense, Order, Plan, Priority, QUEUE, Rules, Wants, What};
 use crate::row::{self, Load, Row};
 use crate::terms::{PANIC, SKIPPED, VALUE};
 
@@ -397,4 +398,37 @@ fn a_task_that_travels_alone_and_whose_worker_died_is_tried_again_once_and_as_it
             .collect();
         assert_eq!(given, if last { vec![] } else { vec![5] });
     }
+}
+
+#[test]
+fn single_tasks_beyond_the_line_get_in_by_themselves_and_are_over_with_their_outcome() {
+    let now = Instant::now();
+    let mut plan = Plan::new(Rules { prefetch: 0, max_tasks: None }, 1);
+    let many = QUEUE as u64;
+    let submit = |plan: &mut Plan, task: u64| {
+        let mut bytes = Vec::new();
+        row::put(&mut bytes, &task.to_le_bytes());
+        plan.submit(wants(0), Load::Row(Row { bytes: bytes.into(), count: 1 }), now).unwrap()
+    };
+    let jobs: Vec<_> = (0..many + 3).map(|task| submit(&mut plan, task)).collect();
+    plan.cancel(jobs[QUEUE + 1]);
+    plan.change(jobs[QUEUE + 2], Wants { priority: Priority::High, ..wants(0) });
+    assert_eq!(plan.waiting(), many + 2);
+    plan.arrived(0, now);
+    let mut ran = Vec::new();
+    while let Some(order) = plan.orders(0).pop() {
+        let Order::Run { number, load: Load::Row(row), .. } = order else { unreachable!("{order:?}") };
+        ran.push(u64::from_le_bytes(row::next(&mut &row.bytes[..]).unwrap().try_into().unwrap()));
+        assert!(!plan.is_idle());
+        assert_eq!(plan.results(0, &[found(number, VALUE)], &nothing(), now), Ok(1));
+    }
+    // The first was given at once; that made room for what goes before the others.
+    let expected: Vec<_> = [0, many + 2].into_iter().chain(1..=many).collect();
+    assert_eq!(ran, expected);
+    assert!(plan.is_idle(), "nobody has to take what has come");
+    assert!(jobs.iter().all(|job| plan.has_mail(*job) == (*job != jobs[QUEUE + 1])));
+
+    let waits: Vec<_> = (0..many + 3).map(|task| submit(&mut plan, task)).collect();
+    plan.end(&TaskFault::Cancelled);
+    assert!(plan.is_idle() && waits.iter().all(|job| plan.has_mail(*job)));
 }
