@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::PathBuf;
 
-use hatchery::TreeEvent;
 use hatchery::prelude::*;
+use hatchery::{TaskError, TreeEvent};
 use hatchery_tests::{becomes_true, ends, runs};
 
 use crate::pool_results::{multiply, over, own_pid, pool, square};
@@ -132,6 +132,39 @@ async fn a_pool_that_is_terminated_ends_every_job_and_its_workers() {
         assert!(ends("job", job).await.unwrap_err().is_closed());
     }
     assert!(ends("refused", pool.submit(square, 1)).await.unwrap_err().is_closed());
+}
+
+#[hatchery::test]
+async fn a_stream_over_inputs_without_end_ends_when_its_pool_does() {
+    let pool = pool(2).await;
+    let mut ordered = pool.map(square, 0..).stream();
+    let mut any = pool.map(square, 0..).unordered();
+    for _ in 0..10 {
+        ends("next", ordered.next()).await.unwrap().unwrap();
+        ends("next", any.next()).await.unwrap().unwrap();
+    }
+    // One that has taken nothing yet, and one whose results are all there, and some inputs are not taken.
+    let mut fresh = pool.map(square, 0..).stream();
+    let mut whole = pool.map(square, 0..100).chunk_size(1).stream();
+    ends("next", whole.next()).await.unwrap().unwrap();
+    becomes_true("nothing is under way", || pool.stats().given == 0 && pool.stats().waiting == 0).await;
+    ends("terminate", pool.terminate()).await.unwrap();
+    for results in [&mut ordered, &mut any, &mut fresh] {
+        let rest = ends("the rest", drained(results)).await;
+        assert!(rest.last().unwrap().as_ref().is_err_and(TaskError::is_closed));
+    }
+    let rest = ends("the rest", drained(&mut whole)).await;
+    assert!(rest.len() < 99 && rest.last().unwrap().as_ref().is_err_and(TaskError::is_closed));
+    assert_eq!(rest.iter().filter(|result| result.is_err()).count(), 1);
+}
+
+/// What a stream gives until its end.
+async fn drained<I: Iterator>(results: &mut hatchery::Results<I, u64>) -> Vec<Result<u64, TaskError>> {
+    let mut all = Vec::new();
+    while let Some(result) = results.next().await {
+        all.push(result);
+    }
+    all
 }
 
 #[hatchery::test]

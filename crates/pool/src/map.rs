@@ -93,7 +93,7 @@ impl<I: Iterator, R> Map<I, R> {
         self
     }
 
-    /// All outcomes, in the order of their inputs.
+    /// All outcomes, in the order of their inputs. If the pool ends, the last one is an error, and the rest is missing.
     ///
     /// # Cancel safety
     /// Dropping the future cancels what has not finished.
@@ -177,6 +177,8 @@ impl<I: Iterator, R> fmt::Debug for Map<I, R> {
 ///
 /// It takes inputs while it is polled, and only as many as there are workers for: an iterator may be without end. Outcomes
 /// that nobody takes hold up the workers, once there are enough of them.
+///
+/// If the pool ends, what is under way fails, and so does the next input; no more are taken, and the stream ends.
 ///
 /// # Cancel safety
 /// [`next`](Results::next) loses nothing. Dropping the stream cancels what has not finished.
@@ -332,7 +334,14 @@ impl<I: Iterator, R> Flow<I, R> {
     fn fill(&mut self, job: JobId) {
         while !self.exhausted {
             let shared = self.map.pool.shared();
-            let (adapted, (workers, each)) = shared.with(|plan| (plan.chunk_size(job), plan.breadth()));
+            let (adapted, (workers, each), ended) =
+                shared.with(|plan| (plan.chunk_size(job), plan.breadth(), plan.has_ended(job)));
+            if ended {
+                // One more fails, if there is one: nobody is to take this for the end of the inputs.
+                self.chunk(job, 1);
+                self.exhausted = true;
+                return;
+            }
             let open = self.taken - self.given;
             let size = self.map.chunk.unwrap_or_else(|| {
                 // Of what is left, something for each, more than once.

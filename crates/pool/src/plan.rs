@@ -114,6 +114,8 @@ struct Job {
     single: bool,
     /// Nothing more will come of it, whether or not that has been taken.
     over: bool,
+    /// The pool has ended since it began, and why; also if it has begun again.
+    ended: Option<TaskFault>,
 }
 
 /// A worker's place.
@@ -267,7 +269,8 @@ impl Plan {
         let id = self.next_job;
         self.next_job += 1;
         let inbox = VecDeque::new();
-        let job = Job { wants, inbox, waker: None, pace: None, cancelled: false, single, over: false };
+        let (waker, pace, ended) = Default::default();
+        let job = Job { wants, inbox, waker, pace, cancelled: false, single, over: false, ended };
         self.jobs.insert(id, job);
         self.open += 1;
         Ok(id)
@@ -294,8 +297,8 @@ impl Plan {
     /// Tasks of a job: from now on they wait for a worker.
     pub(crate) fn enter(&mut self, job: JobId, first: u64, load: Load, now: Instant) {
         let Some(of) = self.jobs.get(&job).filter(|job| !job.cancelled) else { return };
-        if let Some(over) = self.over.clone() {
-            let failed = What::Failed(over, None);
+        if let Some(ended) = of.ended.clone() {
+            let failed = What::Failed(ended, None);
             for number in first..first + u64::from(load.count()) {
                 self.deliver(job, Delivery { first: number, what: failed.clone() });
             }
@@ -315,6 +318,11 @@ impl Plan {
             _ => job.waker = Some(waker.clone()),
         }
         std::mem::take(&mut job.inbox)
+    }
+
+    /// Whether all further tasks of the job fail at once, since its pool has ended.
+    pub(crate) fn has_ended(&self, job: JobId) -> bool {
+        self.jobs.get(&job).is_some_and(|job| job.ended.is_some())
     }
 
     pub(crate) fn has_mail(&self, job: JobId) -> bool {
@@ -776,6 +784,11 @@ impl Plan {
         }
         self.over = Some(why.clone());
         self.closed = true;
+        for job in self.jobs.values_mut() {
+            job.ended.get_or_insert_with(|| why.clone());
+            // Whoever takes inputs is to learn it, also if nothing is under way.
+            self.wakes.extend(job.waker.take());
+        }
         let waiting = self.ready.iter_mut().flat_map(std::mem::take);
         let mut all: Vec<Chunk> = waiting.chain(std::mem::take(&mut self.later).into_values()).collect();
         let outside = std::mem::take(&mut self.outside).into_iter();
