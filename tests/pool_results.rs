@@ -154,6 +154,19 @@ async fn an_iterator_without_end_is_taken_from_as_workers_ask_for_it() {
 }
 
 #[hatchery::test]
+async fn however_much_is_to_be_prefetched_inputs_without_end_are_taken_within_bounds() {
+    let pool = ends("start", Pool::builder().workers(2).prefetch(usize::MAX).start()).await.unwrap();
+    let taken = AtomicU32::new(0);
+    let inputs = std::iter::repeat_with(|| u64::from(taken.fetch_add(1, Ordering::Relaxed)));
+    let mut results = pool.map(square, inputs).chunk_size(5).stream();
+    assert_eq!(ends("next", results.next()).await.unwrap().unwrap(), 0);
+    // Two workers, 65 chunks each, and as many that wait; once more, if some were given before.
+    assert!(taken.load(Ordering::Relaxed) <= 2 * 2 * 2 * 65 * 5, "{taken:?}");
+    drop(results);
+    over(pool).await;
+}
+
+#[hatchery::test]
 async fn an_iterator_that_panics_is_the_callers_panic_alone() {
     let pool = pool(1).await;
     let mapped = {

@@ -64,6 +64,10 @@ struct Inner {
     tree: Tree,
 }
 
+/// Chunks that a worker has at most besides the one that it works on. As they take about a millisecond each, these are far
+/// more than it takes to bring the next one; and as many are taken from inputs that may be without end.
+const MOST_PREFETCH: usize = 64;
+
 /// A pool to be. See [`Pool::builder`].
 #[must_use = "nothing starts before `start`"]
 pub struct PoolBuilder {
@@ -128,9 +132,9 @@ impl PoolBuilder {
     }
 
     /// How many chunks a worker has at most besides the one that it works on, so that it need not wait for the next one; 1
-    /// unless told otherwise. Only chunks that are over within milliseconds are given away before their turn.
+    /// unless told otherwise, and 64 at most: more is taken for 64. Only chunks that are over within milliseconds are given away before their turn.
     pub fn prefetch(mut self, chunks: usize) -> Self {
-        self.prefetch = chunks;
+        self.prefetch = chunks.min(MOST_PREFETCH);
         self
     }
 
