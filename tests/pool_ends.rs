@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::PathBuf;
 
-use hatchery::TreeEvent;
 use hatchery::prelude::*;
+use hatchery::{TaskError, TreeEvent};
 use hatchery_tests::{becomes_true, ends, runs};
 
 use crate::pool_results::{multiply, over, own_pid, pool, square};
