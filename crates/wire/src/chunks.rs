@@ -162,16 +162,19 @@ mod tests {
             assert_eq!(chunks.len(), expected.len());
             let mut got = Vec::new();
             while !chunks.is_empty() {
-                let mut room = Chunks::room();
-                let used = chunks.slices(&mut room);
-                let mut taken: Vec<u8> =
-                    room[..used].iter().flat_map(|slice| slice.iter().copied()).collect();
-                taken.truncate(step);
+                let taken = next_write(&chunks, step);
                 chunks.advance(taken.len());
                 got.extend(taken);
             }
             assert!(got == expected, "in steps of {step}");
         }
+    }
+
+    /// What goes out next where a write takes no more than so much.
+    fn next_write(chunks: &Chunks, most: usize) -> Vec<u8> {
+        let mut room = Chunks::room();
+        let used = chunks.slices(&mut room);
+        room[..used].iter().flat_map(|slice| slice.iter().copied()).take(most).collect()
     }
 
     #[test]
@@ -193,11 +196,7 @@ mod tests {
             }
             let mut seen = Vec::new();
             while !chunks.is_empty() {
-                let mut room = Chunks::room();
-                let used = chunks.slices(&mut room);
-                let mut taken: Vec<u8> =
-                    room[..used].iter().flat_map(|slice| slice.iter().copied()).collect();
-                taken.truncate(step);
+                let taken = next_write(&chunks, step);
                 let inside = &taken[1..];
                 if let Some(descriptors) = chunks.descriptors() {
                     assert_eq!(usize::from(taken[0]), descriptors.len());
