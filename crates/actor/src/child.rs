@@ -16,7 +16,8 @@ use crate::exit::{Exit, Status};
 use crate::fault::Fault;
 use crate::handle::ActorRef;
 use crate::heartbeat::Heartbeat;
-use crate::outlet::Line;
+use crate::outlet::{Line, Request};
+use crate::probe::Probe;
 use crate::seat::Seat;
 use crate::settings::Settings;
 use crate::watchdog::MailboxInfo;
@@ -46,14 +47,7 @@ pub trait Start: Send + Sync + 'static {
     /// # Errors
     /// What is wrong, and what to do instead.
     fn check_settings(&self, settings: &Settings) -> Result<(), Fault> {
-        if *settings == Settings::default() {
-            return Ok(());
-        }
-        Err(Fault::Refused(
-            "an environment, a directory and limits belong to a process, and this actor shares the one of its \
-             supervisor: use `worker` in place of `local`, or leave them out"
-                .to_owned(),
-        ))
+        no_settings(settings, "this actor", "`worker` in place of `local`")
     }
 
     /// Finds a watchdog that this cannot have. Unless told otherwise it has no handlers that could be watched.
@@ -112,6 +106,17 @@ impl<A: AnyActor> Supervised for A {
     }
 }
 
+/// Refuses settings of a process for something that has none of its own; what to use instead.
+pub(crate) fn no_settings(settings: &Settings, what: &str, instead: &str) -> Result<(), Fault> {
+    if *settings == Settings::default() {
+        return Ok(());
+    }
+    Err(Fault::Refused(format!(
+        "an environment, a directory and limits belong to a process, and {what} shares the one of its supervisor: use \
+         {instead}, or leave them out"
+    )))
+}
+
 /// What is to be started.
 #[derive(Clone, Debug)]
 pub struct Order {
@@ -168,6 +173,23 @@ pub struct Started {
     pub child: Arc<dyn Child>,
     /// The way of requests to it.
     pub line: Arc<dyn Line>,
+}
+
+/// The way of requests to a child that takes none: each is refused, for this reason.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct NoLine(pub &'static str);
+
+impl Line for NoLine {
+    fn send(&self, _: Request) -> Result<(), Fault> {
+        Err(Fault::Refused(self.0.to_owned()))
+    }
+
+    fn withdraw(&self, _: u64) {}
+
+    fn probe(&self, _: u64, _: Probe) {}
+
+    fn credit(&self, _: u64, _: usize) {}
 }
 
 /// A started child: a worker process, a local actor, a fake in a test.

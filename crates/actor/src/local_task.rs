@@ -9,16 +9,18 @@ use hatchery_wire::Body;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-use crate::child::{BoxFuture, Child, Ended, Order, Presence, Rung, Start, Started, ended};
+use crate::child::{
+    BoxFuture, Child, Ended, NoLine, Order, Presence, Rung, Start, Started, ended, no_settings,
+};
 use crate::exit::{Exit, Panic, Status};
 use crate::fault::Fault;
 use crate::handle::ActorRef;
 use crate::panics;
-use crate::root::TASK;
+use crate::root::{TASK, TASK_TAKES_NONE};
 use crate::runner;
 use crate::seat::Seat;
 use crate::settings::Settings;
-use crate::task_handle::{NoLine, Results, TaskHandle};
+use crate::task_handle::{Results, TaskHandle};
 
 /// What [`Start`]s a future of this process.
 pub struct LocalTask {
@@ -103,14 +105,7 @@ impl Start for LocalTask {
     }
 
     fn check_settings(&self, settings: &Settings) -> Result<(), Fault> {
-        if *settings == Settings::default() {
-            return Ok(());
-        }
-        Err(Fault::Refused(
-            "an environment, a directory and limits belong to a process, and this task shares the one of its \
-             supervisor: use `task` in place of `local_task`, or leave them out"
-                .to_owned(),
-        ))
+        no_settings(settings, "this task", "`task` in place of `local_task`")
     }
 
     fn start_failed(&self, fault: &Fault) {
@@ -159,7 +154,7 @@ impl Start for LocalTask {
                 end.how = task.await.ok().map(exit_of);
                 drop(end);
             });
-            Ok(Started { child: Arc::new(child), line: Arc::new(NoLine) })
+            Ok(Started { child: Arc::new(child), line: Arc::new(NoLine(TASK_TAKES_NONE)) })
         })
     }
 }

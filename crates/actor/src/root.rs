@@ -330,6 +330,9 @@ pub fn check_segment(name: &str) -> Result<(), Fault> {
 /// module that they stand in.
 pub const TASK: &str = "task";
 
+/// What is told to those who ask something of a task all the same.
+pub const TASK_TAKES_NONE: &str = "a task takes no requests: ask an actor";
+
 /// What is told to those who take one actor for another.
 pub fn wrong_actor(path: &str, wanted: &str, found: &str) -> String {
     if found == TASK {

@@ -10,9 +10,7 @@ use crate::child::Supervised;
 use crate::exit::{Exit, Panic};
 use crate::fault::Fault;
 use crate::handle::{ActorRef, AnyHandle};
-use crate::outlet::{Line, Request};
 use crate::predicates;
-use crate::probe::Probe;
 use crate::root::TASK;
 
 /// What the incarnations of a task returned, for as long as anybody may ask for it.
@@ -300,23 +298,6 @@ impl TaskError {
     pub fn is_init_failed(&self) -> bool {
         matches!(self.why, TaskFault::InitFailed(_))
     }
-}
-
-/// The way of requests to a task: there is none.
-#[doc(hidden)]
-#[derive(Debug)]
-pub struct NoLine;
-
-impl Line for NoLine {
-    fn send(&self, _: Request) -> Result<(), Fault> {
-        Err(Fault::Refused("a task takes no requests: ask an actor".to_owned()))
-    }
-
-    fn withdraw(&self, _: u64) {}
-
-    fn probe(&self, _: u64, _: Probe) {}
-
-    fn credit(&self, _: u64, _: usize) {}
 }
 
 #[cfg(test)]

@@ -4,14 +4,14 @@ use std::sync::{Arc, PoisonError};
 
 use hatchery_actor::address::ProcessId;
 use hatchery_actor::ask::deadline;
-use hatchery_actor::child::{BoxFuture, Child, Order, Rung, Start, Started};
+use hatchery_actor::child::{BoxFuture, Child, NoLine, Order, Rung, Start, Started};
 use hatchery_actor::exit::Exit;
 use hatchery_actor::fault::Fault;
 use hatchery_actor::handle::ActorRef;
 use hatchery_actor::outlet::measure;
-use hatchery_actor::root::TASK;
+use hatchery_actor::root::{TASK, TASK_TAKES_NONE};
 use hatchery_actor::settings::Settings;
-use hatchery_actor::task_handle::{NoLine, Results, TaskHandle};
+use hatchery_actor::task_handle::{Results, TaskHandle};
 use hatchery_wire::{Body, DecodeError, EncodeError, Envelope, Kind};
 
 use crate::channel::Outgoing;
@@ -105,7 +105,7 @@ impl<R: 'static> Start for TaskChild<R> {
             })?;
             launch::ready(&ward, ended.clone(), deadline, timeout).await?;
             let child = Arc::new(TaskProcess(WorkerChild { ward, process, ended, line: None }));
-            Ok(Started { child, line: Arc::new(NoLine) })
+            Ok(Started { child, line: Arc::new(NoLine(TASK_TAKES_NONE)) })
         })
     }
 }

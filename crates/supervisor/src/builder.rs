@@ -12,7 +12,7 @@ use hatchery_actor::root::Root;
 use tokio::runtime::Handle;
 
 use crate::errors::{Refused, StartError};
-use crate::nested::Nested;
+use crate::nested::{Nested, beside};
 use crate::office::{Ending, Office, Orderly, Run, Runner, Shared};
 use crate::policy::{AutoShutdown, Backoff, CountDeaths, Exhausted, Intensity, Refusal, Rules, Strategy};
 use crate::spec::{ChildSpec, ErasedSpec};
@@ -313,9 +313,7 @@ impl Supervisor {
         let office = office(&path);
         if let Some(left) = office.left_behind() {
             root.free_name(&path);
-            return Err(refused(Fault::Refused(format!(
-                "{left} cannot be killed, and nobody may be started beside it"
-            ))));
+            return Err(refused(Fault::Refused(beside(&left))));
         }
         office.reopen();
         let shared = Shared::new(office, run);

@@ -3,12 +3,10 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use hatchery_actor::child::{BoxFuture, Child, Order, Rung, Shutdown, Start, Started};
+use hatchery_actor::child::{BoxFuture, Child, NoLine, Order, Rung, Shutdown, Start, Started};
 use hatchery_actor::exit::{Exit, Status};
 use hatchery_actor::fault::Fault;
 use hatchery_actor::handle::ActorRef;
-use hatchery_actor::outlet::{Line, Request};
-use hatchery_actor::probe::Probe;
 use hatchery_actor::root::Root;
 
 use crate::builder::Supervisor;
@@ -19,6 +17,9 @@ use crate::tree::Tree;
 
 /// The name that seats of supervisors have in place of an actor's.
 pub(crate) const SUPERVISOR: &str = "hatchery::Supervisor";
+
+/// What is told to those who ask something of one as of an actor.
+const TAKES_NONE: &str = "a supervisor takes no messages: use its `Tree`";
 
 /// What [`Start`]s a supervisor as a child. See [`Supervisor::spec`].
 pub struct Nested {
@@ -110,7 +111,7 @@ impl Start for Nested {
             supervisor::spawn(blueprint.rules(), &shared, runner, order.presence, at_end);
             let tree = Tree::new(shared);
             match tokio::time::timeout(order.timeout, blueprint.begin(&tree)).await {
-                Ok(Ok(())) => Ok(Started { child: child(&tree), line: Arc::new(NoLine) }),
+                Ok(Ok(())) => Ok(Started { child: child(&tree), line: Arc::new(NoLine(TAKES_NONE)) }),
                 Ok(Err(error)) => Err(Fault::StartFailed(error.to_string())),
                 Err(_) => {
                     // What had begun is being stopped, and takes the time that its children have for that.
@@ -169,19 +170,4 @@ impl Child for NestedChild {
         let (run, office) = (self.run.clone(), self.office.clone());
         Box::pin(async move { Arc::new(exit_of(&run.ended().await, &office)) })
     }
-}
-
-/// The way of requests to a supervisor: there is none.
-struct NoLine;
-
-impl Line for NoLine {
-    fn send(&self, _: Request) -> Result<(), Fault> {
-        Err(Fault::Refused("a supervisor takes no messages: use its `Tree`".to_owned()))
-    }
-
-    fn withdraw(&self, _: u64) {}
-
-    fn probe(&self, _: u64, _: Probe) {}
-
-    fn credit(&self, _: u64, _: usize) {}
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::overseer::SupervisorHandle;
 use crate::policy::{Restart, Strategy};
-use crate::supervisor::{Look, LookAt};
+use crate::supervisor::{self, Look, LookAt};
 use crate::tree::{ChildState, Tree};
 use crate::usage::{self, Usage};
 
@@ -110,8 +110,7 @@ pub(crate) fn take(tree: Tree, patience: Duration) -> Taking {
 
 /// The process that a child has for itself.
 fn own_process(at: &LookAt) -> Option<u32> {
-    let pid = at.child.as_ref()?.pid()?;
-    (pid != std::process::id()).then_some(pid)
+    supervisor::own_process(&**at.child.as_ref()?)
 }
 
 /// What is below a child, if there can be anything.

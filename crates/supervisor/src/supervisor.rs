@@ -864,7 +864,7 @@ const LEFT: &str =
     "what it had started is still there 10 s after it was killed: the kernel does not let it go";
 
 /// The process of a child, if that is another one than this.
-fn own_process(child: &dyn Child) -> Option<u32> {
+pub(crate) fn own_process(child: &dyn Child) -> Option<u32> {
     child.pid().filter(|pid| *pid != std::process::id())
 }
 
