@@ -267,7 +267,9 @@ async fn a_child_that_is_to_be_killed_is_not_asked_before() {
             spec = spec.on_stop(Stop::Kill);
         }
         let actor = tree.start_child(spec).await.unwrap();
-        let hangs = tokio::spawn(actor.hangs().without_deadline());
+        let hangs = tokio::spawn(actor.waits_for(dir.path().join("never")).without_deadline());
+        let begun = dir.path().join(name).with_extension("begun");
+        becomes_true("it is at that", || begun.exists()).await;
         actor.note(0, Vec::new()).tell().await.unwrap();
         if by_handle {
             ends("stop", actor.stop_with(Stop::Kill)).await.unwrap();

@@ -22,10 +22,12 @@
 
 pub use hatchery_macros::{actor, main, task, test};
 
+pub use hatchery_pool::builder::PoolBuilder;
+pub use hatchery_pool::child::PoolChild;
 pub use hatchery_pool::job::Job;
 pub use hatchery_pool::map::{All, Map, Results};
 pub use hatchery_pool::plan::Priority;
-pub use hatchery_pool::pool::{Pool, PoolBuilder, PoolChild};
+pub use hatchery_pool::pool::Pool;
 pub use hatchery_pool::stats::{PoolStats, WorkerStats};
 pub use hatchery_process::door::{Door, Flavor, Outcome, program};
 pub use hatchery_process::logs;

@@ -14,9 +14,6 @@ mod row;
 #[doc(hidden)]
 pub mod plan;
 
-#[cfg(test)]
-mod plan_tests;
-
 // What is said between a pool and a worker of it.
 mod terms;
 
@@ -41,5 +38,11 @@ pub mod map;
 /// What a pool has done, and does.
 pub mod stats;
 
-/// A pool, and how it starts.
+/// A pool to be, and how it starts.
+pub mod builder;
+
+/// A pool as a child of a supervisor.
+pub mod child;
+
+/// A pool, and how it ends.
 pub mod pool;

@@ -13,7 +13,8 @@ use hatchery_wire::encode;
 use proptest::prelude::*;
 use tokio::time::Instant;
 
-use crate::plan::{End, Found, JobId, Nonsense, Order, Plan, Priority, QUEUE, Rules, Wants, What};
+use super::choice::QUEUE;
+use super::{End, Found, JobId, Nonsense, Order, Plan, Priority, Rules, Wants, What};
 use crate::row::{self, Load, Row};
 use crate::terms::{PANIC, SKIPPED, VALUE};
 

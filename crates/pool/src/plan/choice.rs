@@ -1,0 +1,105 @@
+//! Which worker runs what, and when.
+
+use std::cmp::Reverse;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Chunk, Given, Order, Plan, Up};
+
+/// A chunk is given to a worker before it has finished the one before only if it should come to it within this time.
+const SOON: Duration = Duration::from_millis(5);
+/// From so many chunks on that wait for a worker, tasks that were submitted one by one do not get in line behind them, but
+/// wait outside: so what goes through the line never has far to go.
+pub(crate) const QUEUE: usize = 1024;
+
+impl Plan {
+    /// A worker is there.
+    pub(crate) fn arrived(&mut self, index: usize, now: Instant) {
+        let left = self.rules.max_tasks.unwrap_or(u64::MAX);
+        let place = &mut self.places[index];
+        place.starts += 1;
+        place.up = Some(Up {
+            given: VecDeque::new(),
+            next: 0,
+            left,
+            orders: Vec::new(),
+            leaving: false,
+            ended: None,
+            seen: None,
+            began: now,
+        });
+        self.hand_out(now);
+    }
+
+    /// Gives what is ready to workers that can take it.
+    pub(crate) fn hand_out(&mut self, now: Instant) {
+        while let Some(due) = self.later.first_entry().filter(|entry| entry.key().0 <= now) {
+            let chunk = due.remove();
+            let queue = self.jobs.get(&chunk.job).map_or(1, |job| job.wants.priority as usize);
+            self.ready[queue].push_front(chunk);
+        }
+        loop {
+            self.let_in();
+            let Some(queue) = self.ready.iter().rposition(|queue| !queue.is_empty()) else { break };
+            let Some(chunk) = self.ready[queue].front() else { return };
+            let soon = self.is_soon(chunk);
+            let Some(index) = self.free_worker(soon) else { break };
+            let Some(mut chunk) = self.ready[queue].pop_front() else { return };
+            let Some(up) = &mut self.places[index].up else { return };
+            let most = u32::try_from(up.left).unwrap_or(u32::MAX);
+            if chunk.load.count() > most {
+                // The rest is for others.
+                let load = chunk.load.split_to(most);
+                let rest = Chunk { first: chunk.first + u64::from(most), ..chunk.clone() };
+                self.ready[queue].push_front(rest);
+                chunk.load = load;
+            }
+            let Some(job) = self.jobs.get(&chunk.job) else { continue };
+            let count = chunk.load.count();
+            let number = up.next;
+            up.next = up.next.wrapping_add(count);
+            up.left -= u64::from(count);
+            if up.given.is_empty() {
+                up.began = now;
+            }
+            up.orders.push(Order::Run { entry: job.wants.entry, number, load: chunk.load.clone() });
+            up.given.push_back(Given { chunk, number, done: 0, withdrawn: false });
+            self.calls.push(index);
+        }
+    }
+
+    /// Has those who wait outside get in line, as far as there is room.
+    pub(super) fn let_in(&mut self) {
+        while !self.outside.is_empty() && self.ready.iter().map(VecDeque::len).sum::<usize>() < QUEUE {
+            let Some(((Reverse(priority), job), load)) = self.outside.pop_first() else { return };
+            self.ready[priority as usize].push_back(Chunk { job, first: 0, load, tried: 0, deaths: 0 });
+        }
+    }
+
+    /// Whether this chunk is over so quickly that a worker may have it before its turn.
+    pub(super) fn is_soon(&self, chunk: &Chunk) -> bool {
+        let pace = self.jobs.get(&chunk.job).and_then(|job| job.pace);
+        pace.is_some_and(|pace| pace.saturating_mul(chunk.load.count()) <= SOON)
+    }
+
+    /// Who has least to do, and can take more.
+    pub(super) fn free_worker(&self, soon: bool) -> Option<usize> {
+        let able = self.places.iter().enumerate().filter_map(|(index, place)| {
+            let up = place.up.as_ref().filter(|up| !up.leaving && up.ended.is_none() && up.left > 0)?;
+            let given = up.given.len();
+            let may = given == 0
+                || (soon
+                    && given <= self.rules.prefetch
+                    && up.given.iter().all(|other| self.is_soon(&other.chunk)));
+            may.then_some((given, index))
+        });
+        able.min().map(|(_, index)| index)
+    }
+
+    /// What a worker is to be told.
+    pub(crate) fn orders(&mut self, index: usize) -> Vec<Order> {
+        self.places[index].up.as_mut().map(|up| std::mem::take(&mut up.orders)).unwrap_or_default()
+    }
+}

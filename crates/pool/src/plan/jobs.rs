@@ -1,0 +1,220 @@
+//! Jobs: how they begin, what they are given, and how they and their pool end.
+
+use std::cmp::Reverse;
+use std::collections::VecDeque;
+use std::task::Waker;
+use std::time::Duration;
+
+use hatchery_actor::fault::Fault;
+use hatchery_actor::task_handle::TaskFault;
+use tokio::time::Instant;
+
+use super::{Chunk, Delivery, Job, JobId, Order, Plan, Wants, What};
+use crate::row::Load;
+
+/// How long a chunk should take: long against the way to a worker and back, short against the patience of people.
+const CHUNK_TIME: Duration = Duration::from_millis(1);
+/// Tasks of one chunk at most.
+const LARGEST_CHUNK: u32 = 4096;
+
+impl Plan {
+    /// A new job, whose tasks [`enter`](Plan::enter).
+    ///
+    /// # Errors
+    /// No job begins any more.
+    pub(crate) fn begin(&mut self, wants: Wants) -> Result<JobId, TaskFault> {
+        self.begin_one(wants, false)
+    }
+
+    /// A new job of a single task, which waits for a worker from now on.
+    ///
+    /// # Errors
+    /// No job begins any more.
+    pub(crate) fn submit(&mut self, wants: Wants, load: Load, now: Instant) -> Result<JobId, TaskFault> {
+        let id = self.begin_one(wants, true)?;
+        self.outside.insert((Reverse(wants.priority), id), load);
+        self.hand_out(now);
+        Ok(id)
+    }
+
+    pub(super) fn begin_one(&mut self, wants: Wants, single: bool) -> Result<JobId, TaskFault> {
+        if let Some(over) = &self.over {
+            return Err(over.clone());
+        }
+        if self.closed {
+            return Err(TaskFault::Fault(Fault::Closed { why: "its pool was closed".to_owned() }));
+        }
+        let id = self.next_job;
+        self.next_job += 1;
+        let inbox = VecDeque::new();
+        let (waker, pace, ended) = Default::default();
+        let job = Job { wants, inbox, waker, pace, cancelled: false, single, over: false, ended };
+        self.jobs.insert(id, job);
+        self.open += 1;
+        Ok(id)
+    }
+
+    /// What it wants from now on.
+    pub(crate) fn change(&mut self, job: JobId, wants: Wants) {
+        let Some(of) = self.jobs.get_mut(&job) else { return };
+        let before = std::mem::replace(&mut of.wants, wants);
+        if before.priority != wants.priority {
+            if let Some(load) = self.outside.remove(&(Reverse(before.priority), job)) {
+                self.outside.insert((Reverse(wants.priority), job), load);
+            }
+            let queue = std::mem::take(&mut self.ready[before.priority as usize]);
+            let (moves, stays) = queue.into_iter().partition(|chunk| chunk.job == job);
+            self.ready[before.priority as usize] = stays;
+            let moves: VecDeque<Chunk> = moves;
+            self.ready[wants.priority as usize].extend(moves);
+        }
+        // Its time may be over earlier than whoever looks after it thinks.
+        self.calls.extend(0..self.places.len());
+    }
+
+    /// Tasks of a job: from now on they wait for a worker.
+    pub(crate) fn enter(&mut self, job: JobId, first: u64, load: Load, now: Instant) {
+        let Some(of) = self.jobs.get(&job).filter(|job| !job.cancelled) else { return };
+        if let Some(ended) = of.ended.clone() {
+            let failed = What::Failed(ended, None);
+            for number in first..first + u64::from(load.count()) {
+                self.deliver(job, Delivery { first: number, what: failed.clone() });
+            }
+            return;
+        }
+        let queue = of.wants.priority as usize;
+        self.ready[queue].push_back(Chunk { job, first, load, tried: 0, deaths: 0 });
+        self.hand_out(now);
+    }
+
+    /// What has come for a job; `waker` is woken when something more comes.
+    pub(crate) fn take(&mut self, job: JobId, waker: &Waker) -> VecDeque<Delivery> {
+        let Some(job) = self.jobs.get_mut(&job) else { return VecDeque::new() };
+        // Also if something has: it need not be what is waited for.
+        match &job.waker {
+            Some(known) if known.will_wake(waker) => {}
+            _ => job.waker = Some(waker.clone()),
+        }
+        std::mem::take(&mut job.inbox)
+    }
+
+    /// Whether all further tasks of the job fail at once, since its pool has ended.
+    pub(crate) fn has_ended(&self, job: JobId) -> bool {
+        self.jobs.get(&job).is_some_and(|job| job.ended.is_some())
+    }
+
+    pub(crate) fn has_mail(&self, job: JobId) -> bool {
+        self.jobs.get(&job).is_some_and(|job| !job.inbox.is_empty())
+    }
+
+    /// How many tasks a chunk of the job should have, by what is known of them.
+    pub(crate) fn chunk_size(&self, job: JobId) -> u32 {
+        let pace = self.jobs.get(&job).and_then(|job| job.pace);
+        pace.map_or(1, |pace| {
+            let fits = CHUNK_TIME.as_nanos() / pace.as_nanos().max(1);
+            u32::try_from(fits).unwrap_or(LARGEST_CHUNK).clamp(1, LARGEST_CHUNK)
+        })
+    }
+
+    /// How many workers there are, and how many chunks each may have.
+    pub(crate) fn breadth(&self) -> (usize, usize) {
+        (self.places.iter().filter(|place| !place.gone).count().max(1), 1 + self.rules.prefetch)
+    }
+
+    /// Nobody wants the job any more: what has not begun never will, and what runs is ended.
+    pub(crate) fn cancel(&mut self, id: JobId) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        job.cancelled = true;
+        job.inbox.clear();
+        self.outside.remove(&(Reverse(job.wants.priority), id));
+        if !std::mem::replace(&mut job.over, true) {
+            self.open -= 1;
+        }
+        self.ready.iter_mut().for_each(|queue| queue.retain(|chunk| chunk.job != id));
+        self.later.retain(|_, chunk| chunk.job != id);
+        for (index, place) in self.places.iter_mut().enumerate() {
+            let Some(up) = &mut place.up else { continue };
+            let mut concerned = false;
+            for given in up.given.iter_mut().filter(|given| given.chunk.job == id && !given.withdrawn) {
+                given.withdrawn = true;
+                concerned = true;
+                up.orders.push(Order::Skip { number: given.number });
+            }
+            if concerned {
+                self.calls.push(index);
+            }
+        }
+        self.forget(id);
+        self.let_in();
+    }
+
+    /// The job is over for whoever began it.
+    pub(crate) fn leave(&mut self, job: JobId) {
+        self.cancel(job);
+        if let Some(job) = self.jobs.remove(&job) {
+            self.wakes.extend(job.waker);
+        }
+    }
+
+    /// Whether all jobs are over: those of a single task when they have its outcome, whether or not somebody has taken it,
+    /// others when they are left; and all that were cancelled.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.open == 0
+    }
+
+    pub(super) fn forget(&mut self, id: JobId) {
+        if let Some(job) = self.jobs.get_mut(&id) {
+            self.wakes.extend(job.waker.take());
+        }
+    }
+
+    /// No new jobs.
+    pub(crate) fn close(&mut self) {
+        self.closed = true;
+    }
+
+    /// Nothing runs any more: what has no outcome yet fails with this.
+    pub(crate) fn end(&mut self, why: &TaskFault) {
+        if self.over.is_some() {
+            return;
+        }
+        self.over = Some(why.clone());
+        self.closed = true;
+        for job in self.jobs.values_mut() {
+            job.ended.get_or_insert_with(|| why.clone());
+            // Whoever takes inputs is to learn it, also if nothing is under way.
+            self.wakes.extend(job.waker.take());
+        }
+        let waiting = self.ready.iter_mut().flat_map(std::mem::take);
+        let mut all: Vec<Chunk> = waiting.chain(std::mem::take(&mut self.later).into_values()).collect();
+        let outside = std::mem::take(&mut self.outside).into_iter();
+        all.extend(outside.map(|((_, job), load)| Chunk { job, first: 0, load, tried: 0, deaths: 0 }));
+        for place in &mut self.places {
+            let Some(up) = &mut place.up else { continue };
+            for mut given in std::mem::take(&mut up.given) {
+                drop(given.chunk.load.split_to(given.done));
+                given.chunk.first += u64::from(given.done);
+                all.push(given.chunk);
+            }
+        }
+        for chunk in all {
+            for number in chunk.first..chunk.first + u64::from(chunk.load.count()) {
+                self.failed += 1;
+                self.deliver(chunk.job, Delivery { first: number, what: What::Failed(why.clone(), None) });
+            }
+        }
+        self.calls.extend(0..self.places.len());
+    }
+
+    /// It begins anew, after its end.
+    pub(crate) fn begin_again(&mut self) {
+        self.over = None;
+        self.closed = false;
+        self.places.iter_mut().for_each(|place| place.gone = false);
+    }
+
+    /// Why nothing runs any more, if that is so.
+    pub(crate) fn over(&self) -> Option<&TaskFault> {
+        self.over.as_ref()
+    }
+}
