@@ -12,7 +12,7 @@ use hatchery_actor::fault::Fault;
 use hatchery_actor::outlet::measure;
 use hatchery_actor::task_handle::{TaskError, TaskFault};
 use hatchery_process::task::{Packing, Runs};
-use hatchery_wire::{Body, DecodeError};
+use hatchery_wire::{Body, DecodeError, EncodeError};
 use tokio::time::Instant;
 
 use crate::plan::{Delivery, JobId, Priority, Wants, What};
@@ -145,6 +145,7 @@ impl<I: Iterator, R> Future for All<I, R> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let All { flow, all } = self.get_mut();
         loop {
+            flow.take_row(all);
             match std::task::ready!(flow.poll_next(cx)) {
                 Some(Ok(result)) => all.push(result),
                 Some(Err(error)) => {
@@ -304,6 +305,19 @@ impl<I: Iterator, R> Flow<I, R> {
         Poll::Ready(Some(result))
     }
 
+    /// All results of the row that is being given, up to the first one that cannot be decoded.
+    fn take_row(&mut self, all: &mut Vec<R>) {
+        let (mut rest, decode) = (&self.current.bytes[..], self.map.packing.decode);
+        let mut used = 0;
+        while let Some(Ok(result)) = row::next(&mut rest).map(decode) {
+            all.push(result);
+            used = self.current.bytes.len() - rest.len();
+            self.current.count -= 1;
+            self.given += 1;
+        }
+        bytes::Buf::advance(&mut self.current.bytes, used);
+    }
+
     /// The next result of the row that is being given.
     #[inline]
     fn next_of_row(&mut self) -> Result<R, TaskError> {
@@ -362,7 +376,9 @@ impl<I: Iterator, R> Flow<I, R> {
 
     /// Takes the inputs of one chunk.
     fn chunk(&mut self, job: JobId, size: u32) {
-        let (mut bytes, mut count) = (Vec::new(), 0);
+        // Most arguments take less; room for more is made as they come.
+        let room = (size as usize).saturating_mul(16).min(CHUNK_BYTES + CHUNK_BYTES / 4);
+        let (mut bytes, mut count) = (Vec::with_capacity(room), 0);
         let first = self.taken;
         while count < size && bytes.len() < CHUNK_BYTES {
             let Some(input) = self.map.inputs.next() else {
@@ -371,30 +387,35 @@ impl<I: Iterator, R> Flow<I, R> {
             };
             let (encode, begins) = (self.map.packing.encode, bytes.len());
             let alone = row::put_with(&mut bytes, |out| encode(&input, out));
-            let alone = alone.map(|alone| alone.or_else(|| row::take_large(&mut bytes, begins)));
             self.taken += 1;
-            match alone {
-                Ok(None) => count += 1,
-                alone => {
-                    self.enter(job, first, Load::Row(Row { bytes: bytes.into(), count }));
-                    let number = self.taken - 1;
-                    let alone = alone.map_err(|error| Fault::NotSent(error.to_string()));
-                    let alone = alone.and_then(|body| {
-                        let body = body.unwrap_or_default();
-                        measure(&body).map(|()| body)
-                    });
-                    match alone {
-                        Ok(body) => self.enter(job, number, Load::Alone(body)),
-                        Err(fault) => {
-                            let what = What::Failed(TaskFault::Fault(fault), None);
-                            self.arrived.push_back(Delivery { first: number, what });
-                        }
-                    }
-                    return;
-                }
+            if matches!(alone, Ok(None)) && bytes.len() - begins <= row::ALONE_FROM {
+                count += 1;
+                continue;
             }
+            let alone = match alone {
+                Ok(None) => Ok(row::take_large(&mut bytes, begins)),
+                other => other,
+            };
+            self.enter(job, first, Load::Row(Row { bytes: bytes.into(), count }));
+            self.enter_alone(job, self.taken - 1, alone);
+            return;
         }
         self.enter(job, first, Load::Row(Row { bytes: bytes.into(), count }));
+    }
+
+    /// A task whose arguments are too large for a row, or cannot be encoded.
+    fn enter_alone(&mut self, job: JobId, number: u64, args: Result<Option<Body>, EncodeError>) {
+        let args = args.map_err(|error| Fault::NotSent(error.to_string())).and_then(|body| {
+            let body = body.unwrap_or_default();
+            measure(&body).map(|()| body)
+        });
+        match args {
+            Ok(body) => self.enter(job, number, Load::Alone(body)),
+            Err(fault) => {
+                let what = What::Failed(TaskFault::Fault(fault), None);
+                self.arrived.push_back(Delivery { first: number, what });
+            }
+        }
     }
 
     fn enter(&self, job: JobId, first: u64, load: Load) {
