@@ -348,8 +348,11 @@ impl<I: Iterator, R> Flow<I, R> {
     fn fill(&mut self, job: JobId) {
         while !self.exhausted {
             let shared = self.map.pool.shared();
-            let (adapted, (workers, each), ended) =
-                shared.with(|plan| (plan.chunk_size(job), plan.breadth(), plan.has_ended(job)));
+            let (adapted, (workers, each), ended) = shared.with(|plan| {
+                let adapted = plan.chunk_size(job);
+                let size = self.map.chunk.unwrap_or(adapted);
+                (adapted, plan.breadth(job, size), plan.has_ended(job))
+            });
             if ended {
                 // One more fails, if there is one: nobody is to take this for the end of the inputs.
                 self.chunk(job, 1);
