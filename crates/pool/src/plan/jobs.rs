@@ -105,9 +105,9 @@ impl Plan {
         std::mem::take(&mut job.inbox)
     }
 
-    /// Whether all further tasks of the job fail at once, since its pool has ended.
-    pub(crate) fn has_ended(&self, job: JobId) -> bool {
-        self.jobs.get(&job).is_some_and(|job| job.ended.is_some())
+    /// Why all further tasks of the job fail at once, if its pool has ended.
+    pub(crate) fn ended(&self, job: JobId) -> Option<TaskFault> {
+        self.jobs.get(&job)?.ended.clone()
     }
 
     pub(crate) fn has_mail(&self, job: JobId) -> bool {
