@@ -9,7 +9,8 @@ use std::time::Duration;
 use hatchery_actor::fault::Fault;
 use hatchery_actor::outlet::measure;
 use hatchery_actor::task_handle::{TaskError, TaskFault};
-use hatchery_process::task::{Packing, Runs};
+use hatchery_process::state::RunsInPool;
+use hatchery_process::task::Packing;
 use hatchery_wire::{Body, DecodeError};
 use tokio::time::Instant;
 
@@ -48,7 +49,12 @@ enum State {
 }
 
 impl<R> Job<R> {
-    pub(crate) fn new<T: Runs<Output = R>>(pool: &Pool, task: &T, args: &T::Args, wants: Wants) -> Job<R> {
+    pub(crate) fn new<T: RunsInPool<Output = R>>(
+        pool: &Pool,
+        task: &T,
+        args: &T::Args,
+        wants: Wants,
+    ) -> Job<R> {
         let Packing { encode, decode } = task.packing();
         let state = match load(encode, args) {
             Err(fault) => State::Refused(TaskFault::Fault(fault)),
