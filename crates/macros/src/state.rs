@@ -177,15 +177,14 @@ impl State {
         let (names, parameters) = (arguments.names(), &arguments.0);
         let (encoded, pattern, passed) = (arguments.encoded(), arguments.pattern(), arguments.passed());
         let wait = self.is_async().then(|| quote!(.await));
+        // An error that cannot be shown is told where the result is written.
+        let at_result = shown_at(result.span());
         let returned = if is_result(result) {
-            quote!(__returned)
+            quote_spanned!(at_result=> __returned)
         } else {
             quote!(::core::result::Result::<_, ::hatchery::Never>::Ok(__returned))
         };
-        // An error that cannot be shown, or state that borrows, is told where the result is written.
-        let built = quote_spanned! {shown_at(result.span())=>
-            ::hatchery::__private::built(#returned)
-        };
+        let built = quote_spanned!(at_result=> ::hatchery::__private::built(#returned));
         let body = quote! {
             let __args = {
                 use ::hatchery::__private::{CannotDecode as _, Decodes as _};

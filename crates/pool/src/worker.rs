@@ -477,3 +477,6 @@ impl Desk<'_> {
 
 /// Results up to this size are copied into the ledger; larger ones are not worth the copy.
 const SMALL: usize = 16 * 1024;
+
+#[cfg(test)]
+mod tests;

@@ -273,7 +273,12 @@ impl<S, A, R, F> RunsInPool for TaskOn<S, A, R, F> {
     }
 }
 
-/// Nothing does: it is what the compiler misses where a task that borrows state would be alone.
+/// Stands for a task that borrows this, for [`RunsAlone`].
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct Borrower<S>(PhantomData<fn(S)>);
+
+/// Nothing does: it is what the compiler misses, and tells of in these words, where a task that borrows state would be alone.
 #[doc(hidden)]
 #[diagnostic::on_unimplemented(
     message = "a task that borrows the state of its worker cannot run by itself",
@@ -284,7 +289,8 @@ pub trait RunsAlone {}
 
 impl<S, A, R, F> Runs for TaskOn<S, A, R, F>
 where
-    TaskOn<S, A, R, F>: RunsAlone,
+    // Another type than the one above: of two with the same the compiler tells of the other.
+    Borrower<S>: RunsAlone,
 {
     type Args = A;
     type Output = R;
