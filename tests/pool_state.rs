@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::thread::ThreadId;
 
 use hatchery::prelude::*;
-use hatchery::{PoolBuilder, TreeEvent};
+use hatchery::{Events, Exit, Job, PoolBuilder, Runs, RunsInPool, TreeEvent};
 use hatchery_tests::{becomes_true, ends, runs, send};
 use rustix::process::Signal;
 
@@ -167,6 +167,15 @@ async fn one_borrows_exclusively_or_only_to_look_and_several_parameters_travel()
         assert!(result.len() == size + 2 && result.starts_with(b"ab") && result.ends_with(&[7]), "{size}");
     }
     assert_eq!(ends("reads", pool.submit(reads, ())).await.unwrap(), 3 + 10 + 30_000 + 300_000);
+    // Functions over any task may say which ones they mean.
+    fn of_any<T: RunsInPool>(pool: &Pool, task: T, args: T::Args) -> Job<T::Output> {
+        pool.submit(task, args)
+    }
+    fn of_one_that_may_be_alone<T: Runs>(pool: &Pool, task: T, args: T::Args) -> Job<T::Output> {
+        of_any(pool, task, args)
+    }
+    assert_eq!(ends("any", of_any(&pool, reads, ())).await.unwrap(), 3 + 10 + 30_000 + 300_000);
+    assert_eq!(ends("alone", of_one_that_may_be_alone(&pool, square, 3)).await.unwrap(), 9);
     // It still is a plain function.
     let mut book = opens(dir.path().to_owned()).unwrap();
     assert_eq!(writes(&mut book).1, 1);
@@ -223,6 +232,15 @@ async fn a_retry_of_a_task_that_panicked_finds_new_state() {
     over(pool).await;
 }
 
+/// How the next worker ends.
+async fn exit(events: &mut Events) -> Exit {
+    loop {
+        if let TreeEvent::Exited { exit, .. } = ends("event", events.next()).await.unwrap() {
+            return exit;
+        }
+    }
+}
+
 /// Of the inputs one panics, and then the state is not to be had. Its worker ends, says why, and nothing but that task fails.
 async fn rebuilt_elsewhere(words: &str, why: &str) {
     let dir = how(words);
@@ -237,11 +255,7 @@ async fn rebuilt_elsewhere(words: &str, why: &str) {
             (_, result) => assert_eq!(result.as_ref().unwrap().0 == before, x < 4, "{words}"),
         }
     }
-    let exit = loop {
-        if let TreeEvent::Exited { exit, .. } = ends("event", events.next()).await.unwrap() {
-            break exit;
-        }
-    };
+    let exit = exit(&mut events).await;
     assert!(exit.to_string().contains(why), "{words}: {exit}");
     let stats = pool.stats();
     assert_eq!((stats.failed, stats.workers[0].restarts), (1, 1), "{words}");
@@ -333,6 +347,16 @@ async fn the_finaliser_may_borrow_the_state_which_is_dropped_after_it_where_it_w
     assert!(ends("spills", pool.submit(may_spill, true)).await.unwrap_err().is_panic());
     over(pool).await;
     assert_eq!(notes(&dir), ["built", "dropped", "built", "closed at 0", "dropped"]);
+
+    // If it cannot be had, the worker leaves without.
+    let dir = how("ok mouldy");
+    let pool = started(with_book(1, &dir).finaliser(closes, ())).await;
+    let mut events = pool.tree().events();
+    assert!(ends("spills", pool.submit(may_spill, true)).await.unwrap_err().is_panic());
+    over(pool).await;
+    assert_eq!(notes(&dir), ["built", "dropped", "built"]);
+    let exit = exit(&mut events).await;
+    assert!(exit.to_string().contains("could not be built anew after a panic: the shelf: mouldy"), "{exit}");
 }
 
 #[hatchery::test]
@@ -345,11 +369,7 @@ async fn state_whose_drop_panics_costs_nothing_but_itself() {
     assert_eq!(ends("next", pool.submit(writes, ())).await.unwrap(), (worker, 1));
     let mut events = pool.tree().events();
     over(pool).await;
-    let exit = loop {
-        if let TreeEvent::Exited { exit, .. } = ends("event", events.next()).await.unwrap() {
-            break exit;
-        }
-    };
+    let exit = exit(&mut events).await;
     assert_eq!(exit.exitcode(), Some(0), "{exit}");
     assert_eq!(count(&dir, "dropped"), 2);
 }

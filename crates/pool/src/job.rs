@@ -26,7 +26,8 @@ use crate::row::{self, Load, Row};
 /// # Errors
 /// [`TaskError`]: the worker died (`is_worker_died`), the task panicked (`is_panic`) or took longer than its
 /// [`timeout`](Job::timeout) (`is_timeout`), it was cancelled (`is_cancelled`), its arguments or its result cannot be
-/// encoded or decoded, or the pool has ended (`is_closed`). An `Err` that the function returns is its result.
+/// encoded or decoded, it borrows state that the pool has not, or the pool has ended (`is_closed`). An `Err` that the function
+/// returns is its result.
 ///
 /// # Cancel safety
 /// Dropping it cancels the task: one that waits never runs, and one that runs is ended, with its worker, in whose place another
