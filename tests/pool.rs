@@ -3,4 +3,5 @@
 mod pool_deaths;
 mod pool_ends;
 mod pool_results;
+mod pool_state;
 mod pool_streams;
