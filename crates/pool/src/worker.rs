@@ -20,7 +20,7 @@ use hatchery_actor::outlet::Answer;
 use hatchery_actor::panics;
 use hatchery_process::registry::{self, HostedActor};
 use hatchery_process::task::{
-    OnState, PackedOutcome, PackedRun, PackedRunOnState, RunOnState, TaskEntry, TaskOutcome, TaskRun,
+    Apart, OnState, PackedOutcome, PackedRun, PackedRunOnState, RunOnState, TaskEntry, TaskOutcome, TaskRun,
 };
 use hatchery_shm::{Bell, Lane, NotKept, Then as Next};
 use hatchery_wire::{Body, Connection, Envelope, Kind, Limits, decode, encode};
@@ -395,28 +395,46 @@ impl Desk<'_> {
 
     #[inline]
     fn packed(&mut self, run: Quick, number: u32, args: &[u8], next: Option<u32>) -> Result<(), Error> {
-        let mut out = std::mem::take(&mut self.out);
+        let Desk { out, kept, .. } = self;
         out.clear();
-        let kept = &mut *self.kept;
         let ran = panics::catch_call(|| match run {
-            Quick::Plain(run) => run(args, &mut out),
+            Quick::Plain(run) => run(args, out),
             Quick::OnState(run) => {
-                kept.lend().map_or_else(PackedOutcome::refused, |state| run(args, &mut out, state))
+                kept.lend().map_or_else(PackedOutcome::refused, |state| run(args, out, state))
             }
         });
-        let finished = match ran {
-            Ok(PackedOutcome::Packed) if out.len() <= SMALL => self.finish(number, VALUE, &out, next),
+        match ran {
+            Ok(PackedOutcome::Packed) if self.out.len() <= SMALL => {
+                let next = self.after(next);
+                let finished = self.lane.finish(VALUE, &self.out, next);
+                // Looked at here, so that what is the rule returns at once.
+                if finished == Ok(Bell::Quiet) { Ok(()) } else { self.kept_or_sent(number, finished, next) }
+            }
             // Neither copied nor kept.
             Ok(PackedOutcome::Packed) => {
-                let body = Body::from_bytes(std::mem::take(&mut out).into());
+                let body = Body::from_bytes(std::mem::take(&mut self.out).into());
                 self.send(number, VALUE, body, next)
             }
-            Ok(PackedOutcome::Alone(body)) => self.body(number, body, next),
-            Ok(PackedOutcome::Fault(fault)) => self.encoded(number, FAULT, &fault, next),
+            Ok(PackedOutcome::Apart(apart)) => match *apart {
+                Apart::Alone(body) => self.body(number, body, next),
+                Apart::Fault(fault) => self.encoded(number, FAULT, &fault, next),
+            },
             Err(panic) => self.panicked(matches!(run, Quick::OnState(_)), number, &panic, next),
-        };
-        self.out = out;
-        finished
+        }
+    }
+
+    /// What came of keeping the result that lies in `out`.
+    #[cold]
+    fn kept_or_sent(&mut self, number: u32, kept: Result<Bell, NotKept>, next: Next) -> Result<(), Error> {
+        match kept {
+            Ok(Bell::Quiet) => Ok(()),
+            Ok(Bell::Ring) => self.ring(),
+            Err(NotKept::Closed(_)) => is_ended(),
+            Err(NotKept::Full) => {
+                let body = Body::from_bytes(Bytes::copy_from_slice(&self.out));
+                self.send_then(number, VALUE, body, next)
+            }
+        }
     }
 
     /// A result in the ledger if it fits there, else by itself.

@@ -66,6 +66,13 @@ pub type PackedRun = fn(&[u8], &mut Vec<u8>) -> PackedOutcome;
 pub enum PackedOutcome {
     /// Its result lies behind what was there.
     Packed,
+    /// It does not, and why. In a box, so that the many which do return a word.
+    Apart(Box<Apart>),
+}
+
+/// What a task has that was run in a row with others, in place of a result that lies behind theirs.
+#[derive(Debug)]
+pub enum Apart {
     /// Its result is a body of its own, since it has descriptors or large byte strings.
     Alone(Body),
     /// It has none: the arguments cannot be decoded, or the result cannot be encoded.
@@ -76,13 +83,13 @@ impl PackedOutcome {
     /// The outcome of a task that was lent another type than it borrows, which does not happen: see [`StateType`].
     #[cold]
     pub fn refused() -> PackedOutcome {
-        PackedOutcome::Fault(lent_wrongly())
+        PackedOutcome::fault(lent_wrongly())
     }
 
     /// The outcome of a task whose arguments cannot be decoded.
     #[cold]
     pub fn undecodable(error: &DecodeError) -> PackedOutcome {
-        PackedOutcome::Fault(Fault::Undecodable(error.to_string()))
+        PackedOutcome::fault(Fault::Undecodable(error.to_string()))
     }
 
     /// The outcome of a task whose result was encoded like this.
@@ -90,9 +97,14 @@ impl PackedOutcome {
     pub fn value(encoded: Result<Option<Body>, EncodeError>) -> PackedOutcome {
         match encoded {
             Ok(None) => PackedOutcome::Packed,
-            Ok(Some(body)) => PackedOutcome::Alone(body),
-            Err(error) => PackedOutcome::Fault(Fault::BadAnswer(error.to_string())),
+            Ok(Some(body)) => PackedOutcome::Apart(Box::new(Apart::Alone(body))),
+            Err(error) => PackedOutcome::fault(Fault::BadAnswer(error.to_string())),
         }
+    }
+
+    #[cold]
+    fn fault(fault: Fault) -> PackedOutcome {
+        PackedOutcome::Apart(Box::new(Apart::Fault(fault)))
     }
 }
 

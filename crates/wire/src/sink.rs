@@ -35,31 +35,33 @@ fn take_offered() -> Option<Bytes> {
 }
 
 /// What a serializer writes to.
-pub(crate) struct Sink {
+pub(crate) struct Sink<'a> {
     pieces: Vec<Bytes>,
-    /// What comes after them.
-    tail: Vec<u8>,
+    /// What comes after them. Borrowed: it costs more to move it than to write a number to it.
+    tail: &'a mut Vec<u8>,
 }
 
 /// Encodes one value.
-pub(crate) fn encode<E>(value: impl FnOnce(&mut Sink) -> Result<(), E>) -> Result<Body, E> {
+pub(crate) fn encode<E>(value: impl FnOnce(&mut Sink<'_>) -> Result<(), E>) -> Result<Body, E> {
     // A value whose own `Serialize` encodes another one finds nothing here, and begins with memory of its own.
-    let mut sink = Sink { pieces: Vec::new(), tail: FREE.take() };
+    let mut tail = FREE.take();
+    let mut sink = Sink { pieces: Vec::new(), tail: &mut tail };
     let (encoded, descriptors) = descriptors::collect(|| value(&mut sink));
     take_offered();
     if encoded.is_err() {
         sink.tail.clear();
     }
     let last = sink.cut();
-    FREE.set(sink.tail);
+    let mut pieces = sink.pieces;
+    FREE.set(tail);
     encoded?;
-    let mut body = if sink.pieces.is_empty() {
+    let mut body = if pieces.is_empty() {
         Body::from_bytes(last)
     } else {
         if !last.is_empty() {
-            sink.pieces.push(last);
+            pieces.push(last);
         }
-        Body::from_pieces(sink.pieces)
+        Body::from_pieces(pieces)
     };
     if !descriptors.are_none() {
         body.attach(descriptors);
@@ -72,29 +74,29 @@ pub(crate) fn encode<E>(value: impl FnOnce(&mut Sink) -> Result<(), E>) -> Resul
 #[inline]
 pub(crate) fn encode_onto<E>(
     out: &mut Vec<u8>,
-    value: impl FnOnce(&mut Sink) -> Result<(), E>,
+    value: impl FnOnce(&mut Sink<'_>) -> Result<(), E>,
 ) -> Result<Option<Body>, E> {
     let begins = out.len();
-    let mut sink = Sink { pieces: Vec::new(), tail: std::mem::take(out) };
+    let mut sink = Sink { pieces: Vec::new(), tail: out };
     let (encoded, descriptors) = descriptors::collect(|| value(&mut sink));
     take_offered();
     if encoded.is_ok() && sink.pieces.is_empty() && descriptors.are_none() {
-        *out = sink.tail;
         return Ok(None);
     }
-    by_itself(encoded, sink, descriptors, begins, out)
+    let pieces = sink.pieces;
+    by_itself(encoded, pieces, descriptors, begins, out)
 }
 
 /// The rest of [`encode_onto`], for what does not lie behind the others.
 #[cold]
 fn by_itself<E>(
     encoded: Result<(), E>,
-    sink: Sink,
+    mut pieces: Vec<Bytes>,
     descriptors: descriptors::Descriptors,
     begins: usize,
     out: &mut Vec<u8>,
 ) -> Result<Option<Body>, E> {
-    let Sink { mut pieces, mut tail } = sink;
+    let mut tail = std::mem::take(out);
     // The first piece begins with what was there before.
     let before = match pieces.first_mut() {
         Some(first) => {
@@ -118,13 +120,13 @@ fn by_itself<E>(
     Ok(Some(body))
 }
 
-impl Sink {
+impl Sink<'_> {
     /// What has been written since the last piece, as one.
     fn cut(&mut self) -> Bytes {
         if self.tail.len() > KEPT {
-            return std::mem::take(&mut self.tail).into();
+            return std::mem::take(self.tail).into();
         }
-        let cut = Bytes::copy_from_slice(&self.tail);
+        let cut = Bytes::copy_from_slice(self.tail);
         self.tail.clear();
         cut
     }
@@ -144,7 +146,7 @@ impl Sink {
     }
 }
 
-impl io::Write for Sink {
+impl io::Write for Sink<'_> {
     #[inline]
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.write_all(bytes)?;
