@@ -3,3 +3,4 @@
 mod pool_deaths;
 mod pool_ends;
 mod pool_results;
+mod pool_sizes;

@@ -33,13 +33,19 @@ pub(crate) struct PoolWorker {
     /// Another descriptor of the tasks' socket: shutting it down ends the thread that reads from it.
     socket: UnixStream,
     stopping: Arc<AtomicBool>,
+    put_down: Arc<AtomicBool>,
+    /// Which start of this place it is.
+    start: u64,
     /// Resolves when the thread that runs tasks has ended.
     ended: Option<oneshot::Receiver<()>>,
 }
 
 /// All that the actor itself is asked: whether it is there.
 #[derive(Serialize, Deserialize)]
-pub(crate) struct Greeting;
+pub(crate) struct Greeting {
+    /// And, if it is this start of its place, to begin nothing more of the chunk that runs.
+    pub(crate) put_down: Option<u64>,
+}
 
 /// The worker's seat, as its pool knows it.
 #[derive(Clone, Debug)]
@@ -73,15 +79,16 @@ impl AnyActor for PoolWorker {
     }
 
     async fn start(args: WorkerArgs, cx: &Context) -> Result<PoolWorker, Error> {
-        let WorkerArgs { socket, memory, shape, initializer, finaliser } = args;
+        let WorkerArgs { start, socket, memory, shape, initializer, finaliser } = args;
         let lane = Lane::open(memory.into_inner(), shape)?.pop();
         let lane = lane.ok_or_else(|| Error::msg("the ledger has no lane"))?;
         let tasks: UnixStream = socket.into_inner().into();
         let socket = tasks.try_clone()?;
-        let stopping = Arc::new(AtomicBool::new(false));
+        let (stopping, put_down) = <(Arc<AtomicBool>, Arc<AtomicBool>)>::default();
         let (ready, started) = oneshot::channel();
         let (ends, ended) = oneshot::channel::<()>();
-        let thread = Thread { actors: Handle::current(), stopping: stopping.clone() };
+        let thread =
+            Thread { actors: Handle::current(), stopping: stopping.clone(), put_down: put_down.clone() };
         let actor = cx.clone();
         std::thread::Builder::new().name("tasks".to_owned()).spawn(move || {
             let _unless = UnlessInOrder;
@@ -102,10 +109,14 @@ impl AnyActor for PoolWorker {
             actor.stop();
         })?;
         started.await.map_err(|_| Error::msg("the thread that runs its tasks has ended"))??;
-        Ok(PoolWorker { socket, stopping, ended: Some(ended) })
+        Ok(PoolWorker { socket, stopping, put_down, start, ended: Some(ended) })
     }
 
-    async fn handle(&mut self, _: Greeting, asked: bool, _: &Context) -> Answer {
+    async fn handle(&mut self, greeting: Greeting, asked: bool, _: &Context) -> Answer {
+        // What was meant for the one before may come late.
+        if greeting.put_down == Some(self.start) {
+            self.put_down.store(true, Ordering::Relaxed);
+        }
         Answer::value(asked, &())
     }
 
@@ -141,6 +152,8 @@ struct Thread {
     /// Where asynchronous tasks run, and what they ask.
     actors: Handle,
     stopping: Arc<AtomicBool>,
+    /// Nothing more of the chunk that runs is to begin.
+    put_down: Arc<AtomicBool>,
 }
 
 /// What comes after a task.
@@ -180,7 +193,7 @@ impl Thread {
         let guard = runtime.enter();
         let connection = Connection::new(socket, Limits::default())?;
         drop(guard);
-        let mut desk = Desk { thread: self, runtime, connection, lane, out: Vec::new() };
+        let mut desk = Desk { thread: self, runtime, connection, lane, out: Vec::new(), runs: false };
         desk.serve()
     }
 }
@@ -194,6 +207,8 @@ struct Desk<'a> {
     lane: Lane,
     /// Results are encoded to here.
     out: Vec<u8>,
+    /// Whether the ledger says that the next task runs.
+    runs: bool,
 }
 
 impl Desk<'_> {
@@ -230,7 +245,7 @@ impl Desk<'_> {
                     let entry = tasks.get(&task).cloned().unwrap_or_else(unknown);
                     let alone = envelope.kind == Kind::Ask;
                     if skipped(&came) {
-                        self.skip(first, alone, &envelope.body)?
+                        self.skip(first)?
                     } else if alone {
                         self.one(entry, first, envelope.body)?
                     } else {
@@ -245,22 +260,10 @@ impl Desk<'_> {
         }
     }
 
-    /// Says that none of these was begun.
-    fn skip(&mut self, first: u32, alone: bool, body: &Body) -> Result<Then, Error> {
-        let (bytes, mut number) = (body.to_bytes(), first);
-        let mut rest = &bytes[..];
-        let mut count = u32::from(alone);
-        while !alone && row::next(&mut rest).is_some() {
-            count += 1;
-        }
-        if count > 0 {
-            self.begin(number);
-        }
-        for at in 0..count {
-            let next = (at + 1 < count).then(|| number.wrapping_add(1));
-            self.finish(number, SKIPPED, &[], next)?;
-            number = number.wrapping_add(1);
-        }
+    /// Says that neither this one nor those behind it in its chunk were begun.
+    fn skip(&mut self, number: u32) -> Result<Then, Error> {
+        self.begin(number);
+        self.finish(number, SKIPPED, &[], None)?;
         Ok(Then::Next)
     }
 
@@ -288,6 +291,9 @@ impl Desk<'_> {
                 return Ok(Then::Leave);
             }
             number = number.wrapping_add(1);
+            if !self.runs && !rest.is_empty() {
+                return self.skip(number);
+            }
         }
         Ok(Then::Next)
     }
@@ -371,6 +377,8 @@ impl Desk<'_> {
     /// The task has finished, with a result that may have room in the ledger.
     #[inline]
     fn finish(&mut self, number: u32, kind: u8, result: &[u8], next: Option<u32>) -> Result<(), Error> {
+        let next = next.filter(|_| !self.thread.put_down.load(Ordering::Relaxed));
+        self.runs = next.is_some();
         match self.lane.finish(kind, result, next) {
             Ok(Bell::Quiet) => Ok(()),
             Ok(Bell::Ring) => self.ring(),
@@ -389,6 +397,8 @@ impl Desk<'_> {
             self.connection.queue(Envelope::new(Kind::Fault, TARGET, u64::from(number), fault))?;
         }
         self.runtime.block_on(self.connection.flush())?;
+        let next = next.filter(|_| !self.thread.put_down.load(Ordering::Relaxed));
+        self.runs = next.is_some();
         match self.lane.finish_elsewhere(next) {
             Ok(Bell::Quiet) => Ok(()),
             // The pool may have taken the result already, and sleep over the next task.
