@@ -53,10 +53,10 @@ fn hoards(mebibytes: usize) -> u32 {
 
 /// Counts its runs, and fails when the gate is closed.
 #[hatchery::task]
-fn needs(dir: PathBuf) -> Result<(), String> {
+fn needs(dir: PathBuf) -> hatchery::Result<()> {
     let file = fs::File::options().append(true).create(true).open(dir.join("begun"));
     file.unwrap().write_all(b"1").unwrap();
-    fs::metadata(dir.join("gate")).map(drop).map_err(|_| "the gate is closed".to_owned())
+    fs::metadata(dir.join("gate")).map(drop).map_err(|_| hatchery::Error::msg("the gate is closed"))
 }
 
 #[hatchery::test]

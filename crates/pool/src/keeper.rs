@@ -74,6 +74,7 @@ async fn attend(shared: &Shared, index: usize, arrived: Arrived) {
         connection,
         ledger,
         exited: child.exited(),
+        pid: child.pid(),
         child,
         seat,
         start,
@@ -92,7 +93,9 @@ async fn attend(shared: &Shared, index: usize, arrived: Arrived) {
     shared.with(|plan| plan.arrived(index, Instant::now()));
     let exit = keeper.run().await;
     keeper.last_look();
-    shared.no_pid(index);
+    if let Some(pid) = keeper.pid {
+        shared.no_pid(index, pid);
+    }
     let running = keeper.ledger.cursor(0).running;
     shared.with(|plan| plan.died(index, running, &exit, Instant::now()));
 }
@@ -104,6 +107,7 @@ struct Keeper<'a> {
     ledger: Ledger,
     exited: BoxFuture<Arc<Exit>>,
     child: Arc<dyn Child>,
+    pid: Option<u32>,
     seat: Arc<Seat>,
     /// Which start of its place it is.
     start: u64,
@@ -245,8 +249,7 @@ impl Keeper<'_> {
             Weighing::In(wait) => return Some(wait),
             Weighing::No => return None,
         };
-        let pid = self.shared.pid(self.index)?;
-        if memory::resident(pid).is_some_and(|bytes| bytes > limit) {
+        if memory::resident(self.pid?).is_some_and(|bytes| bytes > limit) {
             self.scales.limit = None;
             self.shared.with(|plan| plan.replace(self.index));
             return None;

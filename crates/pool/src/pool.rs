@@ -261,10 +261,10 @@ impl Pool {
             (stats, told)
         });
         let workers = told.into_iter().map(|told| {
-            let pid = shared.pid(told.index).filter(|_| told.is_up);
+            let pid = shared.pid(told.index);
             WorkerStats {
                 name: keeper::name(told.index),
-                is_up: told.is_up,
+                is_up: told.is_up || pid.is_some(),
                 is_leaving: told.is_leaving,
                 pid,
                 memory: pid.and_then(memory::resident),

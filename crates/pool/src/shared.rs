@@ -183,9 +183,9 @@ impl Shared {
         Some(self.desks.get(index).pid.load(Ordering::Relaxed)).filter(|pid| *pid != 0)
     }
 
-    /// The worker there has ended.
-    pub(crate) fn no_pid(&self, index: usize) {
-        self.desks.get(index).pid.store(0, Ordering::Relaxed);
+    /// The worker there that had this process has ended; another one may have come already.
+    pub(crate) fn no_pid(&self, index: usize, pid: u32) {
+        let _ = self.desks.get(index).pid.compare_exchange(pid, 0, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// What is told to those whose tasks nobody will run, since there are no workers any more.

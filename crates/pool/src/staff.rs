@@ -112,8 +112,11 @@ impl Staff {
                 self.shared.with(|plan| plan.started(index));
             }
             Err(error) => {
+                // It may have been stopped at the last moment.
                 drop(self.shared.take_arrived(index));
-                self.shared.no_pid(index);
+                if let Some(pid) = self.shared.pid(index) {
+                    self.shared.no_pid(index, pid);
+                }
                 let is_taken =
                     error.is_unkillable() || error.is_already_present() || error.is_already_started();
                 let is_over = self.shared.with(|plan| {

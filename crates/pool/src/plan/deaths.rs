@@ -99,7 +99,7 @@ impl Plan {
             };
             self.try_again(task, why, index, now);
         }
-        self.staff_called |= self.places[index].stand == Stand::Leaving;
+        self.staff_called |= self.places[index].stand == Stand::Leaving || !self.later.is_empty();
         self.hand_out(now);
     }
 

@@ -180,6 +180,11 @@ impl Plan {
         if self.over.is_some() {
             return (todo, None);
         }
+        // Where there is a worker, its keeper looks at the clock for what is to be tried again.
+        let alone = self.size.is_elastic() && self.up() == 0;
+        if alone {
+            self.hand_out(now);
+        }
         // Those that are on the way are the first to go, when they have arrived.
         let arriving = self.count(|place| place.stand == Stand::Starting);
         let excess = self.count(Place::counts).saturating_sub(self.size.max).saturating_sub(arriving);
@@ -209,7 +214,8 @@ impl Plan {
             }
         }
         self.settle();
-        self.looks_at = [idle, start].into_iter().flatten().min();
+        let again = self.later.first_key_value().map(|((at, _), _)| *at).filter(|_| alone);
+        self.looks_at = [idle, start, again].into_iter().flatten().min();
         (todo, self.looks_at)
     }
 

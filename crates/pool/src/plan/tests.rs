@@ -634,6 +634,22 @@ fn starts_that_fail_are_tried_again_later_and_later_and_without_any_worker_the_p
 }
 
 #[test]
+fn what_is_to_be_tried_again_is_not_forgotten_where_no_worker_is_left() {
+    let (mut plan, _, now) = elastic(0, 2);
+    let job = plan.begin(wants(1)).unwrap();
+    enter(&mut plan, job, 0..1, now);
+    assert_eq!(todo(&mut plan, now), [Staffing::Start(0)]);
+    plan.started(0);
+    plan.arrived(0, now);
+    plan.died(0, Some(0), &Exit::new(Status::Signal(9)), now);
+    plan.gone(0, &TaskFault::Cancelled);
+    let due = now + Duration::from_millis(20);
+    assert!(plan.staff_called);
+    assert_eq!(plan.staffing(now), (vec![], Some(due)));
+    assert_eq!(plan.staffing(due).0, [Staffing::Start(1)]);
+}
+
+#[test]
 fn a_new_size_that_cannot_be_had_is_taken_back_and_nobody_who_was_there_leaves() {
     let now = Instant::now();
     let mut plan = Plan::new(Rules { prefetch: 1, max_tasks: None }, 2);
