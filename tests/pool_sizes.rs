@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use hatchery::TreeEvent;
 use hatchery::prelude::*;
-use hatchery_tests::{becomes_true, ends, runs};
+use hatchery_tests::{Dice, becomes_true, ends, runs, send};
+use rustix::process::Signal;
 
 use crate::pool_results::{over, own_pid, pool, square};
 
@@ -102,6 +103,45 @@ async fn sizes_that_change_under_load_lose_no_task_and_run_none_twice() {
         assert_eq!(times(dir.path(), number), 1, "runs of {number}");
     }
     assert_eq!(workers().len(), 2);
+    over(pool).await;
+}
+
+#[hatchery::test]
+async fn kills_while_the_size_changes_cost_no_more_tasks_than_there_are_kills() {
+    let dir = tempfile::tempdir().unwrap();
+    let builder = Pool::builder().workers(2).intensity(1_000, Duration::from_secs(60));
+    let pool = ends("start", builder.start()).await.unwrap();
+    let inputs = (0..1_500).map(|number| (number, number % 5 / 4, dir.path().to_owned()));
+    let work = pool.map(takes, inputs).chunk_size(8).each();
+    let kills = std::cell::Cell::new(0);
+    let changes = async {
+        let mut dice = Dice::new(11);
+        for _ in 0..12 {
+            let killing = async {
+                tokio::time::sleep(Duration::from_millis(dice.throw(10))).await;
+                let workers: Vec<_> = workers().into_iter().filter(|worker| runs(*worker)).collect();
+                if !workers.is_empty() {
+                    send(workers[dice.throw(workers.len() as u64) as usize], Signal::KILL);
+                    kills.set(kills.get() + 1);
+                }
+            };
+            // One that is killed while it starts has not started.
+            let size = 1 + kills.get() % 4;
+            let (_, ()) = tokio::join!(pool.resize(size), killing);
+        }
+        pool.resize(2).await.unwrap();
+    };
+    let (results, ()) = ends("both", async { tokio::join!(work, changes) }).await;
+    let failed = results.iter().filter(|result| result.is_err()).count();
+    assert!(failed <= kills.get(), "{failed} failures after {} kills", kills.get());
+    for (number, result) in (0..).zip(results) {
+        match result {
+            Ok(_) => assert_eq!(times(dir.path(), number), 1, "runs of {number}"),
+            Err(error) => assert!(error.is_worker_died() && times(dir.path(), number) <= 1, "{error}"),
+        }
+    }
+    assert_eq!(pool.stats().workers.len(), 2);
+    assert_eq!(ends("map", pool.map(square, 0..100).into_future()).await.unwrap().len(), 100);
     over(pool).await;
 }
 
