@@ -217,6 +217,8 @@ pub(crate) struct Plan {
     /// Starts that have failed since one has succeeded, and when the next one may begin.
     failed_starts: u32,
     next_start: Option<Instant>,
+    /// Why it has given up, if it has because starts failed.
+    starved: Option<String>,
     /// When those who start and remove workers look again by themselves.
     looks_at: Option<Instant>,
     /// How often it has begun.
@@ -252,6 +254,7 @@ impl Plan {
             wanted: None,
             failed_starts: 0,
             next_start: None,
+            starved: None,
             looks_at: None,
             runs: 1,
             closed: false,

@@ -146,11 +146,9 @@ impl Pool {
         }
         self.inner.tree.stop().await?;
         // Where there is no worker, its supervisor has nothing to give up.
-        match self.inner.shared.with(|plan| plan.over().cloned()) {
-            Some(TaskFault::InitFailed(why)) => {
-                Err(Error::msg(format!("{} gave up: its workers do not start: {why}", self.path())))
-            }
-            _ => Ok(()),
+        match self.inner.shared.look(|plan| plan.starved()) {
+            Some(why) => Err(Error::msg(format!("{} gave up: its workers do not start: {why}", self.path()))),
+            None => Ok(()),
         }
     }
 

@@ -188,6 +188,11 @@ impl Shared {
         let _ = self.desks.get(index).pid.compare_exchange(pid, 0, Ordering::Relaxed, Ordering::Relaxed);
     }
 
+    /// Why it failed is told by others, and is no reason for an end of the pool.
+    pub(crate) fn forget_failure(&self, index: usize) {
+        *locked(&self.desks.get(index).failure) = None;
+    }
+
     /// What is told to those whose tasks nobody will run, since there are no workers any more.
     pub(crate) fn no_workers(&self, why: String) -> TaskFault {
         let mut failures = self.desks.iter().filter_map(|desk| locked(&desk.failure).clone());

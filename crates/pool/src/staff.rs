@@ -112,6 +112,7 @@ impl Staff {
                 self.shared.with(|plan| plan.started(index));
             }
             Err(error) => {
+                self.shared.forget_failure(index);
                 // It may have been stopped at the last moment.
                 drop(self.shared.take_arrived(index));
                 if let Some(pid) = self.shared.pid(index) {

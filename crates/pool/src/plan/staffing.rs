@@ -121,6 +121,7 @@ impl Plan {
             place.stand = if index < self.size.min { Stand::Held } else { Stand::Empty };
         }
         (self.wanted, self.failed_starts, self.next_start, self.looks_at) = (None, 0, None, None);
+        self.starved = None;
     }
 
     fn count(&self, what: impl Fn(&Place) -> bool) -> usize {
@@ -216,6 +217,8 @@ impl Plan {
         self.settle();
         let again = self.later.first_key_value().map(|((at, _), _)| *at).filter(|_| alone);
         self.looks_at = [idle, start, again].into_iter().flatten().min();
+        // All of it has just been looked at.
+        self.staff_called = false;
         (todo, self.looks_at)
     }
 
@@ -331,8 +334,14 @@ impl Plan {
         self.next_start = Some(now + pause);
         if self.failed_starts > self.size.failures && self.count(Place::is_taken) == 0 {
             let why = why.fault().map_or_else(|| why.to_string(), ToString::to_string);
+            self.starved = Some(why.clone());
             self.end(&TaskFault::InitFailed(why));
         }
+    }
+
+    /// Why it has given up, for want of workers.
+    pub(crate) fn starved(&self) -> Option<String> {
+        self.starved.clone()
     }
 
     /// No worker will be at this place any more.

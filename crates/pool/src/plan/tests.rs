@@ -620,6 +620,7 @@ fn starts_that_fail_are_tried_again_later_and_later_and_without_any_worker_the_p
     enter(&mut plan, job, 0..1, now);
     for (pause, more) in [(100, true), (200, true), (0, false)] {
         assert_eq!(todo(&mut plan, now), [Staffing::Start(0)]);
+        assert!(!plan.staff_called, "who has just looked need not look again");
         plan.start_failed(0, false, &no_luck(), now);
         assert_eq!(plan.over().is_none(), more);
         let next = now + Duration::from_millis(pause);
