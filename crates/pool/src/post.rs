@@ -13,14 +13,12 @@ use hatchery_actor::seat::Seat;
 use hatchery_actor::settings::Settings;
 use hatchery_process::worker::Worker;
 use hatchery_shm::{Ledger, Shape};
-use hatchery_supervisor::errors::StartError;
 use hatchery_supervisor::spec::ChildSpec;
 use hatchery_wire::{Fd, encode};
 
 use crate::keeper;
 use crate::shared::Shared;
-use crate::staff;
-use crate::terms::{Once, WorkerArgs};
+use crate::terms::{Once, Recipe, WorkerArgs};
 use crate::worker::{PoolWorker, WorkerRef};
 
 /// Bytes of a ledger's ring: some thousand small results. More of them wait for the pool only while it does something else.
@@ -38,25 +36,18 @@ pub(crate) struct Arrived {
 
 /// What all workers of a pool are started with.
 pub(crate) struct Postings {
-    pub(crate) initializer: Option<Result<Once, Fault>>,
-    pub(crate) finaliser: Option<Result<Once, Fault>>,
+    pub(crate) life: Life,
     pub(crate) settings: Settings,
-    pub(crate) start_timeout: Option<Duration>,
+    pub(crate) start_timeout: Duration,
 }
 
 impl Postings {
     /// The worker of this number.
-    pub(crate) fn spec(&self, index: usize, shared: &Arc<Shared>) -> Result<ChildSpec<Post>, StartError> {
-        let prepared = |once: &Option<Result<Once, Fault>>| once.clone().transpose();
-        let once = prepared(&self.initializer).and_then(|first| Ok((first, prepared(&self.finaliser)?)));
-        let (first, last) = once.map_err(|fault| staff::refused(index, fault))?;
-        let post = Post::new(index, shared.clone(), first, last);
+    pub(crate) fn spec(&self, index: usize, shared: &Arc<Shared>) -> ChildSpec<Post> {
+        let post = Post::new(index, shared.clone(), self.life.clone());
         let shutdown = Shutdown::graceful(keeper::LEAVES_WITHIN);
-        let mut spec = ChildSpec::new(post).settings(self.settings.clone()).shutdown(shutdown);
-        if let Some(timeout) = self.start_timeout {
-            spec = spec.start_timeout(timeout);
-        }
-        Ok(spec)
+        let spec = ChildSpec::new(post).settings(self.settings.clone()).shutdown(shutdown);
+        spec.start_timeout(self.start_timeout)
     }
 }
 
@@ -67,19 +58,21 @@ pub(crate) struct Post {
     /// How often it was started.
     starts: AtomicU64,
     shared: Arc<Shared>,
-    initializer: Option<Once>,
-    finaliser: Option<Once>,
+    life: Life,
+}
+
+/// What a worker runs besides tasks.
+#[derive(Clone)]
+pub(crate) struct Life {
+    pub(crate) initializer: Option<Once>,
+    pub(crate) state: Option<Recipe>,
+    pub(crate) finaliser: Option<Once>,
 }
 
 impl Post {
-    pub(crate) fn new(
-        index: usize,
-        shared: Arc<Shared>,
-        initializer: Option<Once>,
-        finaliser: Option<Once>,
-    ) -> Post {
+    pub(crate) fn new(index: usize, shared: Arc<Shared>, life: Life) -> Post {
         let worker = Worker::to_be_given(keeper::name(index));
-        Post { worker, index, starts: AtomicU64::new(0), shared, initializer, finaliser }
+        Post { worker, index, starts: AtomicU64::new(0), shared, life }
     }
 
     /// What is made for one start.
@@ -92,13 +85,15 @@ impl Post {
         let ledger = Ledger::create(shape).map_err(|error| refused(error.to_string()))?;
         let memory = ledger.share().map_err(|error| refused(error.to_string()))?;
         let (here, there) = UnixStream::pair().map_err(|error| refused(error.to_string()))?;
+        let Life { initializer, state, finaliser } = self.life.clone();
         let args = WorkerArgs {
             start: self.starts.fetch_add(1, Ordering::Relaxed),
             socket: Fd::new(OwnedFd::from(there)),
             memory: Fd::new(memory),
             shape,
-            initializer: self.initializer.clone(),
-            finaliser: self.finaliser.clone(),
+            initializer,
+            state,
+            finaliser,
         };
         Ok((here, ledger, args))
     }

@@ -87,10 +87,7 @@ impl Staff {
             Staffing::Start(index) => {
                 let (postings, shared) = (self.postings.clone(), self.shared.clone());
                 tasks.spawn(async move {
-                    let started = match postings.spec(index, &shared) {
-                        Ok(spec) => tree.start_child(spec).await,
-                        Err(error) => Err(error),
-                    };
+                    let started = tree.start_child(postings.spec(index, &shared)).await;
                     Done::Started(index, started.map(|worker| worker.actor_ref().seat().clone()))
                 });
             }
@@ -130,11 +127,6 @@ impl Staff {
             }
         }
     }
-}
-
-/// A start that was never tried.
-pub(crate) fn refused(index: usize, fault: Fault) -> StartError {
-    StartError::refused(keeper::name(index), fault)
 }
 
 /// Why no worker runs anything any more, for whoever asked for more of them.

@@ -668,7 +668,7 @@ fn a_new_size_that_cannot_be_had_is_taken_back_and_nobody_who_was_there_leaves()
         assert_eq!(todo(&mut plan, now), []);
     }
     assert_eq!(plan.resized(), Some(Err(no_luck())));
-    assert_eq!(plan.breadth().0, 2);
+    assert_eq!(plan.most(), 2);
 }
 
 #[test]
