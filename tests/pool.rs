@@ -3,5 +3,6 @@
 mod pool_deaths;
 mod pool_ends;
 mod pool_results;
+mod pool_sizes;
 mod pool_state;
 mod pool_streams;

@@ -29,6 +29,7 @@ pub use hatchery_pool::job::Job;
 pub use hatchery_pool::map::{All, Inputs, Map, Results, Streamed};
 pub use hatchery_pool::plan::Priority;
 pub use hatchery_pool::pool::Pool;
+pub use hatchery_pool::progress::{Progress, ProgressStream};
 pub use hatchery_pool::stats::{PoolStats, WorkerStats};
 pub use hatchery_process::door::{Door, Flavor, Outcome, program};
 pub use hatchery_process::logs;

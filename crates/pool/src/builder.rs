@@ -23,20 +23,27 @@ use tokio::task::JoinHandle;
 
 use crate::child::PoolChild;
 use crate::keeper;
-use crate::plan::Rules;
+use crate::plan::{Rules, Size};
 use crate::pool::Pool;
-use crate::post::{Life, Post};
+use crate::post::{Life, Postings};
 use crate::shared::Shared;
+use crate::staff::Staff;
 use crate::terms::{Named, Once, Recipe};
 
 /// Chunks that a worker has at most besides the one that it works on. As they take about a millisecond each, these are far
 /// more than it takes to bring the next one; and as many are taken from inputs that may be without end.
 const MOST_PREFETCH: usize = 64;
 
+/// How long a worker has nothing to do before it leaves, unless told otherwise.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// A pool to be. See [`Pool::builder`].
 #[must_use = "nothing starts before `start`"]
 pub struct PoolBuilder {
     workers: Option<usize>,
+    min_workers: Option<usize>,
+    idle_timeout: Option<Duration>,
+    most_memory: Option<u64>,
     pub(crate) name: Option<String>,
     initializer: Option<Prepared>,
     state: Option<(StateType, Prepared)>,
@@ -64,6 +71,9 @@ impl PoolBuilder {
     pub(crate) fn new() -> PoolBuilder {
         PoolBuilder {
             workers: None,
+            min_workers: None,
+            idle_timeout: None,
+            most_memory: None,
             name: None,
             initializer: None,
             state: None,
@@ -76,9 +86,60 @@ impl PoolBuilder {
         }
     }
 
-    /// How many workers; as many as there are processors for this process unless told otherwise.
+    /// How many workers; as many as there are processors for this process unless told otherwise. With
+    /// [`min_workers`](PoolBuilder::min_workers) it is how many there may be. [`Pool::resize`] changes it.
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = Some(workers);
+        self
+    }
+
+    /// How many workers there are at least; as many as there may be unless told otherwise. It starts so many. Another one
+    /// starts when a task waits and no worker is free, up to [`workers`](PoolBuilder::workers); and one that has had nothing to
+    /// do for the [`idle_timeout`](PoolBuilder::idle_timeout) leaves in order.
+    ///
+    /// 0 is allowed: then nothing is started before the first task, and [`start`](PoolBuilder::start) does not find out
+    /// whether an initializer succeeds. A start that fails is tried again after 100 ms, and after twice as long each further
+    /// time, up to 30 s. If there is no worker at all, and more starts in a row have failed than the
+    /// [`intensity`](PoolBuilder::intensity) allows, the pool ends, and its tasks fail with `is_init_failed`.
+    ///
+    /// ```
+    /// use hatchery::prelude::*;
+    ///
+    /// #[hatchery::task]
+    /// fn square(x: u64) -> u64 { x * x }
+    ///
+    /// #[hatchery::main]
+    /// async fn main() -> hatchery::Result<()> {
+    ///     let pool = Pool::builder().workers(8).min_workers(0).idle_timeout(Duration::from_secs(10)).start().await?;
+    ///     assert_eq!(pool.stats().workers.len(), 0);
+    ///     assert_eq!(pool.submit(square, 7).await?, 49);
+    ///     assert_eq!(pool.stats().workers.len(), 1);
+    ///     pool.shutdown().await
+    /// }
+    /// ```
+    pub fn min_workers(mut self, workers: usize) -> Self {
+        self.min_workers = Some(workers);
+        self
+    }
+
+    /// How long a worker has nothing to do before it leaves, where there are more than
+    /// [`min_workers`](PoolBuilder::min_workers); 60 s unless told otherwise. Without `min_workers`, one stays.
+    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
+        self.idle_timeout = Some(timeout);
+        self
+    }
+
+    /// How much memory a worker may have, in bytes, before another one takes its place; as much as it likes unless told
+    /// otherwise. What counts is the memory of its process that is present, shared pages included (RSS, as in
+    /// [`WorkerStats::memory`](crate::stats::WorkerStats::memory)): a worker that has done nothing has some MiB.
+    ///
+    /// It is looked at after tasks, every 10 ms at most, and every 250 ms while a long task runs. Nothing is killed for it: the
+    /// task that runs goes on, and its result counts. What else the worker was given goes to others, it runs its finaliser and
+    /// leaves, and another one starts. So this is for tasks that leave memory behind; against one that takes too much at a
+    /// time there is a hard limit ([`memory_limit`](PoolBuilder::memory_limit)). Where `/proc` is not mounted, nobody knows how much a worker
+    /// has, and none is replaced.
+    pub fn max_rss(mut self, bytes: u64) -> Self {
+        self.most_memory = Some(bytes);
         self
     }
 
@@ -189,16 +250,18 @@ impl PoolBuilder {
 
     settings!();
 
-    /// Starts it, and resolves when all its workers are ready.
+    /// Starts it, and resolves when all its workers are ready; those that there are at least, with
+    /// [`min_workers`](PoolBuilder::min_workers).
     ///
     /// # Errors
-    /// A worker does not start: its initializer fails, its state cannot be built, or they take too long; then the others are
-    /// stopped, and nothing is tried again. The finaliser borrows a type that is not the state's. The program did not come
-    /// through the door, or the name is taken.
+    /// More workers are wanted at least than there may be. A worker does not start: its initializer fails, its state cannot be
+    /// built, or they take too long; then the others are stopped, and nothing is tried again. The finaliser borrows a type that
+    /// is not the state's. The program did not come through the door, or the name is taken.
     ///
     /// # Cancel safety
     /// Dropped early, it stops what it has started, in the background.
     pub async fn start(self) -> std::result::Result<Pool, StartError> {
+        self.check().map_err(|fault| StartError::refused("a pool".to_owned(), fault))?;
         let supervisor = self.supervisor();
         let supervisor = match &self.name {
             Some(name) => supervisor.name(name.clone()),
@@ -246,28 +309,54 @@ impl PoolBuilder {
         self.workers.unwrap_or_else(processors).max(1)
     }
 
-    pub(crate) fn supervisor(&self) -> Supervisor {
+    fn limits(&self) -> (u32, Duration) {
         let usual = || (u32::try_from(2 * self.count() + 4).unwrap_or(u32::MAX), Duration::from_secs(60));
-        let (max, within) = self.intensity.unwrap_or_else(usual);
+        self.intensity.unwrap_or_else(usual)
+    }
+
+    pub(crate) fn supervisor(&self) -> Supervisor {
+        let (max, within) = self.limits();
         Supervisor::dynamic().count_deaths(CountDeaths::Early).intensity(max, within)
     }
 
+    /// Whether it wants what cannot be had together.
+    pub(crate) fn check(&self) -> std::result::Result<(), Fault> {
+        let (least, most) = (self.min_workers.unwrap_or(0), self.count());
+        if least > most {
+            return Err(Fault::Refused(format!(
+                "{least} workers at least and {most} at most: raise `workers`, or lower `min_workers`"
+            )));
+        }
+        Ok(())
+    }
+
+    fn size(&self) -> Size {
+        let max = self.count();
+        let min = self.min_workers.unwrap_or(if self.idle_timeout.is_some() { 1 } else { max });
+        let idle = self.idle_timeout.unwrap_or(IDLE_TIMEOUT);
+        Size { min: min.min(max), max, idle, failures: self.limits().0 }
+    }
+
     pub(crate) fn shared(&self) -> Arc<Shared> {
-        let shared = Shared::new(Rules { prefetch: self.prefetch, max_tasks: self.max_tasks }, self.count());
+        let rules = Rules { prefetch: self.prefetch, max_tasks: self.max_tasks };
+        let shared = Shared::new(rules, self.size(), self.most_memory);
         shared.with(|plan| plan.state = self.state.as_ref().map(|(state, _)| *state));
         shared
     }
 
-    /// Starts the workers, all at once, and those who look after them.
+    /// Starts the workers that there are at least, all at once, and those who look after them.
     pub(crate) async fn begin(
         &self,
         tree: &Tree,
         shared: &Arc<Shared>,
-    ) -> std::result::Result<Vec<JoinHandle<()>>, StartError> {
-        let starts: Vec<_> = (0..self.count())
+    ) -> std::result::Result<JoinHandle<()>, StartError> {
+        let life = self.life().map_err(|fault| StartError::refused(keeper::name(0), fault))?;
+        let start_timeout = self.start_timeout.unwrap_or(START_TIMEOUT);
+        let postings = Arc::new(Postings { life, settings: self.settings.clone(), start_timeout });
+        let starts: Vec<_> = (0..self.size().min)
             .map(|index| {
-                let (tree, spec) = (tree.clone(), self.worker(index, shared));
-                tokio::spawn(async move { tree.start_child(spec?).await })
+                let (tree, spec) = (tree.clone(), postings.spec(index, shared));
+                tokio::spawn(async move { tree.start_child(spec).await })
             })
             .collect();
         let mut seats = Vec::new();
@@ -286,8 +375,8 @@ impl PoolBuilder {
         if let Some(error) = failed {
             return Err(error);
         }
-        let keep = |(index, seat)| tokio::spawn(keeper::keep(shared.clone(), index, seat));
-        Ok(seats.into_iter().enumerate().map(keep).collect())
+        let staff = Staff { shared: shared.clone(), tree: tree.downgrade(), postings };
+        Ok(tokio::spawn(staff.run(seats)))
     }
 
     /// What its workers run besides tasks.
@@ -304,15 +393,6 @@ impl PoolBuilder {
         }
         let finaliser = self.finaliser.as_ref().map(|(_, once)| once.clone()).transpose()?;
         Ok(Life { initializer, state, finaliser })
-    }
-
-    /// The worker of this number.
-    fn worker(&self, index: usize, shared: &Arc<Shared>) -> std::result::Result<ChildSpec<Post>, StartError> {
-        let life = self.life().map_err(|fault| StartError::refused(format!("worker-{index}"), fault))?;
-        let post = Post::new(index, shared.clone(), life);
-        let shutdown = Shutdown::graceful(keeper::LEAVES_WITHIN);
-        let spec = ChildSpec::new(post).settings(self.settings.clone()).shutdown(shutdown);
-        Ok(spec.start_timeout(self.start_timeout.unwrap_or(START_TIMEOUT)))
     }
 }
 

@@ -21,8 +21,8 @@ pub struct PoolChild {
     builder: Arc<PoolBuilder>,
     nested: Nested,
     shared: Arc<Shared>,
-    /// Those who look after the workers of the latest incarnation.
-    keepers: Arc<Mutex<Vec<JoinHandle<()>>>>,
+    /// Those who start, remove and look after the workers of the latest incarnation.
+    staff: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
 /// What seats of pools say in place of an actor's name.
@@ -31,7 +31,7 @@ const POOL: &str = "hatchery::Pool";
 impl PoolChild {
     pub(crate) fn new(name: String, builder: PoolBuilder) -> PoolChild {
         let (nested, shared) = (Nested::new(name.clone(), builder.supervisor()), builder.shared());
-        PoolChild { name, builder: Arc::new(builder), nested, shared, keepers: Arc::default() }
+        PoolChild { name, builder: Arc::new(builder), nested, shared, staff: Arc::default() }
     }
 }
 
@@ -61,6 +61,7 @@ impl Start for PoolChild {
             ));
         }
         self.builder.life()?;
+        self.builder.check()?;
         self.nested.check()
     }
 
@@ -96,20 +97,20 @@ impl Start for PoolChild {
         let tree = self.nested.handle(ActorRef::new(order.seat.clone()));
         let (timeout, deadline) = (order.timeout, deadline(order.timeout));
         let starts = self.nested.start(order);
-        let (builder, shared, keepers) = (self.builder.clone(), self.shared.clone(), self.keepers.clone());
+        let (builder, shared, staff) = (self.builder.clone(), self.shared.clone(), self.staff.clone());
         Box::pin(async move {
             shared.set_path(tree.path());
             // Those of the incarnation before have ended, or are about to: their seats are closed.
-            let before = std::mem::take(&mut *keepers.lock().unwrap_or_else(PoisonError::into_inner));
-            for keeper in before {
-                let _ = keeper.await;
+            let before = staff.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(before) = before {
+                let _ = before.await;
             }
             shared.begin_again();
             let mut started = Unless(Some(starts.await?));
             let begun = tokio::time::timeout_at(deadline, builder.begin(&tree, &shared)).await;
             let Some(Started { child, line }) = started.0.take() else { return Err(Fault::Stopping) };
             if let Ok(Ok(now)) = begun {
-                *keepers.lock().unwrap_or_else(PoisonError::into_inner) = now;
+                *staff.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
                 return Ok(Started { child, line });
             }
             child.stop(Rung::Kill);

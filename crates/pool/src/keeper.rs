@@ -19,6 +19,7 @@ use hatchery_wire::{Body, Connection, Envelope, Kind, Limits, encode};
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
+use crate::memory::{self, Scales, Weighing};
 use crate::plan::{Found, Order};
 use crate::post::Arrived;
 use crate::row::{self, Load};
@@ -30,6 +31,11 @@ use crate::worker::Greeting;
 const SEEN_WITHIN: Duration = Duration::from_millis(2);
 /// How long a worker has to leave, its finaliser included, before it is killed.
 pub(crate) const LEAVES_WITHIN: Duration = Duration::from_secs(5);
+
+/// The name of the worker at a place, in the supervisor of its pool.
+pub(crate) fn name(index: usize) -> String {
+    format!("worker-{index}")
+}
 
 /// Looks after the workers that sit in this seat one after another, until nobody will any more.
 pub(crate) async fn keep(shared: Arc<Shared>, index: usize, seat: Arc<Seat>) {
@@ -52,7 +58,7 @@ pub(crate) async fn keep(shared: Arc<Shared>, index: usize, seat: Arc<Seat>) {
 
 /// Looks after one worker to its end.
 async fn attend(shared: &Shared, index: usize, arrived: Arrived) {
-    let Arrived { socket, ledger, child, seat } = arrived;
+    let Arrived { socket, ledger, child, start, seat } = arrived;
     let connection = match Connection::new(socket, Limits::default()) {
         Ok(connection) => connection,
         Err(_) => {
@@ -68,10 +74,14 @@ async fn attend(shared: &Shared, index: usize, arrived: Arrived) {
         connection,
         ledger,
         exited: child.exited(),
+        pid: child.pid(),
         child,
         seat,
+        start,
         known: HashMap::new(),
         greeting: Greeted::No,
+        puts_down: None,
+        scales: Scales::new(shared.most_memory, Instant::now()),
         waiting: Vec::new(),
         timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
         ticks: false,
@@ -83,6 +93,9 @@ async fn attend(shared: &Shared, index: usize, arrived: Arrived) {
     shared.with(|plan| plan.arrived(index, Instant::now()));
     let exit = keeper.run().await;
     keeper.last_look();
+    if let Some(pid) = keeper.pid {
+        shared.no_pid(index, pid);
+    }
     let running = keeper.ledger.cursor(0).running;
     shared.with(|plan| plan.died(index, running, &exit, Instant::now()));
 }
@@ -94,10 +107,16 @@ struct Keeper<'a> {
     ledger: Ledger,
     exited: BoxFuture<Arc<Exit>>,
     child: Arc<dyn Child>,
+    pid: Option<u32>,
     seat: Arc<Seat>,
+    /// Which start of its place it is.
+    start: u64,
     /// The numbers of tasks that it was told, by where their entries are.
     known: HashMap<usize, u32>,
     greeting: Greeted,
+    /// It is being told to begin nothing more of the chunk that runs.
+    puts_down: Option<Box<Ask<()>>>,
+    scales: Scales,
     /// What it is told once it has been greeted.
     waiting: Vec<Order>,
     timer: Pin<Box<Sleep>>,
@@ -174,7 +193,7 @@ impl Keeper<'_> {
                 let now = Instant::now();
                 (plan.is_busy(self.index), plan.is_quick(self.index), plan.next_look(self.index, now))
             });
-            let mut look = look;
+            let mut look = [look, self.weigh(news, busy)].into_iter().flatten().min();
             if let Some(by) = self.leaves_by.filter(|_| !self.is_ending) {
                 let left = by.saturating_duration_since(Instant::now());
                 if left.is_zero() {
@@ -220,6 +239,22 @@ impl Keeper<'_> {
     fn on_tick(&mut self) {
         self.quiet = true;
         self.shared.with(|plan| plan.hand_out(Instant::now()));
+    }
+
+    /// Has the worker replaced if it has too much memory; says how soon to look again.
+    fn weigh(&mut self, news: bool, busy: bool) -> Option<Duration> {
+        let now = Instant::now();
+        let limit = match self.scales.ask(news, busy, now) {
+            Weighing::Now(limit) => limit,
+            Weighing::In(wait) => return Some(wait),
+            Weighing::No => return None,
+        };
+        if memory::resident(self.pid?).is_some_and(|bytes| bytes > limit) {
+            self.scales.limit = None;
+            self.shared.with(|plan| plan.replace(self.index));
+            return None;
+        }
+        busy.then_some(memory::SELDOM)
     }
 
     /// Takes what has come over the socket.
@@ -313,7 +348,7 @@ impl Keeper<'_> {
                 }
                 Greeted::No => {
                     let seat = ActorRef::new(self.seat.clone());
-                    let mut asked = Box::new(seat.ask::<_, (), _>("greeting", &Greeting));
+                    let mut asked = Box::new(seat.ask::<_, (), _>("greeting", &Greeting { put_down: None }));
                     self.greeting = match Pin::new(&mut *asked).poll(cx) {
                         Poll::Pending => Greeted::Asked(asked),
                         Poll::Ready(_) => Greeted::Yes,
@@ -323,6 +358,11 @@ impl Keeper<'_> {
                     }
                 }
                 Greeted::Asked(_) => {}
+            }
+        }
+        if let Some(asked) = &mut self.puts_down {
+            if Pin::new(&mut **asked).poll(cx).is_ready() {
+                self.puts_down = None;
             }
         }
         // What does not get out is of no use to a worker that is gone, whose end is waited for.
@@ -341,6 +381,13 @@ impl Keeper<'_> {
                 }
             }
             Order::Skip { number } => Envelope::new(Kind::Unbind, TARGET, id(0, number), Body::default()),
+            Order::PutDown => {
+                // The thread that runs tasks reads nothing before it is through with a chunk.
+                let asks = Greeting { put_down: Some(self.start) };
+                let seat = ActorRef::new(self.seat.clone());
+                self.puts_down = Some(Box::new(seat.ask::<_, (), _>("put_down", &asks)));
+                return;
+            }
             Order::Leave => {
                 self.leaves_by = Some(Instant::now() + LEAVES_WITHIN);
                 Envelope::new(Kind::End, TARGET, 0, Body::default())

@@ -32,8 +32,14 @@ mod post;
 // What the handles of a pool, its jobs and the keepers of its workers share.
 mod shared;
 
+// How much memory a process has.
+mod memory;
+
 // The task that looks after one worker.
 mod keeper;
+
+// The task that starts workers and removes them.
+mod staff;
 
 /// One task and its result.
 pub mod job;
@@ -43,6 +49,9 @@ pub mod map;
 
 /// What a pool has done, and does.
 pub mod stats;
+
+/// How a pool gets on, as a stream.
+pub mod progress;
 
 /// A pool to be, and how it starts.
 pub mod builder;

@@ -13,6 +13,7 @@ mod choice;
 mod deaths;
 mod jobs;
 mod outcomes;
+mod staffing;
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +27,8 @@ use hatchery_process::task::{StateType, TaskEntry};
 use hatchery_wire::Body;
 use tokio::time::Instant;
 
+pub(crate) use self::staffing::{Size, Staffing};
+use self::staffing::{Stand, Wanted};
 use crate::row::{Load, Row};
 
 /// What goes first.
@@ -111,8 +114,7 @@ struct Job {
 #[derive(Debug, Default)]
 struct Place {
     up: Option<Up>,
-    /// It is gone for good.
-    gone: bool,
+    stand: Stand,
     tasks: u64,
     busy: Duration,
     starts: u64,
@@ -128,7 +130,10 @@ struct Up {
     left: u64,
     /// What it is to be told.
     orders: Vec<Order>,
+    /// It is given nothing more.
     leaving: bool,
+    /// It is to be told to leave once it has nothing more to do.
+    replaced: bool,
     /// A task that was ended from outside, and why: the worker dies of that.
     ended: Option<(u32, End)>,
     /// What ran when it was looked at, and since when at least.
@@ -143,8 +148,20 @@ struct Given {
     number: u32,
     done: u32,
     withdrawn: bool,
+    /// What of it has not begun is for others.
+    returned: bool,
     /// How long it should take, judged when it was given.
     expected: Duration,
+}
+
+impl Given {
+    /// What of it has not been done.
+    fn rest(self) -> Chunk {
+        let mut chunk = self.chunk;
+        drop(chunk.load.split_to(self.done));
+        chunk.first += u64::from(self.done);
+        chunk
+    }
 }
 
 /// Why a task was ended from outside.
@@ -161,6 +178,8 @@ pub(crate) enum Order {
     Run { entry: &'static TaskEntry, number: u32, load: Load },
     /// Do not begin those of which the first has this number.
     Skip { number: u32 },
+    /// Begin nothing more of the chunk that runs.
+    PutDown,
     /// There will be no more: leave.
     Leave,
 }
@@ -199,6 +218,19 @@ pub(crate) struct Plan {
     later: BTreeMap<(Instant, u64), Chunk>,
     next_later: u64,
     places: Vec<Place>,
+    /// How many workers there are to be, and how many there were to be when it began.
+    size: Size,
+    first_size: Size,
+    wanted: Option<Wanted>,
+    /// Starts that have failed since one has succeeded, and when the next one may begin.
+    failed_starts: u32,
+    next_start: Option<Instant>,
+    /// Why it has given up, if it has because starts failed.
+    starved: Option<String>,
+    /// When those who start and remove workers look again by themselves.
+    looks_at: Option<Instant>,
+    /// How often it has begun.
+    runs: u64,
     /// No new jobs.
     closed: bool,
     /// Nothing runs any more, and why.
@@ -209,6 +241,8 @@ pub(crate) struct Plan {
     /// To be woken, and workers to be looked after, once nobody holds this any more.
     pub(crate) wakes: Vec<Waker>,
     pub(crate) calls: Vec<usize>,
+    /// There may be workers to be started or removed.
+    pub(crate) staff_called: bool,
 }
 
 impl Plan {
@@ -225,6 +259,14 @@ impl Plan {
             later: BTreeMap::new(),
             next_later: 0,
             places: (0..workers).map(|_| Place::default()).collect(),
+            size: Size::fixed(workers),
+            first_size: Size::fixed(workers),
+            wanted: None,
+            failed_starts: 0,
+            next_start: None,
+            starved: None,
+            looks_at: None,
+            runs: 1,
             closed: false,
             over: None,
             done: 0,
@@ -232,6 +274,7 @@ impl Plan {
             retried: 0,
             wakes: Vec::new(),
             calls: Vec::new(),
+            staff_called: false,
         }
     }
 
@@ -250,17 +293,56 @@ impl Plan {
         ready.map(|chunk| u64::from(chunk.load.count())).sum::<u64>() + self.outside.len() as u64
     }
 
-    /// Of each worker: whether it is there, tasks it has done, time it was busy, since when it is at what it has, how many
-    /// tasks it has, and how many were started at its place.
-    pub(crate) fn workers(&self) -> Vec<(bool, u64, Duration, Option<Instant>, u64, u64)> {
-        let told = self.places.iter().map(|place| {
-            let given = place.up.iter().flat_map(|up| &up.given);
+    /// Tasks that workers have and have not finished.
+    pub(crate) fn given(&self) -> u64 {
+        let given = self.places.iter().flat_map(|place| &place.up).flat_map(|up| &up.given);
+        given.map(|given| u64::from(given.chunk.load.count() - given.done)).sum()
+    }
+
+    /// Workers that are up.
+    pub(crate) fn up(&self) -> usize {
+        self.places.iter().filter(|place| place.up.is_some()).count()
+    }
+
+    /// The workers: those that are there, that are about to be, and that are leaving.
+    pub(crate) fn workers(&self, now: Instant) -> Vec<Told> {
+        let places = self.places.iter().enumerate().filter(|(_, place)| place.is_taken());
+        let told = places.map(|(index, place)| {
+            let up = place.up.as_ref();
+            let given = up.iter().flat_map(|up| &up.given);
             let has = given.map(|given| u64::from(given.chunk.load.count() - given.done)).sum();
-            let since = place.up.as_ref().filter(|_| has > 0).map(|up| up.began);
-            (place.up.is_some(), place.tasks, place.busy, since, has, place.starts)
+            let works = up.filter(|_| has > 0);
+            Told {
+                index,
+                is_up: up.is_some(),
+                is_leaving: place.is_leaving() || up.is_some_and(|up| up.leaving),
+                tasks: place.tasks,
+                busy: place.busy + works.map_or(Duration::ZERO, |up| now.saturating_duration_since(up.began)),
+                running: works.map(|up| {
+                    let number = up.given.front().map(|given| given.number.wrapping_add(given.done));
+                    let seen = up.seen.filter(|(seen, _)| Some(*seen) == number);
+                    now.saturating_duration_since(seen.map_or(up.began, |(_, since)| since))
+                }),
+                given: has,
+                starts: place.starts,
+            }
         });
         told.collect()
     }
+}
+
+/// A worker as the plan knows it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Told {
+    pub(crate) index: usize,
+    pub(crate) is_up: bool,
+    pub(crate) is_leaving: bool,
+    pub(crate) tasks: u64,
+    pub(crate) busy: Duration,
+    /// How long the task that it runs has run.
+    pub(crate) running: Option<Duration>,
+    pub(crate) given: u64,
+    pub(crate) starts: u64,
 }
 
 /// One task of a chunk, alone.

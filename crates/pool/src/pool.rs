@@ -4,10 +4,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use futures_core::Stream;
-use hatchery_actor::error::Result;
+use hatchery_actor::error::{Error, Result};
 use hatchery_actor::fault::Fault;
 use hatchery_actor::task_handle::TaskFault;
 use hatchery_process::state::RunsInPool;
+use hatchery_supervisor::errors::StartError;
 use hatchery_supervisor::tree::Tree;
 use tokio::time::Instant;
 
@@ -15,8 +16,10 @@ use crate::builder::PoolBuilder;
 use crate::job::Job;
 use crate::map::{Map, Streamed};
 use crate::plan::{Priority, Wants};
+use crate::progress::ProgressStream;
 use crate::shared::Shared;
 use crate::stats::{PoolStats, WorkerStats};
+use crate::{keeper, memory, staff};
 
 /// Worker processes that run tasks. Cloneable; when the last handle, job and stream is gone, it is stopped in order, in the
 /// background.
@@ -181,9 +184,14 @@ impl Pool {
     pub async fn join(&self) -> Result<()> {
         tokio::select! {
             () = self.inner.shared.idle() => {}
-            ended = self.inner.tree.ended() => return ended,
+            ended = self.inner.tree.ended() => ended?,
         }
-        self.inner.tree.stop().await
+        self.inner.tree.stop().await?;
+        // Where there is no worker, its supervisor has nothing to give up.
+        match self.inner.shared.look(|plan| plan.starved()) {
+            Some(why) => Err(Error::msg(format!("{} gave up: its workers do not start: {why}", self.path()))),
+            None => Ok(()),
+        }
     }
 
     /// [`close`](Pool::close) and [`join`](Pool::join).
@@ -209,34 +217,116 @@ impl Pool {
         self.inner.tree.stop().await
     }
 
-    /// What it has done, and does.
-    pub fn stats(&self) -> PoolStats {
-        let now = Instant::now();
-        let told = |plan: &mut crate::plan::Plan| {
-            let workers = plan.workers().into_iter().enumerate().map(|(index, worker)| {
-                let (is_up, tasks, busy, since, given, starts) = worker;
-                WorkerStats {
-                    name: format!("worker-{index}"),
-                    is_up,
-                    tasks,
-                    busy,
-                    running: since.map(|since| now.saturating_duration_since(since)),
-                    given,
-                    restarts: starts.saturating_sub(1),
-                }
+    /// Has it be so many workers from now on, and resolves when it is so many.
+    ///
+    /// Where more are wanted, they start. Where fewer are, those with the least to do leave, in order: the task that such a
+    /// worker is at goes on to its end, what else it was given goes to others, it runs its finaliser, and is gone. Nothing is
+    /// lost, killed or run twice, and this takes as long as those tasks do.
+    ///
+    /// Of a pool with [`min_workers`](PoolBuilder::min_workers) it is the number that there may be; the least is
+    /// lowered to it, if it is above. Places of workers that were given up are filled again. Several calls take their
+    /// turns, so the last one counts. A pool of a tree that is started again by its parent has the size of its spec again.
+    ///
+    /// ```
+    /// use hatchery::prelude::*;
+    ///
+    /// #[hatchery::main]
+    /// async fn main() -> hatchery::Result<()> {
+    ///     let pool = Pool::builder().workers(1).start().await?;
+    ///     pool.resize(3).await?;
+    ///     assert_eq!(pool.stats().workers.len(), 3);
+    ///     pool.resize(2).await?;
+    ///     assert_eq!(pool.stats().workers.len(), 2);
+    ///     pool.shutdown().await
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// No workers are wanted. One does not start, as in [`start`](PoolBuilder::start): then those that had started with it
+    /// leave again, and the pool has the size that it had. The pool has ended, or ends meanwhile (`is_closed`).
+    ///
+    /// # Cancel safety
+    /// Dropped early, the pool goes on to that size; dropped while another call has its turn, this one has done nothing.
+    pub async fn resize(&self, workers: usize) -> std::result::Result<(), StartError> {
+        let refused = |why: TaskFault| staff::ended(self.path(), why);
+        if workers == 0 {
+            return Err(refused(TaskFault::Fault(Fault::Refused(
+                "a pool without workers runs nothing: ask for 1 at least, or `shutdown`".to_owned(),
+            ))));
+        }
+        let shared = self.shared();
+        let _turn = shared.resizing.lock().await;
+        let watcher = shared.watch();
+        shared.with(|plan| plan.resize(workers)).map_err(refused)?;
+        let run = shared.look(|plan| plan.runs());
+        loop {
+            let changed = watcher.changed();
+            let state = shared.look(|plan| {
+                let over = plan.over().cloned();
+                let over = over.or_else(|| (plan.runs() != run).then(|| TaskFault::Fault(started_again())));
+                plan.resized().or_else(|| over.map(|why| Err(refused(why))))
             });
-            let workers: Vec<_> = workers.collect();
-            PoolStats {
-                done: plan.done,
-                failed: plan.failed,
-                retried: plan.retried,
-                waiting: plan.waiting(),
-                given: workers.iter().map(|worker| worker.given).sum(),
-                workers,
+            match state {
+                Some(outcome) => return outcome,
+                None => changed.await,
             }
-        };
-        self.inner.shared.with(told)
+        }
     }
+
+    /// What it has done, and does. It is plain data that can be serialised, and drawn as a table when it is printed.
+    ///
+    /// ```
+    /// use hatchery::prelude::*;
+    ///
+    /// #[hatchery::task]
+    /// fn square(x: u64) -> u64 { x * x }
+    ///
+    /// #[hatchery::main]
+    /// async fn main() -> hatchery::Result<()> {
+    ///     let pool = Pool::builder().workers(2).start().await?;
+    ///     pool.map(square, 0..100).await?;
+    ///     let stats = pool.stats();
+    ///     assert_eq!(stats.done, 100);
+    ///     println!("{stats}");
+    ///     pool.shutdown().await
+    /// }
+    /// ```
+    pub fn stats(&self) -> PoolStats {
+        let shared = self.shared();
+        let (mut stats, told) = shared.look(|plan| {
+            let told = plan.workers(Instant::now());
+            let (done, failed, retried, waiting) = (plan.done, plan.failed, plan.retried, plan.waiting());
+            let stats =
+                PoolStats { done, failed, retried, waiting, given: plan.given(), workers: Vec::new() };
+            (stats, told)
+        });
+        let workers = told.into_iter().map(|told| {
+            let pid = shared.pid(told.index);
+            WorkerStats {
+                name: keeper::name(told.index),
+                is_up: told.is_up || pid.is_some(),
+                is_leaving: told.is_leaving,
+                pid,
+                memory: pid.and_then(memory::resident),
+                tasks: told.tasks,
+                busy: told.busy,
+                running: told.running,
+                given: told.given,
+                restarts: told.starts.saturating_sub(1),
+            }
+        });
+        stats.workers = workers.collect();
+        stats
+    }
+
+    /// How it gets on: a stream, of the latest state after something has changed. See [`ProgressStream`].
+    pub fn progress(&self) -> ProgressStream {
+        ProgressStream::new(self.inner.shared.clone())
+    }
+}
+
+fn started_again() -> Fault {
+    Fault::Closed { why: "its pool was started again meanwhile, with the size of its spec".to_owned() }
 }
 
 /// What a job wants unless it says otherwise.

@@ -3,16 +3,20 @@
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use hatchery_actor::child::{BoxFuture, Child, Order, Start, Started};
+use hatchery_actor::child::{BoxFuture, Child, Order, Shutdown, Start, Started};
 use hatchery_actor::fault::Fault;
 use hatchery_actor::handle::ActorRef;
 use hatchery_actor::seat::Seat;
 use hatchery_actor::settings::Settings;
 use hatchery_process::worker::Worker;
 use hatchery_shm::{Ledger, Shape};
+use hatchery_supervisor::spec::ChildSpec;
 use hatchery_wire::{Fd, encode};
 
+use crate::keeper;
 use crate::shared::Shared;
 use crate::terms::{Once, Recipe, WorkerArgs};
 use crate::worker::{PoolWorker, WorkerRef};
@@ -25,13 +29,34 @@ pub(crate) struct Arrived {
     pub(crate) socket: UnixStream,
     pub(crate) ledger: Ledger,
     pub(crate) child: Arc<dyn Child>,
+    /// Which start of its place it is.
+    pub(crate) start: u64,
     pub(crate) seat: Arc<Seat>,
+}
+
+/// What all workers of a pool are started with.
+pub(crate) struct Postings {
+    pub(crate) life: Life,
+    pub(crate) settings: Settings,
+    pub(crate) start_timeout: Duration,
+}
+
+impl Postings {
+    /// The worker of this number.
+    pub(crate) fn spec(&self, index: usize, shared: &Arc<Shared>) -> ChildSpec<Post> {
+        let post = Post::new(index, shared.clone(), self.life.clone());
+        let shutdown = Shutdown::graceful(keeper::LEAVES_WITHIN);
+        let spec = ChildSpec::new(post).settings(self.settings.clone()).shutdown(shutdown);
+        spec.start_timeout(self.start_timeout)
+    }
 }
 
 /// A worker's place, in the supervisor of its pool.
 pub(crate) struct Post {
     worker: Worker<PoolWorker>,
     index: usize,
+    /// How often it was started.
+    starts: AtomicU64,
     shared: Arc<Shared>,
     life: Life,
 }
@@ -46,8 +71,8 @@ pub(crate) struct Life {
 
 impl Post {
     pub(crate) fn new(index: usize, shared: Arc<Shared>, life: Life) -> Post {
-        let worker = Worker::to_be_given(format!("worker-{index}"));
-        Post { worker, index, shared, life }
+        let worker = Worker::to_be_given(keeper::name(index));
+        Post { worker, index, starts: AtomicU64::new(0), shared, life }
     }
 
     /// What is made for one start.
@@ -62,6 +87,7 @@ impl Post {
         let (here, there) = UnixStream::pair().map_err(|error| refused(error.to_string()))?;
         let Life { initializer, state, finaliser } = self.life.clone();
         let args = WorkerArgs {
+            start: self.starts.fetch_add(1, Ordering::Relaxed),
             socket: Fd::new(OwnedFd::from(there)),
             memory: Fd::new(memory),
             shape,
@@ -99,9 +125,10 @@ impl Start for Post {
     fn start(&self, mut order: Order) -> BoxFuture<Result<Started, Fault>> {
         let (index, shared, seat) = (self.index, self.shared.clone(), order.seat.clone());
         let made = self.made().and_then(|(here, ledger, args)| {
+            let start = args.start;
             let args = encode(&args).map_err(|error| Fault::NotSent(error.to_string()))?;
             order.args = Some(args);
-            Ok((here, ledger))
+            Ok((here, ledger, start))
         });
         let starts = made.map(|made| (made, self.worker.start(order)));
         Box::pin(async move {
@@ -110,9 +137,9 @@ impl Start for Post {
                 Err(fault) => Err(fault),
             };
             match outcome {
-                Ok(((socket, ledger), started)) => {
+                Ok(((socket, ledger, start), started)) => {
                     let child = started.child.clone();
-                    shared.arrive(index, Arrived { socket, ledger, child, seat });
+                    shared.arrive(index, Arrived { socket, ledger, child, start, seat });
                     Ok(started)
                 }
                 Err(fault) => {

@@ -12,6 +12,7 @@
 //! |---|---|
 //! | `Release` | there is something in the ledger |
 //! | `Reply`, `Error`, `Fault` | the outcome of the task of this number, for which the ledger had no room |
+//! | `Unbind` | neither the task of this number nor what comes behind it in its row was begun; if the ledger had no room for that |
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -26,7 +27,7 @@ pub(crate) const VALUE: u8 = 0;
 pub(crate) const PANIC: u8 = 1;
 /// The body is a `Fault`.
 pub(crate) const FAULT: u8 = 2;
-/// It was withdrawn before it began.
+/// Neither it nor what comes behind it in its row was begun, nor will it be.
 pub(crate) const SKIPPED: u8 = 3;
 
 /// Everything goes to one target, so it stays in its order.
@@ -48,6 +49,7 @@ pub(crate) fn outcome(kind: Kind) -> Option<u8> {
         Kind::Reply => Some(VALUE),
         Kind::Error => Some(PANIC),
         Kind::Fault => Some(FAULT),
+        Kind::Unbind => Some(SKIPPED),
         _ => None,
     }
 }
@@ -57,6 +59,7 @@ pub(crate) fn kind_of(outcome: u8) -> Kind {
     match outcome {
         VALUE => Kind::Reply,
         PANIC => Kind::Error,
+        SKIPPED => Kind::Unbind,
         _ => Kind::Fault,
     }
 }
@@ -100,6 +103,8 @@ pub(crate) struct Recipe {
 /// What a worker is started with.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct WorkerArgs {
+    /// Which start of its place it is.
+    pub(crate) start: u64,
     pub(crate) socket: Fd<OwnedFd>,
     pub(crate) memory: Fd<OwnedFd>,
     pub(crate) shape: Shape,

@@ -15,6 +15,8 @@ pub(crate) struct Thread {
     /// The actor that stands for this process, which ends with it.
     pub(crate) actor: Context,
     pub(crate) stopping: Arc<AtomicBool>,
+    /// Nothing more of the chunk that runs is to begin.
+    pub(crate) put_down: Arc<AtomicBool>,
 }
 
 impl Thread {

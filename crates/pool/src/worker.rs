@@ -38,13 +38,19 @@ pub(crate) struct PoolWorker {
     /// Another descriptor of the tasks' socket: shutting it down ends the thread that reads from it.
     socket: UnixStream,
     stopping: Arc<AtomicBool>,
+    put_down: Arc<AtomicBool>,
+    /// Which start of this place it is.
+    start: u64,
     /// Resolves when the thread that runs tasks has ended.
     ended: Option<oneshot::Receiver<()>>,
 }
 
 /// All that the actor itself is asked: whether it is there.
 #[derive(Serialize, Deserialize)]
-pub(crate) struct Greeting;
+pub(crate) struct Greeting {
+    /// And, if it is this start of its place, to begin nothing more of the chunk that runs.
+    pub(crate) put_down: Option<u64>,
+}
 
 /// The worker's seat, as its pool knows it.
 #[derive(Clone, Debug)]
@@ -78,15 +84,20 @@ impl AnyActor for PoolWorker {
     }
 
     async fn start(args: WorkerArgs, cx: &Context) -> Result<PoolWorker, Error> {
-        let WorkerArgs { socket, memory, shape, initializer, state, finaliser } = args;
+        let WorkerArgs { start, socket, memory, shape, initializer, state, finaliser } = args;
         let lane = Lane::open(memory.into_inner(), shape)?.pop();
         let lane = lane.ok_or_else(|| Error::msg("the ledger has no lane"))?;
         let tasks: UnixStream = socket.into_inner().into();
         let socket = tasks.try_clone()?;
-        let stopping = Arc::new(AtomicBool::new(false));
+        let (stopping, put_down) = <(Arc<AtomicBool>, Arc<AtomicBool>)>::default();
         let (ready, started) = oneshot::channel();
         let (ends, ended) = oneshot::channel::<()>();
-        let thread = Thread { actors: Handle::current(), actor: cx.clone(), stopping: stopping.clone() };
+        let thread = Thread {
+            actors: Handle::current(),
+            actor: cx.clone(),
+            stopping: stopping.clone(),
+            put_down: put_down.clone(),
+        };
         std::thread::Builder::new().name("tasks".to_owned()).spawn(move || {
             let _unless = UnlessInOrder;
             let _ends = ends;
@@ -108,10 +119,14 @@ impl AnyActor for PoolWorker {
             thread.actor.stop();
         })?;
         started.await.map_err(|_| Error::msg("the thread that runs its tasks has ended"))??;
-        Ok(PoolWorker { socket, stopping, ended: Some(ended) })
+        Ok(PoolWorker { socket, stopping, put_down, start, ended: Some(ended) })
     }
 
-    async fn handle(&mut self, _: Greeting, asked: bool, _: &Context) -> Answer {
+    async fn handle(&mut self, greeting: Greeting, asked: bool, _: &Context) -> Answer {
+        // What was meant for the one before may come late.
+        if greeting.put_down == Some(self.start) {
+            self.put_down.store(true, Ordering::Relaxed);
+        }
         Answer::value(asked, &())
     }
 
@@ -202,8 +217,17 @@ impl Thread {
         let guard = runtime.enter();
         let connection = Connection::new(socket, Limits::default())?;
         drop(guard);
-        let mut desk =
-            Desk { thread: self, kept, runtime, connection, lane, out: Vec::new(), waiting: 0, unseen: 0 };
+        let mut desk = Desk {
+            thread: self,
+            kept,
+            runtime,
+            connection,
+            lane,
+            out: Vec::new(),
+            waiting: 0,
+            unseen: 0,
+            has_put_down: false,
+        };
         desk.serve()
     }
 }
@@ -230,6 +254,8 @@ struct Desk<'a> {
     waiting: usize,
     /// Chunks that have finished since the pool could have been woken for one.
     unseen: usize,
+    /// What is left of the chunk is not to be begun.
+    has_put_down: bool,
 }
 
 impl Desk<'_> {
@@ -269,7 +295,7 @@ impl Desk<'_> {
                     let entry = tasks.get(&task).cloned().unwrap_or_else(unknown);
                     let alone = envelope.kind == Kind::Ask;
                     if skipped(&came) {
-                        self.skip(first, alone, &envelope.body)?
+                        self.skip(first)?
                     } else if alone {
                         self.one(entry, first, envelope.body)?
                     } else {
@@ -284,22 +310,10 @@ impl Desk<'_> {
         }
     }
 
-    /// Says that none of these was begun.
-    fn skip(&mut self, first: u32, alone: bool, body: &Body) -> Result<Then, Error> {
-        let (bytes, mut number) = (body.to_bytes(), first);
-        let mut rest = &bytes[..];
-        let mut count = u32::from(alone);
-        while !alone && row::next(&mut rest).is_some() {
-            count += 1;
-        }
-        if count > 0 {
-            self.begin(number);
-        }
-        for at in 0..count {
-            let next = (at + 1 < count).then(|| number.wrapping_add(1));
-            self.finish(number, SKIPPED, &[], next)?;
-            number = number.wrapping_add(1);
-        }
+    /// Says that neither this one nor those behind it in its chunk were begun.
+    fn skip(&mut self, number: u32) -> Result<Then, Error> {
+        self.begin(number);
+        self.finish(number, SKIPPED, &[], None)?;
         Ok(Then::Next)
     }
 
@@ -334,6 +348,10 @@ impl Desk<'_> {
             // After a panic the next one has to wait for its state.
             begun = !(borrows && self.kept.is_missing());
             number = number.wrapping_add(1);
+            let put_down = self.has_put_down || (!begun && self.thread.put_down.load(Ordering::Relaxed));
+            if put_down && !rest.is_empty() {
+                return self.skip(number);
+            }
         }
         Ok(Then::Next)
     }
@@ -481,7 +499,12 @@ impl Desk<'_> {
     #[inline]
     fn after(&mut self, next: Option<u32>) -> Next {
         if let Some(next) = next {
-            return Next::Runs(next);
+            if !self.thread.put_down.load(Ordering::Relaxed) {
+                return Next::Runs(next);
+            }
+            // That it has put it down comes next, and wakes whom it has to.
+            self.has_put_down = true;
+            return Next::Soon;
         }
         self.unseen += 1;
         if self.unseen < self.waiting {

@@ -1,6 +1,7 @@
 //! A running supervisor as its users see it: its handle, and what that tells of the children.
 
-use std::sync::Arc;
+use std::future::Future;
+use std::sync::{Arc, Weak};
 
 use hatchery_actor::child::{BoxFuture, Start, Supervised};
 use hatchery_actor::error::{Error, Result};
@@ -324,6 +325,12 @@ impl Tree {
         self.run().ended().await.map(drop)
     }
 
+    /// The same without keeping it alive.
+    #[doc(hidden)]
+    pub fn downgrade(&self) -> WeakTree {
+        WeakTree { shared: Arc::downgrade(&self.shared), over: self.run().over }
+    }
+
     pub(crate) fn new(shared: Arc<Shared>) -> Tree {
         Tree { shared }
     }
@@ -334,6 +341,36 @@ impl Tree {
 
     pub(crate) fn run(&self) -> Run {
         self.shared.run()
+    }
+}
+
+/// A tree that this does not keep alive.
+#[doc(hidden)]
+#[derive(Clone)]
+pub struct WeakTree {
+    shared: Weak<Shared>,
+    over: watch::Receiver<Option<Ending>>,
+}
+
+impl WeakTree {
+    /// The tree, unless its last handle is gone.
+    pub fn upgrade(&self) -> Option<Tree> {
+        self.shared.upgrade().map(Tree::new)
+    }
+
+    /// Waits for the end of the run that there was when this was made.
+    ///
+    /// # Errors
+    /// It gave up: a child ended more often than the intensity allows.
+    pub fn ended(&self) -> impl Future<Output = Result<()>> + Send + 'static {
+        let over = self.over.clone();
+        async move { ended(over).await.map(drop) }
+    }
+}
+
+impl std::fmt::Debug for WeakTree {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WeakTree").finish_non_exhaustive()
     }
 }
 

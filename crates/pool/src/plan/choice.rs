@@ -32,12 +32,14 @@ impl Plan {
             next: 0,
             left,
             orders: Vec::new(),
-            leaving: false,
+            leaving: place.is_leaving(),
+            replaced: false,
             ended: None,
             seen: None,
             began: now,
         });
         self.hand_out(now);
+        self.may_be_idle(index);
     }
 
     /// Gives what is ready to workers that can take it.
@@ -52,7 +54,11 @@ impl Plan {
             let Some(queue) = self.ready.iter().rposition(|queue| !queue.is_empty()) else { break };
             let Some(chunk) = self.ready[queue].front() else { return };
             let expected = self.expected(chunk);
-            let Some(index) = self.free_worker(expected) else { break };
+            let Some(index) = self.free_worker(expected) else {
+                // Another one might.
+                self.staff_called |= self.may_start();
+                break;
+            };
             let Some(mut chunk) = self.ready[queue].pop_front() else { return };
             let Some(up) = &mut self.places[index].up else { return };
             let most = u32::try_from(up.left).unwrap_or(u32::MAX);
@@ -72,7 +78,7 @@ impl Plan {
                 up.began = now;
             }
             up.orders.push(Order::Run { entry: job.wants.entry, number, load: chunk.load.clone() });
-            up.given.push_back(Given { chunk, number, done: 0, withdrawn: false, expected });
+            up.given.push_back(Given { chunk, number, done: 0, withdrawn: false, returned: false, expected });
             self.calls.push(index);
         }
     }

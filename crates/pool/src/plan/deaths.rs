@@ -7,7 +7,7 @@ use hatchery_actor::fault::Fault;
 use hatchery_actor::task_handle::TaskFault;
 use tokio::time::Instant;
 
-use super::{End, Plan, one_of};
+use super::{Chunk, End, Plan, Stand, one_of};
 
 /// How often a worker is looked at whose task is to end.
 const OFTEN: Duration = Duration::from_millis(1);
@@ -27,7 +27,6 @@ impl Plan {
         if given.withdrawn {
             return Some((number, End::Cancelled));
         }
-        let timeout = self.jobs.get(&given.chunk.job)?.wants.timeout?;
         let since = match up.seen {
             Some((seen, since)) if seen == number => since,
             _ => {
@@ -35,6 +34,7 @@ impl Plan {
                 now
             }
         };
+        let timeout = self.jobs.get(&given.chunk.job)?.wants.timeout?;
         (now.saturating_duration_since(since) >= timeout).then_some((number, End::TimedOut))
     }
 
@@ -89,14 +89,7 @@ impl Plan {
             }
         }
         for given in given.into_iter().rev().filter(|given| !given.withdrawn) {
-            let mut chunk = given.chunk;
-            drop(chunk.load.split_to(given.done));
-            chunk.first += u64::from(given.done);
-            if chunk.load.count() == 0 {
-                continue;
-            }
-            let Some(job) = self.jobs.get(&chunk.job).filter(|job| !job.cancelled) else { continue };
-            self.ready[job.wants.priority as usize].push_front(chunk);
+            self.put_back(given.rest());
         }
         if let Some((task, number)) = lost {
             let why = match up.ended.filter(|(ended, _)| *ended == number) {
@@ -106,14 +99,15 @@ impl Plan {
             };
             self.try_again(task, why, index, now);
         }
+        self.staff_called |= self.places[index].stand == Stand::Leaving || !self.later.is_empty();
         self.hand_out(now);
     }
 
-    /// No worker will be at this place any more.
-    pub(crate) fn gone(&mut self, index: usize, why: &TaskFault) {
-        self.places[index].gone = true;
-        if self.places.iter().all(|place| place.gone) {
-            self.end(why);
+    /// To the front of what waits.
+    pub(super) fn put_back(&mut self, chunk: Chunk) {
+        let job = self.jobs.get(&chunk.job).filter(|job| !job.cancelled);
+        if let Some(job) = job.filter(|_| chunk.load.count() > 0) {
+            self.ready[job.wants.priority as usize].push_front(chunk);
         }
     }
 }

@@ -10,7 +10,7 @@ use hatchery_actor::task_handle::TaskFault;
 use tokio::time::Instant;
 
 use super::choice::{AHEAD, MOST_AHEAD};
-use super::{Chunk, Delivery, Job, JobId, Order, Plan, Wants, What};
+use super::{Chunk, Delivery, Given, Job, JobId, Order, Plan, Wants, What};
 use crate::row::Load;
 
 /// How long a chunk should take: long against the way to a worker and back, short against the patience of people.
@@ -124,15 +124,14 @@ impl Plan {
         })
     }
 
-    /// How many workers there are, and how many chunks of so many tasks each may have.
+    /// How many workers there may be, and how many chunks of so many tasks each may have.
     pub(crate) fn breadth(&self, job: JobId, size: u32) -> (usize, usize) {
-        let workers = self.places.iter().filter(|place| !place.gone).count().max(1);
         let pace = self.jobs.get(&job).and_then(|job| job.pace);
         let quick = pace.map_or(0, |pace| {
             let one = pace.saturating_mul(size).as_nanos().max(1);
             usize::try_from(AHEAD.as_nanos() / one).unwrap_or(MOST_AHEAD).min(MOST_AHEAD)
         });
-        (workers, quick.max(1 + self.rules.prefetch))
+        (self.most().max(1), quick.max(1 + self.rules.prefetch))
     }
 
     /// A chunk of so many tasks of a job has taken so long.
@@ -221,11 +220,7 @@ impl Plan {
         all.extend(outside.map(|((_, job), load)| Chunk { job, first: 0, load, tried: 0, deaths: 0 }));
         for place in &mut self.places {
             let Some(up) = &mut place.up else { continue };
-            for mut given in std::mem::take(&mut up.given) {
-                drop(given.chunk.load.split_to(given.done));
-                given.chunk.first += u64::from(given.done);
-                all.push(given.chunk);
-            }
+            all.extend(std::mem::take(&mut up.given).into_iter().map(Given::rest));
         }
         for chunk in all {
             for number in chunk.first..chunk.first + u64::from(chunk.load.count()) {
@@ -240,7 +235,8 @@ impl Plan {
     pub(crate) fn begin_again(&mut self) {
         self.over = None;
         self.closed = false;
-        self.places.iter_mut().for_each(|place| place.gone = false);
+        self.runs += 1;
+        self.begin_staffing();
     }
 
     /// Why nothing runs any more, if that is so.

@@ -10,7 +10,7 @@ use hatchery_actor::task_handle::TaskFault;
 use hatchery_wire::{Body, decode_slice};
 use tokio::time::Instant;
 
-use super::{Chunk, Delivery, Found, Given, Nonsense, Order, Plan, What, one_of};
+use super::{Chunk, Delivery, Found, Given, Nonsense, Order, Plan, Stand, What, one_of};
 use crate::row::Row;
 use crate::terms::{FAULT, PANIC, SKIPPED, VALUE};
 
@@ -82,14 +82,7 @@ impl Plan {
                 let fault: Fault = decode_slice(content).map_err(|_| Nonsense)?;
                 self.faulty(index, fault, now)
             }
-            SKIPPED => {
-                let given = self.front(index, found.number)?;
-                if !given.withdrawn {
-                    return Err(Nonsense);
-                }
-                self.advance(index, 1, now);
-                Ok(())
-            }
+            SKIPPED => self.put_down(index, found.number, now),
             _ => Err(Nonsense),
         }
     }
@@ -116,6 +109,7 @@ impl Plan {
                 let panic: Panic = hatchery_wire::decode(&body).map_err(|_| Nonsense)?;
                 self.attempt_failed(index, TaskFault::Panicked(panic), now)
             }
+            SKIPPED => self.put_down(index, number, now),
             _ => {
                 let fault: Fault = hatchery_wire::decode(&body).map_err(|_| Nonsense)?;
                 self.faulty(index, fault, now)
@@ -151,13 +145,39 @@ impl Plan {
         if let Some(Given { chunk, withdrawn: false, .. }) = done {
             self.paced(chunk.job, chunk.load.count(), took);
         }
-        let Some(up) = &mut self.places[index].up else { return };
-        if up.left == 0 && up.given.is_empty() && !up.leaving {
-            up.leaving = true;
+        self.finished_chunk(index, now);
+    }
+
+    /// A worker has come to the end of a chunk, or has put it down.
+    fn finished_chunk(&mut self, index: usize, now: Instant) {
+        let place = &mut self.places[index];
+        let Some(up) = place.up.as_mut().filter(|up| up.given.is_empty()) else { return self.hand_out(now) };
+        if up.replaced || (up.left == 0 && !up.leaving) {
+            (up.leaving, up.replaced) = (true, false);
             up.orders.push(Order::Leave);
             self.calls.push(index);
         }
+        self.staff_called |= place.stand == Stand::Leaving;
         self.hand_out(now);
+        self.may_be_idle(index);
+    }
+
+    /// A worker has begun neither the task of this number nor what comes behind it in its chunk, and will not.
+    fn put_down(&mut self, index: usize, number: u32, now: Instant) -> Result<(), Nonsense> {
+        let given = self.front(index, number)?;
+        if !given.withdrawn && !given.returned {
+            return Err(Nonsense);
+        }
+        let place = &mut self.places[index];
+        let Some(up) = &mut place.up else { return Ok(()) };
+        let given = up.given.pop_front();
+        place.busy += now.saturating_duration_since(up.began);
+        (up.began, up.seen) = (now, None);
+        if let Some(given) = given.filter(|given| !given.withdrawn) {
+            self.put_back(given.rest());
+        }
+        self.finished_chunk(index, now);
+        Ok(())
     }
 
     /// The task that a worker works on has no result, and would have none if it were tried again.

@@ -7,14 +7,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use hatchery_actor::actor::Place;
 use hatchery_actor::exit::{Exit, Panic, Status};
+use hatchery_actor::fault::Fault;
 use hatchery_actor::task_handle::TaskFault;
 use hatchery_process::task::{TaskEntry, TaskRun};
+use hatchery_supervisor::errors::StartError;
 use hatchery_wire::encode;
 use proptest::prelude::*;
 use tokio::time::Instant;
 
 use super::choice::QUEUE;
-use super::{End, Found, JobId, Nonsense, Order, Plan, Priority, Rules, Wants, What};
+use super::{End, Found, JobId, Nonsense, Order, Plan, Priority, Rules, Size, Staffing, Wants, What};
 use crate::row::{self, Load, Row};
 use crate::terms::{PANIC, SKIPPED, VALUE};
 
@@ -42,19 +44,29 @@ enum Step {
     End(usize),
     Cancel(usize),
     Wait,
+    Resize(usize),
+    /// A worker that was to be started does, or does not.
+    Start(bool),
+    /// A worker is found to have too much memory.
+    Heavy(usize),
 }
 
+/// Places that there are at most; those that the pool begins with, if it has a fixed size.
+const MOST: usize = 8;
 const WORKERS: usize = 3;
 const JOBS: usize = 3;
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         3 => (0..JOBS, 1..9_u8).prop_map(|(job, tasks)| Step::Enter { job, tasks }),
-        3 => (0..WORKERS).prop_map(Step::Arrive),
-        8 => (0..WORKERS, 1..6_u8).prop_map(|(worker, tasks)| Step::Work(worker, tasks)),
-        2 => (0..WORKERS).prop_map(Step::Panic),
-        2 => (0..WORKERS).prop_map(Step::Die),
-        1 => (0..WORKERS).prop_map(Step::End),
+        3 => (0..MOST).prop_map(Step::Arrive),
+        8 => (0..MOST, 1..6_u8).prop_map(|(worker, tasks)| Step::Work(worker, tasks)),
+        2 => (0..MOST).prop_map(Step::Panic),
+        2 => (0..MOST).prop_map(Step::Die),
+        1 => (0..MOST).prop_map(Step::End),
+        1 => (1..=4_usize).prop_map(Step::Resize),
+        3 => prop::bool::weighted(0.8).prop_map(Step::Start),
+        1 => (0..MOST).prop_map(Step::Heavy),
         1 => (0..JOBS).prop_map(Step::Cancel),
         2 => Just(Step::Wait),
     ]
@@ -67,12 +79,18 @@ struct Worker {
     skip: HashSet<u32>,
     /// The task that runs: its number, and what it is given.
     running: Option<(u32, u64)>,
+    /// Whether what is first in the queue is the rest of a chunk that has begun.
+    has_begun: bool,
+    puts_down: bool,
 }
 
 struct World {
     plan: Plan,
     now: Instant,
     workers: Vec<Option<Worker>>,
+    /// Where the supervisor has a child, and where one is on the way.
+    filled: Vec<bool>,
+    starting: VecDeque<usize>,
     jobs: Vec<(JobId, u64, bool)>,
     retries: u32,
     /// How often each task ran, and failed.
@@ -83,11 +101,18 @@ struct World {
 
 impl World {
     fn new(retries: u32, max_tasks: Option<u64>) -> World {
-        let mut plan = Plan::new(Rules { prefetch: 1, max_tasks }, WORKERS);
+        World::sized(retries, max_tasks, Size::fixed(WORKERS))
+    }
+
+    fn sized(retries: u32, max_tasks: Option<u64>, size: Size) -> World {
+        let mut plan = Plan::new(Rules { prefetch: 1, max_tasks }, size.min);
+        plan.set_size(size);
         let jobs = (0..JOBS).map(|_| (plan.begin(wants(retries)).unwrap(), 0, false)).collect();
-        let workers = (0..WORKERS).map(|_| None).collect();
-        let (ran, struck, outcomes) = Default::default();
-        World { plan, now: Instant::now(), workers, jobs, retries, ran, struck, outcomes }
+        let workers = (0..MOST).map(|_| None).collect();
+        let filled = (0..MOST).map(|index| index < size.min).collect();
+        let (starting, ran, struck, outcomes) = Default::default();
+        let now = Instant::now();
+        World { plan, now, workers, filled, starting, jobs, retries, ran, struck, outcomes }
     }
 
     fn step(&mut self, step: Step) {
@@ -105,7 +130,7 @@ impl World {
                 let row = Row { bytes: bytes.into(), count: u32::from(tasks) };
                 self.plan.enter(*id, first, Load::Row(row), self.now);
             }
-            Step::Arrive(index) if self.workers[index].is_none() => {
+            Step::Arrive(index) if self.filled[index] && self.workers[index].is_none() => {
                 self.workers[index] = Some(Worker::default());
                 self.plan.arrived(index, self.now);
             }
@@ -132,13 +157,54 @@ impl World {
                 self.now += Duration::from_secs(10);
                 self.plan.hand_out(self.now);
             }
+            Step::Resize(workers) => self.plan.resize(workers).unwrap(),
+            Step::Start(succeeds) => {
+                let Some(index) = self.starting.pop_front() else { return };
+                self.filled[index] = succeeds;
+                if succeeds {
+                    self.plan.started(index);
+                } else {
+                    let fault = Fault::StartFailed("no luck".to_owned());
+                    let error = StartError::refused("worker".to_owned(), fault);
+                    self.plan.start_failed(index, false, &error, self.now);
+                }
+            }
+            Step::Heavy(index) => {
+                if self.workers[index].is_some() {
+                    self.plan.replace(index);
+                }
+            }
         }
         self.carry();
+        self.staff();
+    }
+
+    /// Starts and removes workers.
+    fn staff(&mut self) {
+        for what in self.plan.staffing(self.now).0 {
+            match what {
+                Staffing::Start(index) => {
+                    assert!(!self.filled[index] && !self.starting.contains(&index), "a place is taken");
+                    self.starting.push_back(index);
+                }
+                Staffing::Remove(index) => {
+                    assert!(std::mem::take(&mut self.filled[index]), "nobody is there");
+                    if let Some(worker) = self.workers[index].take() {
+                        assert!(worker.queue.is_empty() && worker.running.is_none(), "it has work left");
+                        self.plan.died(index, None, &Exit::orderly(), self.now);
+                    }
+                    self.plan.gone(index, &TaskFault::Cancelled);
+                    self.carry();
+                }
+            }
+        }
+        let there = self.filled.iter().filter(|filled| **filled).count() + self.starting.len();
+        assert!(there <= MOST);
     }
 
     /// Brings orders to workers, and outcomes to jobs.
     fn carry(&mut self) {
-        for index in 0..WORKERS {
+        for index in 0..self.plan.places.len() {
             let orders = self.plan.orders(index);
             let Some(worker) = &mut self.workers[index] else { continue };
             let mut leaves = false;
@@ -152,6 +218,7 @@ impl World {
                     }
                     Order::Run { .. } => unreachable!("all are in rows"),
                     Order::Skip { number } => drop(worker.skip.insert(number)),
+                    Order::PutDown => worker.puts_down = true,
                     Order::Leave => leaves = true,
                 }
             }
@@ -188,16 +255,19 @@ impl World {
         let Some(worker) = &mut self.workers[index] else { return };
         while worker.running.is_none() {
             let Some((number, tasks)) = worker.queue.front_mut() else { return };
-            if worker.skip.contains(number) {
-                let found: Vec<_> =
-                    (*number..).zip(&*tasks).map(|(number, _)| found(number, SKIPPED)).collect();
+            let is_skipped = worker.skip.contains(number);
+            if is_skipped || (worker.has_begun && worker.puts_down) {
+                let found = found(*number, SKIPPED);
                 worker.queue.pop_front();
-                assert_eq!(self.plan.results(index, &found, &nothing(), self.now), Ok(found.len()));
-                return self.carry();
+                worker.has_begun = false;
+                assert_eq!(self.plan.results(index, &[found], &nothing(), self.now), Ok(1));
+                self.carry();
+                return self.begin(index);
             }
             let task = tasks.remove(0);
             *self.ran.entry(task).or_default() += 1;
             worker.running = Some((*number, task));
+            worker.has_begun = !tasks.is_empty();
             if tasks.is_empty() {
                 worker.queue.pop_front();
             } else {
@@ -239,15 +309,24 @@ impl World {
     /// All workers come back, and do what is left.
     fn finish(&mut self) {
         for _ in 0..10_000 {
-            for index in 0..WORKERS {
+            for index in 0..MOST {
+                self.step(Step::Start(true));
                 self.step(Step::Arrive(index));
                 self.step(Step::Work(index, 5));
             }
             self.step(Step::Wait);
-            if self.plan.waiting() == 0 && (0..WORKERS).all(|index| !self.plan.is_busy(index)) {
+            let busy = (0..self.plan.places.len()).any(|index| self.plan.is_busy(index));
+            if self.plan.waiting() == 0 && !busy && self.starting.is_empty() {
                 break;
             }
         }
+        for _ in 0..2 {
+            (0..MOST).for_each(|index| self.step(Step::Arrive(index)));
+        }
+        let up = self.plan.up();
+        let Size { min, max, .. } = self.plan.size;
+        assert!((min..=max).contains(&up), "{up} workers, and not {min} to {max}");
+        assert_eq!(self.filled.iter().filter(|filled| **filled).count(), up);
         for (job, (_, count, cancelled)) in self.jobs.iter().enumerate() {
             for number in 0..*count {
                 let task = (job as u64) << 32 | number;
@@ -286,6 +365,27 @@ proptest! {
         let mut world = World::new(retries, max_tasks);
         steps.into_iter().for_each(|step| world.step(step));
         world.finish();
+    }
+
+    #[test]
+    fn whatever_becomes_of_its_size_every_task_has_one_outcome_and_the_workers_are_as_many_as_they_should(
+        steps in prop::collection::vec(step(), 1..160),
+        least in 0..3_usize,
+        resize in prop::option::of(1..5_usize),
+    ) {
+        let size = Size { min: least, max: 3, idle: Duration::from_secs(15), failures: u32::MAX };
+        let mut world = World::sized(1, None, size);
+        steps.into_iter().for_each(|step| world.step(step));
+        if let Some(workers) = resize {
+            world.step(Step::Resize(workers));
+        }
+        world.finish();
+        if let Some(workers) = resize {
+            assert_eq!(world.plan.size.max, workers);
+            assert_eq!(world.plan.resized(), Some(Ok(())));
+        }
+        (0..20).for_each(|_| world.step(Step::Wait));
+        assert_eq!(world.plan.up(), world.plan.size.min, "those above have nothing to do");
     }
 
     #[test]
@@ -432,4 +532,187 @@ fn single_tasks_beyond_the_line_get_in_by_themselves_and_are_over_with_their_out
     let waits: Vec<_> = (0..many + 3).map(|task| submit(&mut plan, task)).collect();
     plan.end(&TaskFault::Cancelled);
     assert!(plan.is_idle() && waits.iter().all(|job| plan.has_mail(*job)));
+}
+
+/// What is to be done now.
+fn todo(plan: &mut Plan, now: Instant) -> Vec<Staffing> {
+    plan.staffing(now).0
+}
+
+/// A job of single tasks, of which nobody knows how long they take.
+fn enter(plan: &mut Plan, job: JobId, tasks: std::ops::Range<u64>, now: Instant) {
+    for task in tasks {
+        let mut bytes = Vec::new();
+        row::put(&mut bytes, &task.to_le_bytes());
+        plan.enter(job, task, Load::Row(Row { bytes: bytes.into(), count: 1 }), now);
+    }
+}
+
+fn elastic(min: usize, max: usize) -> (Plan, JobId, Instant) {
+    let mut plan = Plan::new(Rules { prefetch: 1, max_tasks: None }, min);
+    plan.set_size(Size { min, max, idle: Duration::from_secs(10), failures: 2 });
+    let job = plan.begin(wants(0)).unwrap();
+    (plan, job, Instant::now())
+}
+
+fn no_luck() -> StartError {
+    StartError::refused("worker".to_owned(), Fault::StartFailed("no luck".to_owned()))
+}
+
+#[test]
+fn one_more_starts_for_each_task_that_waits_and_one_that_is_on_the_way_counts() {
+    let (mut plan, job, now) = elastic(1, 4);
+    plan.arrived(0, now);
+    assert_eq!(todo(&mut plan, now), []);
+    plan.staff_called = false;
+    enter(&mut plan, job, 0..1, now);
+    assert!(!plan.staff_called, "nothing waits");
+    enter(&mut plan, job, 1..3, now);
+    assert!(plan.staff_called);
+    assert_eq!(todo(&mut plan, now), [Staffing::Start(1), Staffing::Start(2)]);
+    assert_eq!(todo(&mut plan, now), []);
+    // It is there, and its process is about to be.
+    plan.started(1);
+    assert_eq!(todo(&mut plan, now), []);
+    plan.arrived(1, now);
+    assert_eq!(todo(&mut plan, now), []);
+    enter(&mut plan, job, 3..9, now);
+    assert_eq!(todo(&mut plan, now), [Staffing::Start(3)], "there are no more than there may be");
+}
+
+#[test]
+fn who_has_nothing_to_do_for_long_leaves_until_there_are_as_few_as_there_may_be() {
+    let (mut plan, job, mut now) = elastic(1, 3);
+    plan.resize(3).unwrap();
+    enter(&mut plan, job, 0..3, now);
+    plan.arrived(0, now);
+    for index in [1, 2] {
+        assert!(todo(&mut plan, now).contains(&Staffing::Start(index)) || index == 2);
+        plan.started(index);
+        plan.arrived(index, now);
+    }
+    assert!((0..3).all(|index| plan.is_busy(index)));
+    assert_eq!(plan.staffing(now), (vec![], None), "all are busy");
+    now += Duration::from_secs(60);
+    for index in 0..2 {
+        plan.staff_called = false;
+        plan.results(index, &[found(0, VALUE)], &nothing(), now).unwrap();
+        assert!(plan.staff_called, "somebody has to look at the clock");
+    }
+    let at = now + Duration::from_secs(10);
+    assert_eq!(plan.staffing(now), (vec![], Some(at)));
+    // One has something to do again before that.
+    enter(&mut plan, job, 3..4, now);
+    plan.results(0, &[found(1, VALUE)], &nothing(), at - Duration::from_secs(1)).unwrap();
+    assert_eq!(plan.staffing(at).0, [Staffing::Remove(1)]);
+    plan.died(1, None, &Exit::orderly(), at);
+    plan.gone(1, &TaskFault::Cancelled);
+    assert_eq!(plan.staffing(at).0, []);
+    let later = at + Duration::from_secs(10);
+    plan.results(2, &[found(0, VALUE)], &nothing(), later).unwrap();
+    assert_eq!(plan.staffing(later).0, [Staffing::Remove(0)]);
+    assert_eq!(plan.staffing(later + Duration::from_secs(99)), (vec![], None), "one stays");
+}
+
+#[test]
+fn starts_that_fail_are_tried_again_later_and_later_and_without_any_worker_the_pool_ends_at_last() {
+    let (mut plan, job, mut now) = elastic(0, 2);
+    enter(&mut plan, job, 0..1, now);
+    for (pause, more) in [(100, true), (200, true), (0, false)] {
+        assert_eq!(todo(&mut plan, now), [Staffing::Start(0)]);
+        assert!(!plan.staff_called, "who has just looked need not look again");
+        plan.start_failed(0, false, &no_luck(), now);
+        assert_eq!(plan.over().is_none(), more);
+        let next = now + Duration::from_millis(pause);
+        if more {
+            assert_eq!(plan.staffing(next - Duration::from_millis(1)), (vec![], Some(next)));
+        }
+        now = next;
+    }
+    assert_eq!(todo(&mut plan, now + Duration::from_secs(60)), []);
+    let mail = plan.take(job, Waker::noop()).pop_front().unwrap();
+    assert!(matches!(mail.what, What::Failed(TaskFault::InitFailed(_), None)), "{mail:?}");
+}
+
+#[test]
+fn what_is_to_be_tried_again_is_not_forgotten_where_no_worker_is_left() {
+    let (mut plan, _, now) = elastic(0, 2);
+    let job = plan.begin(wants(1)).unwrap();
+    enter(&mut plan, job, 0..1, now);
+    assert_eq!(todo(&mut plan, now), [Staffing::Start(0)]);
+    plan.started(0);
+    plan.arrived(0, now);
+    plan.died(0, Some(0), &Exit::new(Status::Signal(9)), now);
+    plan.gone(0, &TaskFault::Cancelled);
+    let due = now + Duration::from_millis(20);
+    assert!(plan.staff_called);
+    assert_eq!(plan.staffing(now), (vec![], Some(due)));
+    assert_eq!(plan.staffing(due).0, [Staffing::Start(1)]);
+}
+
+#[test]
+fn a_new_size_that_cannot_be_had_is_taken_back_and_nobody_who_was_there_leaves() {
+    let now = Instant::now();
+    let mut plan = Plan::new(Rules { prefetch: 1, max_tasks: None }, 2);
+    (0..2).for_each(|index| plan.arrived(index, now));
+    plan.resize(5).unwrap();
+    let starts: Vec<_> = (2..5).map(Staffing::Start).collect();
+    assert_eq!(todo(&mut plan, now), starts);
+    plan.start_failed(3, false, &no_luck(), now);
+    assert_eq!(todo(&mut plan, now), []);
+    for index in [2, 4] {
+        plan.started(index);
+        assert_eq!(plan.resized(), None);
+        assert_eq!(todo(&mut plan, now), [Staffing::Remove(index)]);
+        plan.gone(index, &TaskFault::Cancelled);
+        assert_eq!(todo(&mut plan, now), []);
+    }
+    assert_eq!(plan.resized(), Some(Err(no_luck())));
+    assert_eq!(plan.most(), 2);
+}
+
+#[test]
+fn who_leaves_has_least_to_do_and_what_it_has_not_begun_goes_to_others() {
+    let now = Instant::now();
+    let mut plan = Plan::new(Rules { prefetch: 1, max_tasks: None }, 2);
+    let job = plan.begin(wants(0)).unwrap();
+    plan.arrived(0, now);
+    let chunk = |plan: &mut Plan, first: u64, count: u32| {
+        let mut bytes = Vec::new();
+        (0..count).for_each(|_| row::put(&mut bytes, b""));
+        plan.enter(job, first, Load::Row(Row { bytes: bytes.into(), count }), now);
+    };
+    chunk(&mut plan, 0, 9);
+    plan.arrived(1, now);
+    chunk(&mut plan, 9, 5);
+    plan.resize(1).unwrap();
+    assert_eq!(todo(&mut plan, now), [], "it is at something");
+    let orders = plan.orders(1);
+    assert!(matches!(orders[1..], [Order::Skip { number: 0 }, Order::PutDown]), "{orders:?}");
+    // It has finished one, and begins no other.
+    plan.results(1, &[found(0, VALUE), found(1, SKIPPED)], &nothing(), now).unwrap();
+    assert_eq!(todo(&mut plan, now), [Staffing::Remove(1)]);
+    assert_eq!((plan.waiting(), plan.done), (4, 1));
+    assert_eq!(plan.resized(), None);
+    plan.died(1, None, &Exit::orderly(), now);
+    plan.gone(1, &TaskFault::Cancelled);
+    assert_eq!(todo(&mut plan, now), []);
+    assert_eq!(plan.resized(), Some(Ok(())));
+    // Nobody else may put anything down.
+    assert_eq!(plan.results(0, &[found(0, SKIPPED)], &nothing(), now), Err(Nonsense));
+}
+
+#[test]
+fn how_long_a_task_has_run_is_counted_from_when_it_was_first_seen_and_not_from_its_chunk() {
+    let (mut plan, _, begun) = two_given(0);
+    let at = |seconds| begun + Duration::from_secs(seconds);
+    let age = |plan: &Plan, now| plan.workers(now)[0].running;
+    assert_eq!(age(&plan, at(3)), Some(Duration::from_secs(3)));
+    plan.results(0, &[found(0, VALUE)], &nothing(), at(4)).unwrap();
+    assert_eq!(plan.due_to_end(0, Some(1), at(4)), None);
+    assert_eq!(age(&plan, at(5)), Some(Duration::from_secs(1)));
+    assert_eq!(plan.workers(at(5))[0].busy, Duration::from_secs(5));
+    plan.results(0, &[found(1, VALUE)], &nothing(), at(6)).unwrap();
+    assert_eq!(age(&plan, at(7)), None);
+    assert_eq!(plan.workers(at(7))[0].busy, Duration::from_secs(6));
 }

@@ -35,7 +35,8 @@ async fn a_task_that_borrows_what_is_not_there_fails_alone_whoever_sends_it() {
     let lane = Lane::open(ledger.share().unwrap(), shape).unwrap().pop().unwrap();
     let (here, there) = UnixStream::pair().unwrap();
     let actor = Context::new::<PoolWorker>("/pool/worker-0", 1, Mailbox::new());
-    let thread = Thread { actors: Handle::current(), actor, stopping: Arc::default() };
+    let thread =
+        Thread { actors: Handle::current(), actor, stopping: Arc::default(), put_down: Arc::default() };
     let served = tokio::task::spawn_blocking(move || {
         let mut kept = Kept::new(None, &thread).unwrap();
         thread.serve(there, lane, &mut kept)
