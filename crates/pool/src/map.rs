@@ -21,6 +21,8 @@ use crate::row::{self, Load, Row};
 
 /// Bytes of arguments from which on a chunk takes no more.
 const CHUNK_BYTES: usize = 64 * 1024;
+/// Tasks that a chunk has at most, whatever was asked for.
+const CHUNK_TASKS: u32 = 65_536;
 
 /// A task over many inputs, before it begins. See [`Pool::map`](crate::pool::Pool::map).
 ///
@@ -55,9 +57,12 @@ impl<I: Iterator, R> Map<I, R> {
 
     /// How many tasks go to a worker together. Unless told otherwise, as many as take about a millisecond, judged by those
     /// before; and where it is known how many inputs there are, no more than leave something for each worker.
+    ///
+    /// A chunk has 65,536 tasks at most, and takes no more once their arguments have 64 KiB. Where a worker takes long over
+    /// one while another one has nothing to do, that gets what has not begun.
     #[doc(alias = "chunksize")]
     pub fn chunk_size(mut self, tasks: u32) -> Self {
-        self.chunk = Some(tasks.max(1));
+        self.chunk = Some(tasks.clamp(1, CHUNK_TASKS));
         self
     }
 
@@ -75,7 +80,7 @@ impl<I: Iterator, R> Map<I, R> {
         self
     }
 
-    /// After how many deaths of workers a task is given up, although there are retries left.
+    /// After how many deaths of workers a task is given up, although there are retries left; 0 is taken for 1.
     pub fn poison_after(mut self, deaths: u32) -> Self {
         self.wants.poison_after = Some(deaths);
         self
@@ -178,7 +183,8 @@ impl<I: Iterator, R> fmt::Debug for Map<I, R> {
 /// It takes inputs while it is polled, and only as many as there are workers for: an iterator may be without end. Outcomes
 /// that nobody takes hold up the workers, once there are enough of them.
 ///
-/// If the pool ends, what is under way fails, and so does the next input; no more are taken, and the stream ends.
+/// If the pool ends, what is under way fails, and so does the next input; no more are taken, and the stream ends. If taking an
+/// input panics, that is the panic of whoever polls; one who polls again gets an error, and then the end.
 ///
 /// # Cancel safety
 /// [`next`](Results::next) loses nothing. Dropping the stream cancels what has not finished.
@@ -227,6 +233,11 @@ struct Flow<I: Iterator, R> {
     arrived: VecDeque<Delivery>,
     /// Outcomes that come before their turn.
     early: BTreeMap<u64, What>,
+    /// Chunks that are open: up to which input they reach, and how many bytes they have. And how many all of them have.
+    open: VecDeque<(u64, usize)>,
+    open_bytes: usize,
+    /// Whether inputs are being taken: code of the user's, which may panic.
+    is_taking: bool,
 }
 
 impl<I: Iterator, R> Flow<I, R> {
@@ -246,6 +257,9 @@ impl<I: Iterator, R> Flow<I, R> {
             current: Row::default(),
             arrived: VecDeque::new(),
             early: BTreeMap::new(),
+            open: VecDeque::new(),
+            open_bytes: 0,
+            is_taking: false,
         }
     }
 
@@ -264,6 +278,13 @@ impl<I: Iterator, R> Flow<I, R> {
                 let refused = self.refused.take();
                 return Poll::Ready(refused.map(|why| Err(self.error(None, why))));
             };
+            if std::mem::take(&mut self.is_taking) {
+                // That has panicked. What was taken in that chunk is lost, and so are its outcomes.
+                self.leave();
+                let why = Fault::NotSent("taking its inputs has panicked before".to_owned());
+                self.refused = Some(TaskFault::Fault(why));
+                continue;
+            }
             self.fill(job);
             self.arrived.extend(self.map.pool.shared().with(|plan| plan.take(job, cx.waker())));
             let next = if self.ordered {
@@ -353,7 +374,13 @@ impl<I: Iterator, R> Flow<I, R> {
             });
             // What is under way, and as much again that waits or has come before its turn.
             let most = u64::from(size) * (workers * each * 2) as u64;
-            if open >= most.max(2 * workers as u64) {
+            while let Some((_, bytes)) = self.open.front().filter(|(upto, _)| *upto <= self.given) {
+                self.open_bytes -= bytes;
+                self.open.pop_front();
+            }
+            let is_much = self.open_bytes >= CHUNK_BYTES * workers * each * 2;
+            let least = 2 * workers as u64;
+            if open >= most.max(least) || (is_much && open >= least) {
                 return;
             }
             self.chunk(job, size);
@@ -362,6 +389,12 @@ impl<I: Iterator, R> Flow<I, R> {
 
     /// Takes the inputs of one chunk.
     fn chunk(&mut self, job: JobId, size: u32) {
+        self.is_taking = true;
+        self.take_chunk(job, size);
+        self.is_taking = false;
+    }
+
+    fn take_chunk(&mut self, job: JobId, size: u32) {
         let (mut bytes, mut count) = (Vec::new(), 0);
         let first = self.taken;
         while count < size && bytes.len() < CHUNK_BYTES {
@@ -397,8 +430,10 @@ impl<I: Iterator, R> Flow<I, R> {
         self.enter(job, first, Load::Row(Row { bytes: bytes.into(), count }));
     }
 
-    fn enter(&self, job: JobId, first: u64, load: Load) {
+    fn enter(&mut self, job: JobId, first: u64, load: Load) {
         if load.count() > 0 {
+            self.open.push_back((first + u64::from(load.count()), load.bytes()));
+            self.open_bytes += load.bytes();
             self.map.pool.shared().with(|plan| plan.enter(job, first, load, Instant::now()));
         }
     }
