@@ -4,11 +4,12 @@
 //! ```text
 //!        enter, submit        hand_out                 results
 //!  a job ───────────▶ ready ───────────▶ given to a worker ───────▶ the job's inbox
-//!                     ▲   ▲                │ died, ended
+//!                     ▲   ▲                │ died, ended, taken back
 //!                     │   └── not begun ───┤
 //!                   later ◀─ to be tried ──┴─ failed ─────────────▶ the job's inbox
 //! ```
 
+mod back;
 mod choice;
 mod deaths;
 mod jobs;
@@ -103,6 +104,8 @@ struct Job {
     over: bool,
     /// The pool has ended since it began, and why; also if it has begun again.
     ended: Option<TaskFault>,
+    /// Its single task, which has failed for good: unless it gets more retries before anybody looks.
+    failed: Option<Chunk>,
 }
 
 /// A worker's place.
@@ -133,6 +136,10 @@ struct Up {
     seen: Option<(u32, Instant)>,
     /// When it began with the first of what it was given.
     began: Instant,
+    /// The task behind which its lane is held.
+    held: Option<u32>,
+    /// The task whose outcome came last.
+    last: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -157,6 +164,8 @@ pub(crate) enum Order {
     Run { entry: &'static TaskEntry, number: u32, load: Load },
     /// Do not begin those of which the first has this number.
     Skip { number: u32 },
+    /// Do not begin anything that it was told before this, and go on: its lane is held.
+    Back,
     /// There will be no more: leave.
     Leave,
 }
@@ -250,6 +259,19 @@ impl Plan {
             (place.up.is_some(), place.tasks, place.busy, since, has, place.starts)
         });
         told.collect()
+    }
+}
+
+impl Wants {
+    /// Whether a task that failed is tried once more.
+    fn tries_again(&self, task: &Chunk) -> bool {
+        let poisoned = self.is_poisoned(task);
+        task.tried < self.retries && !poisoned
+    }
+
+    /// Whether it has killed as many workers as it may. At least one, so 0 is as good as 1.
+    fn is_poisoned(&self, task: &Chunk) -> bool {
+        self.poison_after.is_some_and(|most| task.deaths >= most.max(1))
     }
 }
 

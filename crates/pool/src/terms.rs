@@ -6,12 +6,13 @@
 //! | `Tell` | a row of tasks; the lower half of its `id` is the number of the first one, the next ones count on |
 //! | `Ask` | one task, whose arguments are the body |
 //! | `Unbind` | the row, or the task, of this number is not to be begun any more |
+//! | `Drain` | what came before this, and had not begun when the pool held the lane, is not to be begun any more, and nothing is said of it |
 //! | `End` | there will be no more |
 //!
 //! | from the worker | |
 //! |---|---|
 //! | `Release` | there is something in the ledger |
-//! | `Reply`, `Error`, `Fault` | the outcome of the task of this number, for which the ledger had no room |
+//! | `Reply`, `Error`, `Fault`, `Unbind` | the outcome of the task of this number, for which the ledger had no room; `Unbind`: it was not begun |
 
 use std::os::fd::OwnedFd;
 
@@ -47,6 +48,7 @@ pub(crate) fn outcome(kind: Kind) -> Option<u8> {
         Kind::Reply => Some(VALUE),
         Kind::Error => Some(PANIC),
         Kind::Fault => Some(FAULT),
+        Kind::Unbind => Some(SKIPPED),
         _ => None,
     }
 }
@@ -56,6 +58,7 @@ pub(crate) fn kind_of(outcome: u8) -> Kind {
     match outcome {
         VALUE => Kind::Reply,
         PANIC => Kind::Error,
+        SKIPPED => Kind::Unbind,
         _ => Kind::Fault,
     }
 }

@@ -28,6 +28,9 @@ use tokio::sync::oneshot;
 use crate::row;
 use crate::terms::{FAULT, Named, Once, PANIC, SKIPPED, TARGET, VALUE, WorkerArgs, kind_of, numbers};
 
+#[cfg(test)]
+mod tests;
+
 /// What sits in a worker of a pool.
 pub(crate) struct PoolWorker {
     /// Another descriptor of the tasks' socket: shutting it down ends the thread that reads from it.
@@ -93,7 +96,10 @@ impl AnyActor for PoolWorker {
                 }
             }
             let _ = ready.send(Ok(()));
-            if let Err(error) = thread.serve(tasks, lane) {
+            let served = thread.serve(tasks, lane);
+            // Nobody waits for one that cannot be talked to any more, nor ends it should the finaliser hang.
+            let finaliser = finaliser.filter(|_| served.is_ok());
+            if let Err(error) = served {
                 complain(&error);
             }
             if let Some(Err(error)) = finaliser.map(|once| thread.once(once)) {
@@ -204,7 +210,7 @@ impl Desk<'_> {
         loop {
             let envelope = match came.pop_front() {
                 Some(envelope) => envelope,
-                None => match self.runtime.block_on(self.connection.recv())? {
+                None => match self.receive()? {
                     Some(envelope) => envelope,
                     None => return Ok(()),
                 },
@@ -242,7 +248,35 @@ impl Desk<'_> {
             if matches!(then, Then::Leave) || self.thread.stopping.load(Ordering::Relaxed) {
                 return Ok(());
             }
+            if self.lane.take_held() && !self.give_back(&mut came)? {
+                return Ok(());
+            }
         }
+    }
+
+    /// Drops what the pool has taken back, once it has said so; whether there is more to come.
+    fn give_back(&mut self, came: &mut VecDeque<Envelope>) -> Result<bool, Error> {
+        loop {
+            if let Some(at) = came.iter().position(|envelope| envelope.kind == Kind::Drain) {
+                let behind = came.split_off(at);
+                came.retain(|envelope| !matches!(envelope.kind, Kind::Tell | Kind::Ask));
+                came.extend(behind.into_iter().skip(1));
+                return Ok(true);
+            }
+            match self.receive()? {
+                Some(envelope) => came.push_back(envelope),
+                None => return Ok(false),
+            }
+        }
+    }
+
+    /// What comes next; nothing if this process is stopping.
+    fn receive(&mut self) -> Result<Option<Envelope>, Error> {
+        let received = self.runtime.block_on(self.connection.recv())?;
+        if received.is_none() && !self.thread.stopping.load(Ordering::Relaxed) {
+            return Err(Error::msg("the pool has hung up"));
+        }
+        Ok(received)
     }
 
     /// Says that none of these was begun.
@@ -259,6 +293,9 @@ impl Desk<'_> {
         for at in 0..count {
             let next = (at + 1 < count).then(|| number.wrapping_add(1));
             self.finish(number, SKIPPED, &[], next)?;
+            if self.lane.is_held() {
+                break;
+            }
             number = number.wrapping_add(1);
         }
         Ok(Then::Next)
@@ -286,6 +323,9 @@ impl Desk<'_> {
             }
             if leaves {
                 return Ok(Then::Leave);
+            }
+            if self.lane.is_held() {
+                break;
             }
             number = number.wrapping_add(1);
         }

@@ -29,6 +29,8 @@ impl Plan {
             ended: None,
             seen: None,
             began: now,
+            held: None,
+            last: None,
         });
         self.hand_out(now);
     }
@@ -87,7 +89,7 @@ impl Plan {
     /// Who has least to do, and can take more.
     pub(super) fn free_worker(&self, soon: bool) -> Option<usize> {
         let able = self.places.iter().enumerate().filter_map(|(index, place)| {
-            let up = place.up.as_ref().filter(|up| !up.leaving && up.ended.is_none() && up.left > 0)?;
+            let up = place.up.as_ref().filter(|up| up.can_take_more())?;
             let given = up.given.len();
             let may = given == 0
                 || (soon

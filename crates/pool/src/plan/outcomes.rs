@@ -82,16 +82,18 @@ impl Plan {
                 let fault: Fault = decode_slice(content).map_err(|_| Nonsense)?;
                 self.faulty(index, fault, now)
             }
-            SKIPPED => {
-                let given = self.front(index, found.number)?;
-                if !given.withdrawn {
-                    return Err(Nonsense);
-                }
-                self.advance(index, 1, now);
-                Ok(())
-            }
+            SKIPPED => self.skipped(index, found.number, now),
             _ => Err(Nonsense),
         }
+    }
+
+    /// A task was withdrawn before it began.
+    fn skipped(&mut self, index: usize, number: u32, now: Instant) -> Result<(), Nonsense> {
+        if !self.front(index, number)?.withdrawn {
+            return Err(Nonsense);
+        }
+        self.advance(index, 1, now);
+        Ok(())
     }
 
     /// The outcome of a task that came alone.
@@ -116,6 +118,7 @@ impl Plan {
                 let panic: Panic = hatchery_wire::decode(&body).map_err(|_| Nonsense)?;
                 self.attempt_failed(index, TaskFault::Panicked(panic), now)
             }
+            SKIPPED => self.skipped(index, number, now),
             _ => {
                 let fault: Fault = hatchery_wire::decode(&body).map_err(|_| Nonsense)?;
                 self.faulty(index, fault, now)
@@ -141,6 +144,8 @@ impl Plan {
         up.seen = None;
         let Some(given) = up.given.front_mut() else { return };
         given.done += count;
+        up.last = Some(given.number.wrapping_add(given.done).wrapping_sub(1));
+        up.held = up.held.filter(|held| Some(*held) != up.last);
         if given.done < given.chunk.load.count() {
             return;
         }
@@ -198,24 +203,30 @@ impl Plan {
             _ => None,
         };
         task.deaths += u32::from(died.is_some());
-        let poisoned = wants.poison_after.is_some_and(|most| task.deaths >= most);
-        if task.tried < wants.retries && !poisoned {
-            self.retried += 1;
-            let pause = FIRST_PAUSE.saturating_mul(1 << task.tried.min(16)).min(LONGEST_PAUSE);
-            task.tried += 1;
-            self.next_later += 1;
-            self.later.insert((now + pause, self.next_later), task);
-            // Somebody has to look at the clock.
-            self.calls.extend(0..self.places.len());
-            return;
+        if wants.tries_again(&task) {
+            return self.put_off(task, now);
         }
         self.failed += 1;
         let what = match died {
-            Some(last) if task.deaths >= 2 || poisoned => {
+            Some(last) if task.deaths >= 2 || wants.is_poisoned(&task) => {
                 What::Failed(TaskFault::Poisoned { deaths: task.deaths, last }, Some(index))
             }
             _ => What::Failed(why, Some(index)),
         };
         self.deliver(task.job, Delivery { first: task.first, what });
+        if let Some(job) = self.jobs.get_mut(&task.job).filter(|job| job.single) {
+            job.failed = Some(task);
+        }
+    }
+
+    /// Has a task tried once more, after a pause.
+    pub(super) fn put_off(&mut self, mut task: Chunk, now: Instant) {
+        self.retried += 1;
+        let pause = FIRST_PAUSE.saturating_mul(1 << task.tried.min(16)).min(LONGEST_PAUSE);
+        task.tried += 1;
+        self.next_later += 1;
+        self.later.insert((now + pause, self.next_later), task);
+        // Somebody has to look at the clock.
+        self.calls.extend(0..self.places.len());
     }
 }
