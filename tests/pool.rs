@@ -4,3 +4,4 @@ mod pool_deaths;
 mod pool_ends;
 mod pool_hard;
 mod pool_results;
+mod pool_streams;

@@ -25,7 +25,7 @@ pub use hatchery_macros::{actor, main, task, test};
 pub use hatchery_pool::builder::PoolBuilder;
 pub use hatchery_pool::child::PoolChild;
 pub use hatchery_pool::job::Job;
-pub use hatchery_pool::map::{All, Map, Results};
+pub use hatchery_pool::map::{All, Inputs, Map, Results, Streamed};
 pub use hatchery_pool::plan::Priority;
 pub use hatchery_pool::pool::Pool;
 pub use hatchery_pool::stats::{PoolStats, WorkerStats};

@@ -112,7 +112,9 @@ impl PoolBuilder {
     }
 
     /// How many chunks a worker has at most besides the one that it works on, so that it need not wait for the next one; 1
-    /// unless told otherwise, and 64 at most: more is taken for 64. Only chunks that are over within milliseconds are given away before their turn.
+    /// unless told otherwise, and 64 at most: more is taken for 64. Only chunks that are over within milliseconds are given
+    /// away before their turn; of those that are over within microseconds a worker has up to 64 in any case, since it costs
+    /// more to bring each by itself.
     pub fn prefetch(mut self, chunks: usize) -> Self {
         self.prefetch = chunks.min(MOST_PREFETCH);
         self

@@ -97,6 +97,8 @@ struct Job {
     waker: Option<Waker>,
     /// How long a task takes, as far as known.
     pace: Option<Duration>,
+    /// Tasks of its next chunk at most, until such a chunk has shown that it is as quick as was thought.
+    trusted: u32,
     cancelled: bool,
     /// It has one task, whose outcome is all there will be.
     single: bool,
@@ -148,6 +150,8 @@ struct Given {
     number: u32,
     done: u32,
     withdrawn: bool,
+    /// How long it should take, judged when it was given.
+    expected: Duration,
 }
 
 /// Why a task was ended from outside.
@@ -190,6 +194,8 @@ pub(crate) struct Plan {
     rules: Rules,
     jobs: HashMap<JobId, Job>,
     next_job: JobId,
+    /// How long tasks take, as far as known, by where their entries are.
+    paces: HashMap<usize, Duration>,
     /// Jobs that are not over.
     open: usize,
     /// Single tasks that wait for room in the line, what goes first first: no more than there are jobs that somebody keeps.
@@ -218,6 +224,7 @@ impl Plan {
             rules,
             jobs: HashMap::new(),
             next_job: 0,
+            paces: HashMap::new(),
             open: 0,
             outside: BTreeMap::new(),
             ready: Default::default(),

@@ -19,7 +19,7 @@ use hatchery_actor::outlet::Answer;
 use hatchery_actor::panics;
 use hatchery_process::registry::{self, HostedActor};
 use hatchery_process::task::{PackedOutcome, PackedRun, TaskEntry, TaskOutcome, TaskRun};
-use hatchery_shm::{Bell, Lane, NotKept};
+use hatchery_shm::{Bell, Lane, NotKept, Then as Next};
 use hatchery_wire::{Body, Connection, Envelope, Kind, Limits, decode, encode};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -186,7 +186,8 @@ impl Thread {
         let guard = runtime.enter();
         let connection = Connection::new(socket, Limits::default())?;
         drop(guard);
-        let mut desk = Desk { thread: self, runtime, connection, lane, out: Vec::new() };
+        let mut desk =
+            Desk { thread: self, runtime, connection, lane, out: Vec::new(), waiting: 0, unseen: 0 };
         desk.serve()
     }
 }
@@ -200,6 +201,10 @@ struct Desk<'a> {
     lane: Lane,
     /// Results are encoded to here.
     out: Vec<u8>,
+    /// Chunks that have come and wait.
+    waiting: usize,
+    /// Chunks that have finished since the pool could have been woken for one.
+    unseen: usize,
 }
 
 impl Desk<'_> {
@@ -219,6 +224,7 @@ impl Desk<'_> {
             while let Some(envelope) = self.connection.drain()? {
                 came.push_back(envelope);
             }
+            self.waiting = came.iter().filter(|other| matches!(other.kind, Kind::Tell | Kind::Ask)).count();
             let (task, first) = numbers(envelope.id);
             let skipped = |came: &VecDeque<Envelope>| {
                 came.iter().any(|other| other.kind == Kind::Unbind && numbers(other.id).1 == first)
@@ -411,18 +417,39 @@ impl Desk<'_> {
     /// The task has finished, with a result that may have room in the ledger.
     #[inline]
     fn finish(&mut self, number: u32, kind: u8, result: &[u8], next: Option<u32>) -> Result<(), Error> {
+        let next = self.after(next);
         match self.lane.finish(kind, result, next) {
             Ok(Bell::Quiet) => Ok(()),
             Ok(Bell::Ring) => self.ring(),
             Err(NotKept::Closed(_)) => is_ended(),
             Err(NotKept::Full) => {
-                self.send(number, kind, Body::from_bytes(Bytes::copy_from_slice(result)), next)
+                self.send_then(number, kind, Body::from_bytes(Bytes::copy_from_slice(result)), next)
             }
         }
     }
 
+    /// What the ledger is told to come after the last task of a chunk. Where many small chunks wait, the pool is woken when as
+    /// many of them have finished as are left: then it can bring more before there is nothing to do.
+    #[inline]
+    fn after(&mut self, next: Option<u32>) -> Next {
+        if let Some(next) = next {
+            return Next::Runs(next);
+        }
+        self.unseen += 1;
+        if self.unseen < self.waiting {
+            return Next::Soon;
+        }
+        self.unseen = 0;
+        Next::Idle
+    }
+
     /// The result is with the kernel before the ledger says that there is one.
     fn send(&mut self, number: u32, kind: u8, body: Body, next: Option<u32>) -> Result<(), Error> {
+        let next = self.after(next);
+        self.send_then(number, kind, body, next)
+    }
+
+    fn send_then(&mut self, number: u32, kind: u8, body: Body, next: Next) -> Result<(), Error> {
         let envelope = Envelope::new(kind_of(kind), TARGET, u64::from(number), body);
         if let Err(error) = self.connection.queue(envelope) {
             let fault = encode(&Fault::BadAnswer(error.to_string()))?;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::choice::UNKNOWN;
 use super::{Chunk, Given, Order, Plan, Up};
 
 /// How long a worker is at a chunk before what it has not begun is others' who have nothing to do: long against the way there
@@ -29,7 +30,7 @@ impl Plan {
         }
         let is_last = number.wrapping_sub(up.given[at].number) + 1 == up.given[at].chunk.load.count();
         let has_more = !is_last || up.given.iter().skip(at + 1).any(|given| !given.withdrawn);
-        (has_more && self.free_worker(false).is_some()).then_some(number)
+        (has_more && self.free_worker(UNKNOWN).is_some()).then_some(number)
     }
 
     /// The lane of a worker is held behind the task that runs: what it has not begun goes to others.

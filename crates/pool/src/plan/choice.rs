@@ -10,6 +10,13 @@ use super::{Chunk, Given, Order, Plan, Up};
 
 /// A chunk is given to a worker before it has finished the one before only if it should come to it within this time.
 const SOON: Duration = Duration::from_millis(5);
+/// What a chunk is expected to take of which nothing is known: it is not soon over.
+pub(super) const UNKNOWN: Duration = Duration::from_secs(3600);
+/// A worker is given more chunks than it is to prefetch as long as all of them are over within this time: to bring each by
+/// itself would take longer.
+pub(super) const AHEAD: Duration = Duration::from_micros(500);
+/// And no more than so many.
+pub(super) const MOST_AHEAD: usize = 64;
 /// From so many chunks on that wait for a worker, tasks that were submitted one by one do not get in line behind them, but
 /// wait outside: so what goes through the line never has far to go.
 pub(crate) const QUEUE: usize = 1024;
@@ -46,8 +53,8 @@ impl Plan {
             self.let_in();
             let Some(queue) = self.ready.iter().rposition(|queue| !queue.is_empty()) else { break };
             let Some(chunk) = self.ready[queue].front() else { return };
-            let soon = self.is_soon(chunk);
-            let Some(index) = self.free_worker(soon) else { break };
+            let expected = self.expected(chunk);
+            let Some(index) = self.free_worker(expected) else { break };
             let Some(mut chunk) = self.ready[queue].pop_front() else { return };
             let Some(up) = &mut self.places[index].up else { return };
             let most = u32::try_from(up.left).unwrap_or(u32::MAX);
@@ -67,7 +74,7 @@ impl Plan {
                 up.began = now;
             }
             up.orders.push(Order::Run { entry: job.wants.entry, number, load: chunk.load.clone() });
-            up.given.push_back(Given { chunk, number, done: 0, withdrawn: false });
+            up.given.push_back(Given { chunk, number, done: 0, withdrawn: false, expected });
             self.calls.push(index);
         }
     }
@@ -80,22 +87,21 @@ impl Plan {
         }
     }
 
-    /// Whether this chunk is over so quickly that a worker may have it before its turn.
-    pub(super) fn is_soon(&self, chunk: &Chunk) -> bool {
+    /// How long a chunk should take.
+    fn expected(&self, chunk: &Chunk) -> Duration {
         let pace = self.jobs.get(&chunk.job).and_then(|job| job.pace);
-        pace.is_some_and(|pace| pace.saturating_mul(chunk.load.count()) <= SOON)
+        pace.map_or(UNKNOWN, |pace| pace.saturating_mul(chunk.load.count()))
     }
 
-    /// Who has least to do, and can take more.
-    pub(super) fn free_worker(&self, soon: bool) -> Option<usize> {
+    /// Who has least to do, and can take a chunk that should take so long.
+    pub(super) fn free_worker(&self, expected: Duration) -> Option<usize> {
         let able = self.places.iter().enumerate().filter_map(|(index, place)| {
             let up = place.up.as_ref().filter(|up| up.can_take_more())?;
             let given = up.given.len();
-            let may = given == 0
-                || (soon
-                    && given <= self.rules.prefetch
-                    && up.given.iter().all(|other| self.is_soon(&other.chunk)));
-            may.then_some((given, index))
+            let soon = || expected <= SOON && up.given.iter().all(|other| other.expected <= SOON);
+            let ahead = || up.given.iter().map(|other| other.expected).sum::<Duration>() + expected;
+            let more = || given <= self.rules.prefetch || (given < MOST_AHEAD && ahead() <= AHEAD);
+            (given == 0 || (soon() && more())).then_some((given, index))
         });
         able.min().map(|(_, index)| index)
     }

@@ -154,11 +154,9 @@ impl Plan {
         place.busy += took;
         let done = up.given.pop_front();
         if let Some(Given { chunk, withdrawn: false, .. }) = done {
-            if let Some(job) = self.jobs.get_mut(&chunk.job) {
-                let pace = took / chunk.load.count().max(1);
-                job.pace = Some(job.pace.map_or(pace, |before| (before + pace) / 2));
-            }
+            self.paced(chunk.job, chunk.load.count(), took);
         }
+        let Some(up) = &mut self.places[index].up else { return };
         if up.left == 0 && up.given.is_empty() && !up.leaving {
             up.leaving = true;
             up.orders.push(Order::Leave);

@@ -39,7 +39,8 @@ fn at_the_desk(
     let (here, there) = UnixStream::pair().unwrap();
     let mut pool = connection(&pools, here);
     let connection = connection(&own, there);
-    let mut desk = Desk { thread: &thread, runtime: own, connection, lane, out: Vec::new() };
+    let out = Vec::new();
+    let mut desk = Desk { thread: &thread, runtime: own, connection, lane, out, waiting: 0, unseen: 0 };
     does(&mut desk, &mut pool, &pools, &mut ledger);
     drop(desk);
     let mut said = Vec::new();
