@@ -11,7 +11,8 @@ use futures_core::Stream;
 use hatchery_actor::fault::Fault;
 use hatchery_actor::outlet::measure;
 use hatchery_actor::task_handle::{TaskError, TaskFault};
-use hatchery_process::task::{Packing, Runs};
+use hatchery_process::state::RunsInPool;
+use hatchery_process::task::Packing;
 use hatchery_wire::{Body, DecodeError, EncodeError};
 use tokio::time::Instant;
 
@@ -97,7 +98,7 @@ pub struct Map<I: Inputs, R> {
 impl<I: Inputs, R> Map<I, R> {
     pub(crate) fn new<T>(pool: &Pool, task: &T, inputs: I, wants: Wants) -> Map<I, R>
     where
-        T: Runs<Args = I::Item, Output = R>,
+        T: RunsInPool<Args = I::Item, Output = R>,
     {
         Map {
             pool: pool.clone(),

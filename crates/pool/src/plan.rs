@@ -23,7 +23,7 @@ use std::task::Waker;
 use std::time::Duration;
 
 use hatchery_actor::task_handle::TaskFault;
-use hatchery_process::task::TaskEntry;
+use hatchery_process::task::{StateType, TaskEntry};
 use hatchery_wire::Body;
 use tokio::time::Instant;
 
@@ -192,6 +192,8 @@ pub(crate) struct Nonsense;
 #[derive(Debug)]
 pub(crate) struct Plan {
     rules: Rules,
+    /// What its workers have that tasks may borrow.
+    pub(crate) state: Option<StateType>,
     jobs: HashMap<JobId, Job>,
     next_job: JobId,
     /// How long tasks take, as far as known, by where their entries are.
@@ -222,6 +224,7 @@ impl Plan {
     pub(crate) fn new(rules: Rules, workers: usize) -> Plan {
         Plan {
             rules,
+            state: None,
             jobs: HashMap::new(),
             next_job: 0,
             paces: HashMap::new(),

@@ -7,7 +7,7 @@ use futures_core::Stream;
 use hatchery_actor::error::Result;
 use hatchery_actor::fault::Fault;
 use hatchery_actor::task_handle::TaskFault;
-use hatchery_process::task::Runs;
+use hatchery_process::state::RunsInPool;
 use hatchery_supervisor::tree::Tree;
 use tokio::time::Instant;
 
@@ -79,7 +79,7 @@ impl Pool {
     /// is `()`, one is itself, several are a tuple. See [`Job`].
     #[doc(alias = "apply")]
     #[doc(alias = "apply_async")]
-    pub fn submit<T: Runs>(&self, task: T, args: T::Args) -> Job<T::Output> {
+    pub fn submit<T: RunsInPool>(&self, task: T, args: T::Args) -> Job<T::Output> {
         Job::new(self, &task, &args, wants(&task))
     }
 
@@ -115,7 +115,7 @@ impl Pool {
     #[doc(alias = "starmap")]
     pub fn map<T, I>(&self, task: T, inputs: I) -> Map<I::IntoIter, T::Output>
     where
-        T: Runs,
+        T: RunsInPool,
         I: IntoIterator<Item = T::Args>,
     {
         let wants = wants(&task);
@@ -156,7 +156,7 @@ impl Pool {
     /// ```
     pub fn map_stream<T, S>(&self, task: T, inputs: S) -> Map<Streamed<S>, T::Output>
     where
-        T: Runs,
+        T: RunsInPool,
         S: Stream<Item = T::Args>,
     {
         let wants = wants(&task);
@@ -246,7 +246,7 @@ impl Pool {
 }
 
 /// What a job wants unless it says otherwise.
-fn wants<T: Runs>(task: &T) -> Wants {
+fn wants<T: RunsInPool>(task: &T) -> Wants {
     Wants { entry: task.entry(), timeout: None, retries: 0, poison_after: None, priority: Priority::Normal }
 }
 

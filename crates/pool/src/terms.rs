@@ -15,6 +15,7 @@
 //! | `Reply`, `Error`, `Fault`, `Unbind` | the outcome of the task of this number, for which the ledger had no room; `Unbind`: it was not begun |
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use hatchery_shm::Shape;
 use hatchery_wire::{Fd, Kind};
@@ -63,14 +64,14 @@ pub(crate) fn kind_of(outcome: u8) -> Kind {
     }
 }
 
-/// A task that is named to a worker.
+/// A task, or a function that builds state, as it is named to a worker.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Named {
     pub(crate) name: String,
     pub(crate) place: String,
 }
 
-/// A task with its arguments, to be run once.
+/// The same with its arguments, to be run once.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Once {
     pub(crate) task: Named,
@@ -90,6 +91,15 @@ mod as_bytes {
     }
 }
 
+/// What a worker is told of its state.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Recipe {
+    /// The function that builds it, and its arguments.
+    pub(crate) build: Once,
+    /// How long that may take when it is built anew.
+    pub(crate) within: Duration,
+}
+
 /// What a worker is started with.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct WorkerArgs {
@@ -97,5 +107,6 @@ pub(crate) struct WorkerArgs {
     pub(crate) memory: Fd<OwnedFd>,
     pub(crate) shape: Shape,
     pub(crate) initializer: Option<Once>,
+    pub(crate) state: Option<Recipe>,
     pub(crate) finaliser: Option<Once>,
 }

@@ -3,7 +3,9 @@
 //! A task may block as long as it likes: it keeps nobody but those behind it. Each result is in the ledger, or with the
 //! kernel, before the ledger says that its task has finished.
 
+use std::any::Any;
 use std::collections::{HashMap, VecDeque};
+use std::mem::ManuallyDrop;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +20,9 @@ use hatchery_actor::handle::{ActorRef, AnyHandle};
 use hatchery_actor::outlet::Answer;
 use hatchery_actor::panics;
 use hatchery_process::registry::{self, HostedActor};
-use hatchery_process::task::{PackedOutcome, PackedRun, TaskEntry, TaskOutcome, TaskRun};
+use hatchery_process::task::{
+    OnState, PackedOutcome, PackedRun, PackedRunOnState, RunOnState, TaskEntry, TaskOutcome, TaskRun,
+};
 use hatchery_shm::{Bell, Lane, NotKept, Then as Next};
 use hatchery_wire::{Body, Connection, Envelope, Kind, Limits, decode, encode};
 use serde::{Deserialize, Serialize};
@@ -26,10 +30,9 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::oneshot;
 
 use crate::row;
-use crate::terms::{FAULT, Named, Once, PANIC, SKIPPED, TARGET, VALUE, WorkerArgs, kind_of, numbers};
-
-#[cfg(test)]
-mod tests;
+use crate::state::Kept;
+use crate::terms::{FAULT, Named, Once, PANIC, Recipe, SKIPPED, TARGET, VALUE, WorkerArgs, kind_of, numbers};
+use crate::thread::{Thread, complain, is_ended};
 
 /// What sits in a worker of a pool.
 pub(crate) struct PoolWorker {
@@ -76,7 +79,7 @@ impl AnyActor for PoolWorker {
     }
 
     async fn start(args: WorkerArgs, cx: &Context) -> Result<PoolWorker, Error> {
-        let WorkerArgs { socket, memory, shape, initializer, finaliser } = args;
+        let WorkerArgs { socket, memory, shape, initializer, state, finaliser } = args;
         let lane = Lane::open(memory.into_inner(), shape)?.pop();
         let lane = lane.ok_or_else(|| Error::msg("the ledger has no lane"))?;
         let tasks: UnixStream = socket.into_inner().into();
@@ -84,28 +87,30 @@ impl AnyActor for PoolWorker {
         let stopping = Arc::new(AtomicBool::new(false));
         let (ready, started) = oneshot::channel();
         let (ends, ended) = oneshot::channel::<()>();
-        let thread = Thread { actors: Handle::current(), stopping: stopping.clone() };
-        let actor = cx.clone();
+        let thread = Thread { actors: Handle::current(), actor: cx.clone(), stopping: stopping.clone() };
         std::thread::Builder::new().name("tasks".to_owned()).spawn(move || {
             let _unless = UnlessInOrder;
             let _ends = ends;
-            if let Some(once) = initializer {
-                if let Err(error) = thread.once(once) {
-                    let _ = ready.send(Err(error.context("its initializer failed")));
+            let mut kept = match thread.prepare(initializer, state) {
+                Ok(kept) => kept,
+                Err(error) => {
+                    let _ = ready.send(Err(error));
                     return;
                 }
-            }
+            };
             let _ = ready.send(Ok(()));
-            let served = thread.serve(tasks, lane);
-            // Nobody waits for one that cannot be talked to any more, nor ends it should the finaliser hang.
-            let finaliser = finaliser.filter(|_| served.is_ok());
-            if let Err(error) = served {
+            if let Err(error) = thread.serve(tasks, lane, &mut kept) {
                 complain(&error);
+                // Its pool does not know, and ends it neither if its finaliser hangs nor if the drop of its state does.
+                let _kept = ManuallyDrop::new(kept);
+                thread.actor.stop();
+                return;
             }
-            if let Some(Err(error)) = finaliser.map(|once| thread.once(once)) {
+            if let Some(Err(error)) = finaliser.map(|once| thread.once(once, Some(&mut kept))) {
                 complain(&error.context("the finaliser of a pool's worker failed"));
             }
-            actor.stop();
+            kept.leave();
+            thread.actor.stop();
         })?;
         started.await.map_err(|_| Error::msg("the thread that runs its tasks has ended"))??;
         Ok(PoolWorker { socket, stopping, ended: Some(ended) })
@@ -137,18 +142,6 @@ impl Drop for UnlessInOrder {
     }
 }
 
-/// To standard error, which the pool's process prints.
-fn complain(error: &Error) {
-    eprintln!("{}: {error}", hatchery_process::program::current().path());
-}
-
-/// What the thread that runs tasks knows of the rest of its process.
-struct Thread {
-    /// Where asynchronous tasks run, and what they ask.
-    actors: Handle,
-    stopping: Arc<AtomicBool>,
-}
-
 /// What comes after a task.
 enum Then {
     Next,
@@ -156,10 +149,26 @@ enum Then {
 }
 
 impl Thread {
+    /// What comes before the first task.
+    fn prepare(&self, initializer: Option<Once>, state: Option<Recipe>) -> Result<Kept, Error> {
+        if let Some(once) = initializer {
+            self.once(once, None).map_err(|error| error.context("its initializer failed"))?;
+        }
+        Kept::new(state, self).map_err(|error| error.context("its state could not be built"))
+    }
+
     /// Runs a task that nobody waits for.
-    fn once(&self, once: Once) -> Result<(), Error> {
+    fn once(&self, once: Once, kept: Option<&mut Kept>) -> Result<(), Error> {
         let entry = registry::task(&once.task.name, &once.task.place)?;
-        let outcome = self.run(entry, Body::from_bytes(Bytes::from(once.args)));
+        let args = Body::from_bytes(Bytes::from(once.args));
+        let outcome = match kept {
+            Some(kept) => {
+                kept.suits(entry)?;
+                kept.renew(self);
+                self.run(entry, args, kept.lend())
+            }
+            None => self.run(entry, args, None),
+        };
         let outcome = outcome.map_err(Error::msg)?;
         if !outcome.failed() {
             return Ok(());
@@ -172,29 +181,50 @@ impl Thread {
         })
     }
 
-    /// Runs a task with these arguments.
-    fn run(&self, entry: &'static TaskEntry, args: Body) -> Result<TaskOutcome, Panic> {
-        match entry.run {
-            TaskRun::Sync(run) => panics::catch_call(|| run(args)),
-            TaskRun::Async(run) => self.actors.block_on(panics::catch(async move { run(args).await })),
+    /// Runs a task with these arguments, and the state that it may borrow.
+    fn run(
+        &self,
+        entry: &'static TaskEntry,
+        args: Body,
+        state: Option<&mut dyn Any>,
+    ) -> Result<TaskOutcome, Panic> {
+        match (entry.run, state) {
+            (TaskRun::Sync(run), _) => panics::catch_call(|| run(args)),
+            (TaskRun::Async(run), _) => self.actors.block_on(panics::catch(async move { run(args).await })),
+            (TaskRun::OnState(OnState { run, .. }), Some(state)) => match run {
+                RunOnState::Sync(run) => panics::catch_call(|| run(args, state)),
+                RunOnState::Async(run) => {
+                    self.actors.block_on(panics::catch(async move { run(args, state).await }))
+                }
+            },
+            (TaskRun::OnState(_), None) => Ok(TaskOutcome::refused()),
         }
     }
 
     /// Runs what comes, until there is no more.
-    fn serve(&self, socket: UnixStream, lane: Lane) -> Result<(), Error> {
+    fn serve(&self, socket: UnixStream, lane: Lane, kept: &mut Kept) -> Result<(), Error> {
         let runtime = Builder::new_current_thread().enable_io().build()?;
         let guard = runtime.enter();
         let connection = Connection::new(socket, Limits::default())?;
         drop(guard);
         let mut desk =
-            Desk { thread: self, runtime, connection, lane, out: Vec::new(), waiting: 0, unseen: 0 };
+            Desk { thread: self, kept, runtime, connection, lane, out: Vec::new(), waiting: 0, unseen: 0 };
         desk.serve()
     }
+}
+
+/// How to run a synchronous task where many follow one another.
+#[derive(Clone, Copy)]
+enum Quick {
+    Plain(PackedRun),
+    OnState(PackedRunOnState),
 }
 
 /// Where one task after the other is run.
 struct Desk<'a> {
     thread: &'a Thread,
+    /// What tasks borrow.
+    kept: &'a mut Kept,
     /// For the socket alone: whoever waits for it wakes nobody else.
     runtime: Runtime,
     connection: Connection,
@@ -232,7 +262,9 @@ impl Desk<'_> {
             let then = match envelope.kind {
                 Kind::Bind => {
                     let Named { name, place } = decode(&envelope.body)?;
-                    tasks.insert(task, registry::task(&name, &place));
+                    let entry = registry::task(&name, &place);
+                    let suits = |entry: &'static TaskEntry| self.kept.suits(entry).map(|()| entry);
+                    tasks.insert(task, entry.and_then(suits));
                     Then::Next
                 }
                 Kind::Unbind => Then::Next,
@@ -314,17 +346,22 @@ impl Desk<'_> {
         first: u32,
         bytes: &[u8],
     ) -> Result<Then, Error> {
-        let (mut rest, mut number) = (bytes, first);
-        self.begin(number);
+        let (mut rest, mut number, mut begun) = (bytes, first, false);
+        let borrows = entry.as_ref().is_ok_and(|entry| entry.borrows().is_some());
         while let Some(args) = row::next(&mut rest) {
+            if !begun {
+                self.begin_on_state(borrows, number);
+            }
             let leaves = self.thread.stopping.load(Ordering::Relaxed);
             let next = (!leaves && !rest.is_empty()).then(|| number.wrapping_add(1));
             match &entry {
-                Ok(TaskEntry { packed: Some(packed), .. }) => self.packed(*packed, number, args, next)?,
-                Ok(entry) => {
-                    let outcome = self.thread.run(entry, Body::from_bytes(Bytes::copy_from_slice(args)));
-                    self.outcome(number, outcome, next)?;
+                Ok(TaskEntry { packed: Some(packed), .. }) => {
+                    self.packed(Quick::Plain(*packed), number, args, next)?;
                 }
+                Ok(TaskEntry { run: TaskRun::OnState(OnState { packed: Some(packed), .. }), .. }) => {
+                    self.packed(Quick::OnState(*packed), number, args, next)?
+                }
+                Ok(entry) => self.run(entry, number, Body::from_bytes(Bytes::copy_from_slice(args)), next)?,
                 Err(fault) => self.encoded(number, FAULT, fault, next)?,
             }
             if leaves {
@@ -333,6 +370,8 @@ impl Desk<'_> {
             if self.lane.is_held() {
                 break;
             }
+            // After a panic the next one has to wait for its state.
+            begun = !(borrows && self.kept.is_missing());
             number = number.wrapping_add(1);
         }
         Ok(Then::Next)
@@ -345,22 +384,65 @@ impl Desk<'_> {
         number: u32,
         args: Body,
     ) -> Result<Then, Error> {
-        self.begin(number);
+        self.begin_on_state(entry.as_ref().is_ok_and(|entry| entry.borrows().is_some()), number);
         match entry {
-            Ok(entry) => {
-                let outcome = self.thread.run(entry, args);
-                self.outcome(number, outcome, None)?;
-            }
+            Ok(entry) => self.run(entry, number, args, None)?,
             Err(fault) => self.encoded(number, FAULT, &fault, None)?,
         }
         Ok(Then::Next)
     }
 
+    /// Begins a task. If the state that it borrows is missing, that is built anew before, so that no task is charged with what
+    /// comes of it.
+    fn begin_on_state(&mut self, borrows: bool, number: u32) {
+        if borrows && self.kept.is_missing() {
+            self.kept.renew(self.thread);
+        }
+        self.begin(number);
+    }
+
+    /// Runs a task that has begun.
+    fn run(
+        &mut self,
+        entry: &'static TaskEntry,
+        number: u32,
+        args: Body,
+        next: Option<u32>,
+    ) -> Result<(), Error> {
+        match self.thread.run(entry, args, self.kept.lend()).map(TaskOutcome::into_result) {
+            Ok(Ok(body)) => self.body(number, body, next),
+            Ok(Err(fault)) => self.encoded(number, FAULT, &fault, next),
+            Err(panic) => self.panicked(entry.borrows().is_some(), number, &panic, next),
+        }
+    }
+
+    /// A task has panicked. While the state that it had borrowed is dropped, no other one runs.
+    #[cold]
+    fn panicked(
+        &mut self,
+        borrows: bool,
+        number: u32,
+        panic: &Panic,
+        next: Option<u32>,
+    ) -> Result<(), Error> {
+        self.encoded(number, PANIC, panic, next.filter(|_| !borrows))?;
+        if borrows {
+            self.kept.discard(self.thread);
+        }
+        Ok(())
+    }
+
     #[inline]
-    fn packed(&mut self, run: PackedRun, number: u32, args: &[u8], next: Option<u32>) -> Result<(), Error> {
+    fn packed(&mut self, run: Quick, number: u32, args: &[u8], next: Option<u32>) -> Result<(), Error> {
         let mut out = std::mem::take(&mut self.out);
         out.clear();
-        let ran = panics::catch_call(|| run(args, &mut out));
+        let kept = &mut *self.kept;
+        let ran = panics::catch_call(|| match run {
+            Quick::Plain(run) => run(args, &mut out),
+            Quick::OnState(run) => {
+                kept.lend().map_or_else(PackedOutcome::refused, |state| run(args, &mut out, state))
+            }
+        });
         let finished = match ran {
             Ok(PackedOutcome::Packed) if out.len() <= SMALL => self.finish(number, VALUE, &out, next),
             // Neither copied nor kept.
@@ -370,23 +452,10 @@ impl Desk<'_> {
             }
             Ok(PackedOutcome::Alone(body)) => self.body(number, body, next),
             Ok(PackedOutcome::Fault(fault)) => self.encoded(number, FAULT, &fault, next),
-            Err(panic) => self.encoded(number, PANIC, &panic, next),
+            Err(panic) => self.panicked(matches!(run, Quick::OnState(_)), number, &panic, next),
         };
         self.out = out;
         finished
-    }
-
-    fn outcome(
-        &mut self,
-        number: u32,
-        outcome: Result<TaskOutcome, Panic>,
-        next: Option<u32>,
-    ) -> Result<(), Error> {
-        match outcome.map(TaskOutcome::into_result) {
-            Ok(Ok(body)) => self.body(number, body, next),
-            Ok(Err(fault)) => self.encoded(number, FAULT, &fault, next),
-            Err(panic) => self.encoded(number, PANIC, &panic, next),
-        }
     }
 
     /// A result in the ledger if it fits there, else by itself.
@@ -475,9 +544,5 @@ impl Desk<'_> {
 /// Results up to this size are copied into the ledger; larger ones are not worth the copy.
 const SMALL: usize = 16 * 1024;
 
-/// The pool has ended the task, and this process is being killed.
-fn is_ended() -> ! {
-    loop {
-        std::thread::park();
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -26,7 +26,7 @@ impl Plan {
     /// A new job, whose tasks [`enter`](Plan::enter).
     ///
     /// # Errors
-    /// No job begins any more.
+    /// No job begins any more, or its task borrows state that no worker has.
     pub(crate) fn begin(&mut self, wants: Wants) -> Result<JobId, TaskFault> {
         self.begin_one(wants, false)
     }
@@ -34,7 +34,7 @@ impl Plan {
     /// A new job of a single task, which waits for a worker from now on.
     ///
     /// # Errors
-    /// No job begins any more.
+    /// No job begins any more, or its task borrows state that no worker has.
     pub(crate) fn submit(&mut self, wants: Wants, load: Load, now: Instant) -> Result<JobId, TaskFault> {
         let id = self.begin_one(wants, true)?;
         self.outside.insert((Reverse(wants.priority), id), load);
@@ -49,6 +49,7 @@ impl Plan {
         if self.closed {
             return Err(TaskFault::Fault(Fault::Closed { why: "its pool was closed".to_owned() }));
         }
+        wants.entry.suits(self.state).map_err(TaskFault::Fault)?;
         let id = self.next_job;
         self.next_job += 1;
         let inbox = VecDeque::new();
