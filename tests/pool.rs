@@ -2,4 +2,5 @@
 
 mod pool_deaths;
 mod pool_ends;
+mod pool_lanes;
 mod pool_results;

@@ -23,7 +23,7 @@ use crate::plan::Rules;
 use crate::pool::Pool;
 use crate::post::Post;
 use crate::shared::Shared;
-use crate::terms::{Named, Once};
+use crate::terms::{MOST_LANES, Named, Once};
 
 /// Chunks that a worker has at most besides the one that it works on. As they take about a millisecond each, these are far
 /// more than it takes to bring the next one; and as many are taken from inputs that may be without end.
@@ -38,6 +38,7 @@ pub struct PoolBuilder {
     pub(crate) finaliser: Option<Prepared>,
     prefetch: usize,
     max_tasks: Option<u64>,
+    lanes: u16,
     intensity: Option<(u32, Duration)>,
     start_timeout: Option<Duration>,
     settings: Settings,
@@ -67,6 +68,7 @@ impl PoolBuilder {
             finaliser: None,
             prefetch: 1,
             max_tasks: None,
+            lanes: 1,
             intensity: None,
             start_timeout: None,
             settings: Settings::default(),
@@ -111,6 +113,38 @@ impl PoolBuilder {
     /// unless told otherwise, and 64 at most: more is taken for 64. Only chunks that are over within milliseconds are given away before their turn.
     pub fn prefetch(mut self, chunks: usize) -> Self {
         self.prefetch = chunks.min(MOST_PREFETCH);
+        self
+    }
+
+    /// How many asynchronous tasks a worker runs at the same time; 1 unless told otherwise, and 1,024 at most: more is taken
+    /// for 1,024.
+    ///
+    /// They take turns on one thread, as tasks of a runtime of one thread do. A synchronous task has that thread for itself:
+    /// a worker runs one of them at a time, and its asynchronous ones stand still meanwhile.
+    ///
+    /// A task of several that is cancelled or takes too long is dropped, at the point where it waits, and the others go on. If
+    /// it does not come to such a point within a second, or is a synchronous one, its worker is killed. A death costs all tasks
+    /// that ran in the worker: as many as this at most.
+    ///
+    /// ```
+    /// use hatchery::prelude::*;
+    ///
+    /// #[hatchery::task]
+    /// async fn fetched(url: String) -> usize {
+    ///     tokio::time::sleep(Duration::from_millis(10)).await; // waits for somebody else, mostly
+    ///     url.len()
+    /// }
+    ///
+    /// #[hatchery::main]
+    /// async fn main() -> hatchery::Result<()> {
+    ///     let pool = Pool::builder().workers(1).concurrency(50).start().await?;
+    ///     let urls = (0..100).map(|page| format!("https://example.org/{page}"));
+    ///     assert_eq!(pool.map(fetched, urls).await?.len(), 100);
+    ///     pool.shutdown().await
+    /// }
+    /// ```
+    pub fn concurrency(mut self, tasks: usize) -> Self {
+        self.lanes = u16::try_from(tasks).unwrap_or(MOST_LANES).clamp(1, MOST_LANES);
         self
     }
 
@@ -193,7 +227,10 @@ impl PoolBuilder {
     }
 
     pub(crate) fn shared(&self) -> Arc<Shared> {
-        Shared::new(Rules { prefetch: self.prefetch, max_tasks: self.max_tasks }, self.count())
+        Shared::new(
+            Rules { prefetch: self.prefetch, max_tasks: self.max_tasks, lanes: self.lanes },
+            self.count(),
+        )
     }
 
     /// Starts the workers, all at once, and those who look after them.
@@ -233,7 +270,7 @@ impl PoolBuilder {
         let prepared = |once: &Option<Prepared>| once.clone().transpose();
         let once = prepared(&self.initializer).and_then(|first| Ok((first, prepared(&self.finaliser)?)));
         let (first, last) = once.map_err(|fault| StartError::refused(format!("worker-{index}"), fault))?;
-        let post = Post::new(index, shared.clone(), first, last);
+        let post = Post::new(index, shared.clone(), self.lanes, first, last);
         let shutdown = Shutdown::graceful(keeper::LEAVES_WITHIN);
         let mut spec = ChildSpec::new(post).settings(self.settings.clone()).shutdown(shutdown);
         if let Some(timeout) = self.start_timeout {

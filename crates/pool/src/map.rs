@@ -335,7 +335,7 @@ impl<I: Iterator, R> Flow<I, R> {
         while !self.exhausted {
             let shared = self.map.pool.shared();
             let (adapted, (workers, each), ended) =
-                shared.with(|plan| (plan.chunk_size(job), plan.breadth(), plan.has_ended(job)));
+                shared.with(|plan| (plan.chunk_size(job), plan.breadth(job), plan.has_ended(job)));
             if ended {
                 // One more fails, if there is one: nobody is to take this for the end of the inputs.
                 self.chunk(job, 1);

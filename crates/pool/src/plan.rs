@@ -12,6 +12,7 @@
 mod choice;
 mod deaths;
 mod jobs;
+mod lines;
 mod outcomes;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ use hatchery_process::task::TaskEntry;
 use hatchery_wire::Body;
 use tokio::time::Instant;
 
+use self::lines::Up;
 use crate::row::{Load, Row};
 
 /// What goes first.
@@ -57,6 +59,8 @@ pub(crate) struct Rules {
     pub(crate) prefetch: usize,
     /// Tasks that a worker runs before another one takes its place.
     pub(crate) max_tasks: Option<u64>,
+    /// Asynchronous tasks that a worker runs at the same time: it has as many lines, and its ledger as many lanes.
+    pub(crate) lanes: u16,
 }
 
 pub(crate) type JobId = u64;
@@ -116,33 +120,6 @@ struct Place {
     starts: u64,
 }
 
-/// A worker that is there.
-#[derive(Debug)]
-struct Up {
-    given: VecDeque<Given>,
-    /// The number of the next task that it is given.
-    next: u32,
-    /// Tasks it may still be given.
-    left: u64,
-    /// What it is to be told.
-    orders: Vec<Order>,
-    leaving: bool,
-    /// A task that was ended from outside, and why: the worker dies of that.
-    ended: Option<(u32, End)>,
-    /// What ran when it was looked at, and since when at least.
-    seen: Option<(u32, Instant)>,
-    /// When it began with the first of what it was given.
-    began: Instant,
-}
-
-#[derive(Debug)]
-struct Given {
-    chunk: Chunk,
-    number: u32,
-    done: u32,
-    withdrawn: bool,
-}
-
 /// Why a task was ended from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
@@ -153,18 +130,31 @@ pub(crate) enum End {
 /// What a worker is to be told.
 #[derive(Clone, Debug)]
 pub(crate) enum Order {
-    /// Run these, of which the first has this number.
-    Run { entry: &'static TaskEntry, number: u32, load: Load },
-    /// Do not begin those of which the first has this number.
-    Skip { number: u32 },
+    /// Run these in this lane; the first has this number.
+    Run { entry: &'static TaskEntry, lane: u16, number: u32, load: Load },
+    /// Nobody wants those any more of which the first has this number.
+    Skip { lane: u16, number: u32 },
+    /// End the task of this number, if it runs and can be ended.
+    Stop { lane: u16, number: u32 },
     /// There will be no more: leave.
     Leave,
+}
+
+/// A task that is to be ended from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Due {
+    pub(crate) lane: u16,
+    pub(crate) number: u32,
+    pub(crate) why: End,
+    /// Whether the worker is to be killed for it. Else it was asked to end it, and has some time left for that.
+    pub(crate) now: bool,
 }
 
 /// The outcome of a task, as it was found in a ledger: which bytes of what was read.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Found {
     pub(crate) number: u32,
+    pub(crate) lane: u16,
     pub(crate) kind: u8,
     /// Where its length begins.
     pub(crate) from: usize,
@@ -244,9 +234,10 @@ impl Plan {
     /// tasks it has, and how many were started at its place.
     pub(crate) fn workers(&self) -> Vec<(bool, u64, Duration, Option<Instant>, u64, u64)> {
         let told = self.places.iter().map(|place| {
-            let given = place.up.iter().flat_map(|up| &up.given);
+            let lines = || place.up.iter().flat_map(|up| &up.lines);
+            let given = lines().flat_map(|line| &line.given);
             let has = given.map(|given| u64::from(given.chunk.load.count() - given.done)).sum();
-            let since = place.up.as_ref().filter(|_| has > 0).map(|up| up.began);
+            let since = lines().filter(|line| !line.given.is_empty()).map(|line| line.began).min();
             (place.up.is_some(), place.tasks, place.busy, since, has, place.starts)
         });
         told.collect()

@@ -10,7 +10,7 @@ use hatchery_actor::handle::ActorRef;
 use hatchery_actor::seat::Seat;
 use hatchery_actor::settings::Settings;
 use hatchery_process::worker::Worker;
-use hatchery_shm::{Ledger, Shape};
+use hatchery_shm::{Ledger, Shape, ShapeError};
 use hatchery_wire::{Fd, encode};
 
 use crate::shared::Shared;
@@ -19,6 +19,15 @@ use crate::worker::{PoolWorker, WorkerRef};
 
 /// Bytes of a ledger's ring: some thousand small results. More of them wait for the pool only while it does something else.
 const RING: u32 = 128 * 1024;
+/// Bytes of all rings of a ledger that has several, unless that leaves them smaller than [`LEAST_RING`].
+const RINGS: u32 = 1 << 20;
+const LEAST_RING: u32 = 4 * 1024;
+
+/// The shape of the ledger of a worker that runs so many tasks at the same time.
+fn shape(lanes: u16) -> Result<Shape, ShapeError> {
+    let lanes = u32::from(lanes);
+    Shape::new(lanes, (RINGS / lanes.max(1)).clamp(LEAST_RING, RING))
+}
 
 /// A worker that is there, as its pool gets it.
 pub(crate) struct Arrived {
@@ -33,6 +42,7 @@ pub(crate) struct Post {
     worker: Worker<PoolWorker>,
     index: usize,
     shared: Arc<Shared>,
+    lanes: u16,
     initializer: Option<Once>,
     finaliser: Option<Once>,
 }
@@ -41,11 +51,12 @@ impl Post {
     pub(crate) fn new(
         index: usize,
         shared: Arc<Shared>,
+        lanes: u16,
         initializer: Option<Once>,
         finaliser: Option<Once>,
     ) -> Post {
         let worker = Worker::to_be_given(format!("worker-{index}"));
-        Post { worker, index, shared, initializer, finaliser }
+        Post { worker, index, shared, lanes, initializer, finaliser }
     }
 
     /// What is made for one start.
@@ -54,7 +65,7 @@ impl Post {
             return Err(Fault::Closed { why: "its pool is ending".to_owned() });
         }
         let refused = |error: String| Fault::Refused(format!("no ledger or socket for a worker: {error}"));
-        let shape = Shape::new(1, RING).map_err(|error| refused(error.to_string()))?;
+        let shape = shape(self.lanes).map_err(|error| refused(error.to_string()))?;
         let ledger = Ledger::create(shape).map_err(|error| refused(error.to_string()))?;
         let memory = ledger.share().map_err(|error| refused(error.to_string()))?;
         let (here, there) = UnixStream::pair().map_err(|error| refused(error.to_string()))?;

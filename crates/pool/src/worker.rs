@@ -1,7 +1,11 @@
 //! The inside of a worker: an actor that answers for it, and beside it one thread that runs tasks, with a socket of its own.
 //!
 //! A task may block as long as it likes: it keeps nobody but those behind it. Each result is in the ledger, or with the
-//! kernel, before the ledger says that its task has finished.
+//! kernel, before the ledger says that its task has finished. A worker whose ledger has several lanes runs as many
+//! asynchronous tasks at the same time (`lanes.rs`).
+
+mod awake;
+mod lanes;
 
 use std::collections::{HashMap, VecDeque};
 use std::os::unix::net::UnixStream;
@@ -25,8 +29,9 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::oneshot;
 
+use self::lanes::Lanes;
 use crate::row;
-use crate::terms::{FAULT, Named, Once, PANIC, SKIPPED, TARGET, VALUE, WorkerArgs, kind_of, numbers};
+use crate::terms::{FAULT, Named, Once, PANIC, SKIPPED, TARGET, VALUE, WorkerArgs, id, kind_of, numbers};
 
 /// What sits in a worker of a pool.
 pub(crate) struct PoolWorker {
@@ -74,8 +79,9 @@ impl AnyActor for PoolWorker {
 
     async fn start(args: WorkerArgs, cx: &Context) -> Result<PoolWorker, Error> {
         let WorkerArgs { socket, memory, shape, initializer, finaliser } = args;
-        let lane = Lane::open(memory.into_inner(), shape)?.pop();
-        let lane = lane.ok_or_else(|| Error::msg("the ledger has no lane"))?;
+        let mut lanes = Lane::open(memory.into_inner(), shape)?.into_iter();
+        let lane = lanes.next().ok_or_else(|| Error::msg("the ledger has no lane"))?;
+        let others = lanes.collect();
         let tasks: UnixStream = socket.into_inner().into();
         let socket = tasks.try_clone()?;
         let stopping = Arc::new(AtomicBool::new(false));
@@ -93,7 +99,7 @@ impl AnyActor for PoolWorker {
                 }
             }
             let _ = ready.send(Ok(()));
-            if let Err(error) = thread.serve(tasks, lane) {
+            if let Err(error) = thread.serve(tasks, lane, others) {
                 complain(&error);
             }
             if let Some(Err(error)) = finaliser.map(|once| thread.once(once)) {
@@ -175,14 +181,29 @@ impl Thread {
     }
 
     /// Runs what comes, until there is no more.
-    fn serve(&self, socket: UnixStream, lane: Lane) -> Result<(), Error> {
+    fn serve(&self, socket: UnixStream, lane: Lane, others: Vec<Lane>) -> Result<(), Error> {
         let runtime = Builder::new_current_thread().enable_io().build()?;
         let guard = runtime.enter();
         let connection = Connection::new(socket, Limits::default())?;
         drop(guard);
-        let mut desk = Desk { thread: self, runtime, connection, lane, out: Vec::new() };
-        desk.serve()
+        let mut desk = Desk { thread: self, runtime, connection, lane, at: 0, out: Vec::new() };
+        if others.is_empty() { desk.serve() } else { Lanes::new(desk, others).serve() }
     }
+}
+
+/// What a number stands for from now on.
+fn named(body: &Body) -> Result<Result<&'static TaskEntry, Fault>, Error> {
+    let Named { name, place } = decode(body)?;
+    Ok(registry::task(&name, &place))
+}
+
+/// The task of this number.
+fn entry_of(
+    tasks: &HashMap<u32, Result<&'static TaskEntry, Fault>>,
+    task: u32,
+) -> Result<&'static TaskEntry, Fault> {
+    let unknown = || Err(Fault::Refused(format!("no task has the number {task}")));
+    tasks.get(&task).cloned().unwrap_or_else(unknown)
 }
 
 /// Where one task after the other is run.
@@ -192,6 +213,8 @@ struct Desk<'a> {
     runtime: Runtime,
     connection: Connection,
     lane: Lane,
+    /// The number of the lane.
+    at: u16,
     /// Results are encoded to here.
     out: Vec<u8>,
 }
@@ -213,21 +236,19 @@ impl Desk<'_> {
             while let Some(envelope) = self.connection.drain()? {
                 came.push_back(envelope);
             }
-            let (task, first) = numbers(envelope.id);
+            let (task, _, first) = numbers(envelope.id);
             let skipped = |came: &VecDeque<Envelope>| {
-                came.iter().any(|other| other.kind == Kind::Unbind && numbers(other.id).1 == first)
+                came.iter().any(|other| other.kind == Kind::Unbind && numbers(other.id).2 == first)
             };
             let then = match envelope.kind {
                 Kind::Bind => {
-                    let Named { name, place } = decode(&envelope.body)?;
-                    tasks.insert(task, registry::task(&name, &place));
+                    tasks.insert(task, named(&envelope.body)?);
                     Then::Next
                 }
                 Kind::Unbind => Then::Next,
                 Kind::End => return Ok(()),
                 Kind::Tell | Kind::Ask => {
-                    let unknown = || Err(Fault::Refused(format!("no task has the number {task}")));
-                    let entry = tasks.get(&task).cloned().unwrap_or_else(unknown);
+                    let entry = entry_of(&tasks, task);
                     let alone = envelope.kind == Kind::Ask;
                     if skipped(&came) {
                         self.skip(first, alone, &envelope.body)?
@@ -276,20 +297,28 @@ impl Desk<'_> {
         while let Some(args) = row::next(&mut rest) {
             let leaves = self.thread.stopping.load(Ordering::Relaxed);
             let next = (!leaves && !rest.is_empty()).then(|| number.wrapping_add(1));
-            match &entry {
-                Ok(TaskEntry { packed: Some(packed), .. }) => self.packed(*packed, number, args, next)?,
-                Ok(entry) => {
-                    let outcome = self.thread.run(entry, Body::from_bytes(Bytes::copy_from_slice(args)));
-                    self.outcome(number, outcome, next)?;
-                }
-                Err(fault) => self.encoded(number, FAULT, fault, next)?,
-            }
+            self.one_of_row(&entry, number, args, next)?;
             if leaves {
                 return Ok(Then::Leave);
             }
             number = number.wrapping_add(1);
         }
         Ok(Then::Next)
+    }
+
+    /// Runs one task of a row.
+    #[inline]
+    fn one_of_row(
+        &mut self,
+        entry: &Result<&'static TaskEntry, Fault>,
+        number: u32,
+        args: &[u8],
+        next: Option<u32>,
+    ) -> Result<(), Error> {
+        match entry {
+            Ok(TaskEntry { packed: Some(packed), .. }) => self.packed(*packed, number, args, next),
+            entry => self.whole(entry, number, Body::from_bytes(Bytes::copy_from_slice(args)), next),
+        }
     }
 
     /// Runs one task whose arguments are a message of their own.
@@ -300,14 +329,25 @@ impl Desk<'_> {
         args: Body,
     ) -> Result<Then, Error> {
         self.begin(number);
+        self.whole(&entry, number, args, None)?;
+        Ok(Then::Next)
+    }
+
+    /// Runs one task whose arguments may be large.
+    fn whole(
+        &mut self,
+        entry: &Result<&'static TaskEntry, Fault>,
+        number: u32,
+        args: Body,
+        next: Option<u32>,
+    ) -> Result<(), Error> {
         match entry {
             Ok(entry) => {
                 let outcome = self.thread.run(entry, args);
-                self.outcome(number, outcome, None)?;
+                self.outcome(number, outcome, next)
             }
-            Err(fault) => self.encoded(number, FAULT, &fault, None)?,
+            Err(fault) => self.encoded(number, FAULT, fault, next),
         }
-        Ok(Then::Next)
     }
 
     #[inline]
@@ -383,10 +423,11 @@ impl Desk<'_> {
 
     /// The result is with the kernel before the ledger says that there is one.
     fn send(&mut self, number: u32, kind: u8, body: Body, next: Option<u32>) -> Result<(), Error> {
-        let envelope = Envelope::new(kind_of(kind), TARGET, u64::from(number), body);
+        let id = id(0, self.at, number);
+        let envelope = Envelope::new(kind_of(kind), TARGET, id, body);
         if let Err(error) = self.connection.queue(envelope) {
             let fault = encode(&Fault::BadAnswer(error.to_string()))?;
-            self.connection.queue(Envelope::new(Kind::Fault, TARGET, u64::from(number), fault))?;
+            self.connection.queue(Envelope::new(Kind::Fault, TARGET, id, fault))?;
         }
         self.runtime.block_on(self.connection.flush())?;
         match self.lane.finish_elsewhere(next) {

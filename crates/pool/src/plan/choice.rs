@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Chunk, Given, Order, Plan, Up};
+use super::lines::{Given, Up, runs_alone};
+use super::{Chunk, Order, Plan};
 
 /// A chunk is given to a worker before it has finished the one before only if it should come to it within this time.
 const SOON: Duration = Duration::from_millis(5);
@@ -20,16 +21,7 @@ impl Plan {
         let left = self.rules.max_tasks.unwrap_or(u64::MAX);
         let place = &mut self.places[index];
         place.starts += 1;
-        place.up = Some(Up {
-            given: VecDeque::new(),
-            next: 0,
-            left,
-            orders: Vec::new(),
-            leaving: false,
-            ended: None,
-            seen: None,
-            began: now,
-        });
+        place.up = Some(Up::new(self.rules.lanes, left, now));
         self.hand_out(now);
     }
 
@@ -45,7 +37,8 @@ impl Plan {
             let Some(queue) = self.ready.iter().rposition(|queue| !queue.is_empty()) else { break };
             let Some(chunk) = self.ready[queue].front() else { return };
             let soon = self.is_soon(chunk);
-            let Some(index) = self.free_worker(soon) else { break };
+            let alone = self.jobs.get(&chunk.job).is_none_or(|job| runs_alone(job.wants.entry));
+            let Some((index, lane)) = self.free_line(soon, alone) else { break };
             let Some(mut chunk) = self.ready[queue].pop_front() else { return };
             let Some(up) = &mut self.places[index].up else { return };
             let most = u32::try_from(up.left).unwrap_or(u32::MAX);
@@ -61,11 +54,19 @@ impl Plan {
             let number = up.next;
             up.next = up.next.wrapping_add(count);
             up.left -= u64::from(count);
-            if up.given.is_empty() {
-                up.began = now;
+            if up.busy() == 0 {
+                up.counted = now;
             }
-            up.orders.push(Order::Run { entry: job.wants.entry, number, load: chunk.load.clone() });
-            up.given.push_back(Given { chunk, number, done: 0, withdrawn: false });
+            let line = &mut up.lines[usize::from(lane)];
+            if line.given.is_empty() {
+                line.began = now;
+                // It is the last of the idle ones, or the first line, which is not among them.
+                if up.idle.last() == Some(&lane) {
+                    up.idle.pop();
+                }
+            }
+            up.orders.push(Order::Run { entry: job.wants.entry, lane, number, load: chunk.load.clone() });
+            line.given.push_back(Given { chunk, number, done: 0, withdrawn: false, alone });
             self.calls.push(index);
         }
     }
@@ -84,18 +85,19 @@ impl Plan {
         pace.is_some_and(|pace| pace.saturating_mul(chunk.load.count()) <= SOON)
     }
 
-    /// Who has least to do, and can take more.
-    pub(super) fn free_worker(&self, soon: bool) -> Option<usize> {
+    /// Which line of which worker has least to do, and can take more.
+    pub(super) fn free_line(&self, soon: bool, alone: bool) -> Option<(usize, u16)> {
         let able = self.places.iter().enumerate().filter_map(|(index, place)| {
-            let up = place.up.as_ref().filter(|up| !up.leaving && up.ended.is_none() && up.left > 0)?;
-            let given = up.given.len();
-            let may = given == 0
+            let up = place.up.as_ref().filter(|up| !up.leaving && !up.ending && up.left > 0)?;
+            let lane = up.shortest(alone);
+            let given = &up.lines[usize::from(lane)].given;
+            let may = given.is_empty()
                 || (soon
-                    && given <= self.rules.prefetch
-                    && up.given.iter().all(|other| self.is_soon(&other.chunk)));
-            may.then_some((given, index))
+                    && given.len() <= self.rules.prefetch
+                    && given.iter().all(|other| self.is_soon(&other.chunk)));
+            may.then(|| (given.len(), up.crowd(lane), index, lane))
         });
-        able.min().map(|(_, index)| index)
+        able.min().map(|(.., index, lane)| (index, lane))
     }
 
     /// What a worker is to be told.

@@ -9,6 +9,7 @@ use hatchery_actor::fault::Fault;
 use hatchery_actor::task_handle::TaskFault;
 use tokio::time::Instant;
 
+use super::lines::{Given, runs_alone};
 use super::{Chunk, Delivery, Job, JobId, Order, Plan, Wants, What};
 use crate::row::Load;
 
@@ -116,9 +117,12 @@ impl Plan {
         })
     }
 
-    /// How many workers there are, and how many chunks each may have.
-    pub(crate) fn breadth(&self) -> (usize, usize) {
-        (self.places.iter().filter(|place| !place.gone).count().max(1), 1 + self.rules.prefetch)
+    /// How many can work on the job at the same time, and how many chunks each may have.
+    pub(crate) fn breadth(&self, job: JobId) -> (usize, usize) {
+        let workers = self.places.iter().filter(|place| !place.gone).count().max(1);
+        let alone = self.jobs.get(&job).is_none_or(|job| runs_alone(job.wants.entry));
+        let lanes = if alone { 1 } else { usize::from(self.rules.lanes) };
+        (workers * lanes, 1 + self.rules.prefetch)
     }
 
     /// Nobody wants the job any more: what has not begun never will, and what runs is ended.
@@ -134,13 +138,14 @@ impl Plan {
         self.later.retain(|_, chunk| chunk.job != id);
         for (index, place) in self.places.iter_mut().enumerate() {
             let Some(up) = &mut place.up else { continue };
-            let mut concerned = false;
-            for given in up.given.iter_mut().filter(|given| given.chunk.job == id && !given.withdrawn) {
-                given.withdrawn = true;
-                concerned = true;
-                up.orders.push(Order::Skip { number: given.number });
+            let before = up.orders.len();
+            for (lane, line) in (0..).zip(&mut up.lines) {
+                for given in line.given.iter_mut().filter(|given| given.chunk.job == id && !given.withdrawn) {
+                    given.withdrawn = true;
+                    up.orders.push(Order::Skip { lane, number: given.number });
+                }
             }
-            if concerned {
+            if up.orders.len() > before {
                 self.calls.push(index);
             }
         }
@@ -191,11 +196,7 @@ impl Plan {
         all.extend(outside.map(|((_, job), load)| Chunk { job, first: 0, load, tried: 0, deaths: 0 }));
         for place in &mut self.places {
             let Some(up) = &mut place.up else { continue };
-            for mut given in std::mem::take(&mut up.given) {
-                drop(given.chunk.load.split_to(given.done));
-                given.chunk.first += u64::from(given.done);
-                all.push(given.chunk);
-            }
+            all.extend(up.take_all().map(Given::rest));
         }
         for chunk in all {
             for number in chunk.first..chunk.first + u64::from(chunk.load.count()) {
