@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hatchery::prelude::*;
-use hatchery_tests::{becomes_true, ends, runs, send};
+use hatchery_tests::{Dice, becomes_true, ends, runs, send};
 use rustix::process::Signal;
 use tokio::sync::Barrier;
 
@@ -210,6 +210,31 @@ async fn a_stream_that_is_dropped_ends_what_runs_of_it_begins_nothing_more_and_c
     over(pool).await;
 }
 
+#[hatchery::task]
+async fn never() {
+    std::future::pending().await
+}
+
+#[hatchery::test]
+async fn what_was_not_begun_is_told_also_where_the_ledger_has_no_room_for_that() {
+    // Rings of 4 KiB.
+    let pool = pool(1, 300).await;
+    let before = ends("pid", pool.submit(own_pid, ())).await.unwrap();
+    for _ in 0..5 {
+        let mut results = pool.map(never, std::iter::repeat_n((), 20_000)).chunk_size(4_000).stream();
+        let polled = std::future::poll_fn(|cx| {
+            use std::future::Future;
+            std::task::Poll::Ready(std::pin::pin!(results.next()).poll(cx).is_pending())
+        });
+        assert!(polled.await);
+        becomes_true("it has some", || pool.stats().given > 0).await;
+        drop(results);
+        becomes_true("nothing is under way", || pool.stats().given == 0).await;
+    }
+    assert_eq!(ends("pid", pool.submit(own_pid, ())).await.unwrap(), before);
+    over(pool).await;
+}
+
 #[hatchery::test]
 async fn one_that_does_not_yield_costs_its_worker_and_those_beside_it_are_tried_again_as_asked() {
     let dir = tempfile::tempdir().unwrap();
@@ -264,6 +289,36 @@ async fn a_death_costs_those_that_ran_and_no_others() {
         }
         over(pool).await;
     }
+}
+
+#[hatchery::test]
+async fn random_kills_cost_no_more_than_all_that_ran_each_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = pool(2, 4).await;
+    let kills = std::cell::Cell::new(0);
+    let work = pool.map(acts, inputs(&dir, |_| "ok", 2_000)).chunk_size(8).each();
+    let killing = async {
+        let mut dice = Dice::new(11);
+        for _ in 0..15 {
+            tokio::time::sleep(Duration::from_millis(1 + dice.throw(10))).await;
+            let workers = hatchery::active_children();
+            if let Some(victim) = workers.get(dice.throw(2) as usize).filter(|worker| runs(worker.pid())) {
+                send(victim.pid(), Signal::KILL);
+                kills.set(kills.get() + 1);
+            }
+        }
+    };
+    let (results, ()) = ends("both", async { tokio::join!(work, killing) }).await;
+    let failed = results.iter().filter(|result| result.is_err()).count();
+    assert!(failed <= 4 * kills.get(), "{failed} failures after {} kills", kills.get());
+    for (number, result) in (0..).zip(results) {
+        match result {
+            Ok((value, _)) => assert_eq!(value, number),
+            Err(error) => assert!(error.is_worker_died(), "{error}"),
+        }
+        assert!(notes(&dir, &format!("{number} runs")) <= 1, "{number} ran twice");
+    }
+    over(pool).await;
 }
 
 #[hatchery::test]

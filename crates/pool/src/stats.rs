@@ -32,7 +32,7 @@ pub struct WorkerStats {
     pub tasks: u64,
     /// How long it has worked, in chunks that have ended.
     pub busy: Duration,
-    /// How long it has been at the chunk that it works on.
+    /// How long it has been at the chunk that it works on; at the oldest one, of several.
     pub running: Option<Duration>,
     /// Tasks that it has and has not finished.
     pub given: u64,
