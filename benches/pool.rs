@@ -1,7 +1,10 @@
 //! Tasks on two workers of a pool: many tiny ones in chunks, many tiny ones alone, one after the other, and large ones.
 //!
 //! The rulers: a loop written by hand over two worker sockets, with the same chunks, whose worker is a bare thread that
-//! squares numbers; and Python's `multiprocessing.Pool`, if `python3` is there.
+//! squares numbers, with nothing but their eight bytes on the wire or with MessagePack in both directions; and Python's
+//! `multiprocessing.Pool`, if `python3` is there.
+//!
+//! With `--only NAME` one line is measured over and over, for a profiler to look at.
 
 #![forbid(unsafe_code)]
 
@@ -52,6 +55,11 @@ if __name__ == "__main__":
         for size, times in ((1 << 20, 30), (64 << 20, 3)):
             data = bytes(size)
             timed(lambda: pool.apply(same, (data,)), times)
+    def process():
+        here, there = multiprocessing.Pipe()
+        started = multiprocessing.Process(target=there.send, args=(1,))
+        started.start(); here.recv(); started.join()
+    timed(process, 30)
 "#;
 
 fn main() {
@@ -85,28 +93,57 @@ async fn figures() -> hatchery::Result<()> {
     let pool = &pool;
     pool.map(square, 0..1_000).await?;
 
+    if let Ok(only) = std::env::var("ONLY") {
+        for _ in 0..5 {
+            let t = match only.as_str() {
+                "map" => timed(100, || async { pool.map(square, 0..many).await }).await?,
+                "chunks" => timed(100, || async { pool.map(square, 0..many).chunk_size(4096).await }).await?,
+                "ones" => timed(9, || async { pool.map(square, 0..alone).chunk_size(1).await }).await?,
+                "mib" => {
+                    let mib = vec![7_u8; 1 << 20];
+                    timed(100, || async { pool.submit(same, mib.clone()).await }).await?
+                }
+                "large" => {
+                    let mib = vec![7_u8; 64 << 20];
+                    timed(5, || async { pool.submit(same, mib.clone()).await }).await?
+                }
+                _ => timed(3, || async { pool.map(spin_10_ms, 0..40).await }).await?,
+            };
+            println!("{only} {t:?}");
+        }
+        return pool.shutdown().await;
+    }
+    let only = std::env::args().skip_while(|arg| arg != "--only").nth(1);
+    if let Some(only) = only {
+        return again_and_again(pool, &only).await;
+    }
     let map = timed(9, || async { pool.map(square, 0..many).await }).await?;
     let chunks = timed(9, || async { pool.map(square, 0..many).chunk_size(4096).await }).await?;
     let single = timed(9, || async { pool.map(square, 0..alone).chunk_size(1).await }).await?;
     let one = timed(300, || async { pool.submit(square, 7).await }).await?;
-    let mib = vec![7_u8; 1 << 20];
-    let one_mib = timed(30, || async { pool.submit(same, mib.clone()).await }).await?;
-    let large = vec![7_u8; 64 << 20];
-    let many_mib = timed(3, || async { pool.submit(same, large.clone()).await }).await?;
+    let one_mib = there_and_back(pool, 1 << 20, 30).await?;
+    let many_mib = there_and_back(pool, 64 << 20, 3).await?;
     let busy = timed(3, || async { pool.map(spin_10_ms, 0..40).await }).await?;
+    let replaced = replaced(30 / scale as usize).await?;
 
-    let by_hand = by_hand(many, 4096)?;
-    let by_hand_alone = by_hand_alone(alone)?;
+    let (packed, bare) = (by_hand::<Packed>(many, 4096)?, by_hand::<Bare>(many, 4096)?);
+    let (packed_alone, bare_alone) = (by_hand::<Packed>(alone, 1)?, by_hand::<Bare>(alone, 1)?);
     let (raw_mib, raw_large) = (raw(1 << 20, 30)?, raw(64 << 20, 3)?);
 
     let python = |line: usize| python.as_ref().and_then(|lines| lines.get(line).copied());
     println!("\n{:34} {:>12} {:>12} {:>12}", "", "hatchery", "by hand", "Python");
-    row("map of many squares", map, Some(by_hand), python(0));
-    row("the same, chunks of 4096", chunks, Some(by_hand), python(0));
-    row("map with chunks of one", single, Some(by_hand_alone), python(1));
+    row("map of many squares", map, Some(packed), python(0));
+    row("the same, chunks of 4096", chunks, Some(packed), python(0));
+    row("the same, beside bare bytes", chunks, Some(bare), None);
+    row("map with chunks of one", single, Some(packed_alone), python(1));
+    row("the same, beside bare bytes", single, Some(bare_alone), None);
     row("one after the other", one, None, python(2));
     row("1 MiB there and back", one_mib, Some(raw_mib), python(3));
     row("64 MiB there and back", many_mib, Some(raw_large), python(4));
+    row("worker killed, next one answers", replaced, None, python(5));
+    println!(
+        "(Python's figure of the last line is that of a process: its pool looks for dead workers every 100 ms.)"
+    );
     println!("40 tasks of 10 ms on {WORKERS} workers: {:.2} × ideal", 0.2 / busy.as_secs_f64());
     pool.shutdown().await
 }
@@ -137,25 +174,114 @@ fn python() -> Option<Vec<Duration>> {
     Some(lines.lines().filter_map(|line| line.parse().ok()).map(Duration::from_secs_f64).collect())
 }
 
-/// Two sockets with a thread behind each, which squares what comes: numbers of eight bytes, in chunks.
-fn by_hand(count: u64, chunk: usize) -> hatchery::Result<Duration> {
+/// One line of the table, again and again.
+async fn again_and_again(pool: &Pool, only: &str) -> hatchery::Result<()> {
+    for _ in 0..5 {
+        let took = match only {
+            "map" => timed(100, || async { pool.map(square, 0..100_000).await }).await?,
+            "chunks" => timed(100, || async { pool.map(square, 0..100_000).chunk_size(4096).await }).await?,
+            "ones" => timed(9, || async { pool.map(square, 0..10_000).chunk_size(1).await }).await?,
+            "one" => timed(1_000, || async { pool.submit(square, 7).await }).await?,
+            "mib" => there_and_back(pool, 1 << 20, 100).await?,
+            "large" => there_and_back(pool, 64 << 20, 5).await?,
+            "busy" => timed(3, || async { pool.map(spin_10_ms, 0..40).await }).await?,
+            other => return Err(hatchery::Error::msg(format!("there is no line {other}"))),
+        };
+        println!("{only}: {took:.1?}");
+    }
+    Ok(())
+}
+
+/// So many bytes to a worker and back. To have them is not part of it.
+async fn there_and_back(pool: &Pool, size: usize, times: usize) -> Result<Duration, TaskError> {
+    let mut taken = Vec::new();
+    for _ in 0..times {
+        let bytes = vec![7_u8; size];
+        let begun = Instant::now();
+        let back = pool.submit(same, bytes).await?;
+        taken.push(begun.elapsed());
+        assert_eq!(back.len(), size);
+    }
+    taken.sort_unstable();
+    Ok(taken[times / 2])
+}
+
+#[hatchery::task]
+fn own_pid() -> i32 {
+    std::process::id().cast_signed()
+}
+
+/// From SIGKILL to the only worker of a pool to what the next one answers.
+async fn replaced(times: usize) -> hatchery::Result<Duration> {
+    let pool = Pool::builder().workers(1).intensity(1_000, Duration::from_secs(60)).start().await?;
+    let mut taken = Vec::new();
+    for _ in 0..times.max(1) {
+        let pid = pool.submit(own_pid, ()).await?;
+        let pid = rustix::process::Pid::from_raw(pid).ok_or_else(|| hatchery::Error::msg("no pid"))?;
+        let begun = Instant::now();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+        // One that is given to the worker before its death is known fails.
+        while pool.submit(own_pid, ()).await.is_err() {}
+        taken.push(begun.elapsed());
+    }
+    taken.sort_unstable();
+    pool.shutdown().await?;
+    Ok(taken[taken.len() / 2])
+}
+
+/// How numbers lie on the wire.
+trait Wire {
+    fn encode(numbers: &[u64]) -> hatchery::Result<Vec<u8>>;
+    fn decode(bytes: &[u8]) -> hatchery::Result<Vec<u64>>;
+}
+
+/// As their eight bytes each.
+struct Bare;
+
+impl Wire for Bare {
+    fn encode(numbers: &[u64]) -> hatchery::Result<Vec<u8>> {
+        Ok(numbers.iter().flat_map(|number| number.to_le_bytes()).collect())
+    }
+
+    fn decode(bytes: &[u8]) -> hatchery::Result<Vec<u64>> {
+        let number = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().unwrap_or_default());
+        Ok(bytes.chunks_exact(8).map(number).collect())
+    }
+}
+
+/// As an array in MessagePack.
+struct Packed;
+
+impl Wire for Packed {
+    fn encode(numbers: &[u64]) -> hatchery::Result<Vec<u8>> {
+        Ok(rmp_serde::to_vec(numbers)?)
+    }
+
+    fn decode(bytes: &[u8]) -> hatchery::Result<Vec<u64>> {
+        Ok(rmp_serde::from_slice(bytes)?)
+    }
+}
+
+/// Two sockets with a thread behind each, which squares what comes, in chunks.
+fn by_hand<W: Wire>(count: u64, chunk: usize) -> hatchery::Result<Duration> {
     let mut taken = Vec::new();
     for _ in 0..9 {
-        let mut peers = [peer(chunk)?, peer(chunk)?];
+        let mut peers = [peer::<W>()?, peer::<W>()?];
         let inputs: Vec<u64> = (0..count).collect();
         let begun = Instant::now();
         let mut results: Vec<u64> = Vec::with_capacity(inputs.len());
         // Each has a chunk, and one more before it has answered.
         let chunks: Vec<&[u64]> = inputs.chunks(chunk).collect();
         for (index, chunk) in chunks.iter().take(4).enumerate() {
-            send(&mut peers[index % 2], chunk)?;
+            send::<W>(&mut peers[index % 2], chunk)?;
         }
         for (index, chunk) in chunks.iter().enumerate() {
             let peer = &mut peers[index % 2];
-            receive(peer, chunk.len(), &mut results)?;
+            results.extend(receive::<W>(peer)?.unwrap_or_default());
             if let Some(next) = chunks.get(index + 4) {
-                send(peer, next)?;
+                send::<W>(peer, next)?;
             }
+            assert!(results.len() >= chunk.len());
         }
         taken.push(begun.elapsed());
     }
@@ -163,25 +289,12 @@ fn by_hand(count: u64, chunk: usize) -> hatchery::Result<Duration> {
     Ok(taken[taken.len() / 2])
 }
 
-fn by_hand_alone(count: u64) -> hatchery::Result<Duration> {
-    by_hand(count, 1)
-}
-
-fn peer(chunk: usize) -> hatchery::Result<UnixStream> {
+fn peer<W: Wire>() -> hatchery::Result<UnixStream> {
     let (here, mut there) = UnixStream::pair()?;
     std::thread::spawn(move || {
-        let mut room = vec![0; chunk * 8];
-        let mut head = [0; 4];
-        while there.read_exact(&mut head).is_ok() {
-            let bytes = &mut room[..u32::from_le_bytes(head) as usize];
-            if there.read_exact(bytes).is_err() {
-                return;
-            }
-            for number in bytes.chunks_exact_mut(8) {
-                let x = u64::from_le_bytes(number.try_into().unwrap_or_default());
-                number.copy_from_slice(&(x * x).to_le_bytes());
-            }
-            if there.write_all(bytes).is_err() {
+        while let Ok(Some(mut numbers)) = receive::<W>(&mut there) {
+            numbers.iter_mut().for_each(|x| *x *= *x);
+            if send::<W>(&mut there, &numbers).is_err() {
                 return;
             }
         }
@@ -189,20 +302,23 @@ fn peer(chunk: usize) -> hatchery::Result<UnixStream> {
     Ok(here)
 }
 
-fn send(peer: &mut UnixStream, chunk: &[u64]) -> hatchery::Result<()> {
-    let mut bytes = Vec::with_capacity(chunk.len() * 8 + 4);
-    bytes.extend_from_slice(&(chunk.len() as u32 * 8).to_le_bytes());
-    chunk.iter().for_each(|number| bytes.extend_from_slice(&number.to_le_bytes()));
+fn send<W: Wire>(peer: &mut UnixStream, chunk: &[u64]) -> hatchery::Result<()> {
+    let numbers = W::encode(chunk)?;
+    let mut bytes = Vec::with_capacity(numbers.len() + 4);
+    bytes.extend_from_slice(&(numbers.len() as u32).to_le_bytes());
+    bytes.extend_from_slice(&numbers);
     Ok(peer.write_all(&bytes)?)
 }
 
-fn receive(peer: &mut UnixStream, count: usize, into: &mut Vec<u64>) -> hatchery::Result<()> {
-    let mut bytes = vec![0; count * 8];
+/// The next chunk; none if there will be no more.
+fn receive<W: Wire>(peer: &mut UnixStream) -> hatchery::Result<Option<Vec<u64>>> {
+    let mut head = [0; 4];
+    if peer.read_exact(&mut head).is_err() {
+        return Ok(None);
+    }
+    let mut bytes = vec![0; u32::from_le_bytes(head) as usize];
     peer.read_exact(&mut bytes)?;
-    into.extend(
-        bytes.chunks_exact(8).map(|number| u64::from_le_bytes(number.try_into().unwrap_or_default())),
-    );
-    Ok(())
+    W::decode(&bytes).map(Some)
 }
 
 /// So many bytes through a socket and back, by a thread that reads all of them first.

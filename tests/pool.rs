@@ -4,3 +4,5 @@ mod pool_deaths;
 mod pool_ends;
 mod pool_lanes;
 mod pool_results;
+mod pool_state;
+mod pool_streams;

@@ -145,7 +145,7 @@ async fn a_stream_over_inputs_without_end_ends_when_its_pool_does() {
     }
     // One that has taken nothing yet, and one whose results are all there, and some inputs are not taken.
     let mut fresh = pool.map(square, 0..).stream();
-    let mut whole = pool.map(square, 0..100).chunk_size(1).stream();
+    let mut whole = pool.map(square, 0..10_000).chunk_size(1).stream();
     ends("next", whole.next()).await.unwrap().unwrap();
     becomes_true("nothing is under way", || pool.stats().given == 0 && pool.stats().waiting == 0).await;
     ends("terminate", pool.terminate()).await.unwrap();
@@ -154,7 +154,7 @@ async fn a_stream_over_inputs_without_end_ends_when_its_pool_does() {
         assert!(rest.last().unwrap().as_ref().is_err_and(TaskError::is_closed));
     }
     let rest = ends("the rest", drained(&mut whole)).await;
-    assert!(rest.len() < 99 && rest.last().unwrap().as_ref().is_err_and(TaskError::is_closed));
+    assert!(rest.len() < 9_999 && rest.last().unwrap().as_ref().is_err_and(TaskError::is_closed));
     assert_eq!(rest.iter().filter(|result| result.is_err()).count(), 1);
 }
 

@@ -29,8 +29,8 @@ async fn meets(of: usize) -> u32 {
 #[hatchery::test]
 async fn as_many_asynchronous_tasks_run_in_a_worker_at_the_same_time_as_it_may_run() {
     let pool = pool(1, 16).await;
-    for chunk in [1, 2] {
-        let map = pool.map(meets, std::iter::repeat_n(16, 32)).chunk_size(chunk);
+    for _ in 0..3 {
+        let map = pool.map(meets, std::iter::repeat_n(16, 32)).chunk_size(1);
         let pids: BTreeSet<u32> = ends("map", map.into_future()).await.unwrap().into_iter().collect();
         assert_eq!(pids.len(), 1);
     }
@@ -392,6 +392,46 @@ async fn synchronous_tasks_run_one_at_a_time_beside_asynchronous_ones() {
         assert!(sync.unwrap().into_iter().eq(0..400) && more.unwrap().into_iter().eq(0..400));
         assert!(others.unwrap().into_iter().eq(1..401));
     }
+    over(pool).await;
+}
+
+/// What a worker has counted since its state was built.
+struct Count {
+    here: u64,
+    lent: bool,
+}
+
+#[hatchery::state]
+fn nothing_counted() -> Count {
+    Count { here: 0, lent: false }
+}
+
+/// Has the state for itself, also while it waits.
+#[hatchery::task]
+async fn one_more(tally: &mut Count, x: u64) -> u64 {
+    assert!(!std::mem::replace(&mut tally.lent, true), "somebody else has it");
+    tokio::time::sleep(Duration::from_micros(100)).await;
+    assert!(x % 50 != 49, "at {x}");
+    tally.lent = false;
+    tally.here += 1;
+    tally.here
+}
+
+#[hatchery::test]
+async fn tasks_that_borrow_state_run_one_at_a_time_beside_others_and_it_is_built_anew_after_a_panic() {
+    let pool = ends("start", Pool::builder().workers(1).concurrency(4).state(nothing_counted, ()).start())
+        .await
+        .unwrap();
+    let counted = pool.map(one_more, 0..100).chunk_size(10).each();
+    let others = pool.map(between, 0..200).into_future();
+    let (counted, others) = ends("both", async { tokio::join!(counted, others) }).await;
+    assert!(others.unwrap().into_iter().eq(1..201));
+    let (lost, counted): (Vec<_>, Vec<_>) = counted.into_iter().partition(Result::is_err);
+    assert_eq!(lost.len(), 2);
+    assert!(lost.into_iter().all(|lost| lost.unwrap_err().to_string().contains("at ")));
+    let counted: Vec<_> = counted.into_iter().map(Result::unwrap).collect();
+    assert!(counted.iter().copied().eq((1..=49).chain(1..=49)), "{counted:?}");
+    assert_eq!(pool.stats().workers[0].restarts, 0);
     over(pool).await;
 }
 

@@ -1,6 +1,5 @@
 //! What an actor is: the traits that `#[actor]` implements, and how its answers are encoded.
 
-use std::any::Any;
 use std::fmt::Display;
 use std::future::Future;
 
@@ -161,10 +160,7 @@ impl<A: AnyActor> IntoStarted<A> for A {
 
 impl<A: AnyActor, E: Display + 'static> IntoStarted<A> for Result<A, E> {
     fn into_started(self) -> Result<A, Error> {
-        self.map_err(|error| match (&error as &dyn Any).downcast_ref::<Error>() {
-            Some(ours) => ours.clone(),
-            None => Error::msg(error),
-        })
+        self.map_err(Error::of)
     }
 }
 

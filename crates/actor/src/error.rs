@@ -1,5 +1,6 @@
 //! The error types: opaque, with predicates, able to travel between processes.
 
+use std::any::Any;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -39,6 +40,15 @@ impl Error {
     /// An error with this text.
     pub fn msg(message: impl fmt::Display) -> Error {
         Error { message: message.to_string(), causes: Vec::new(), fault: None }
+    }
+
+    /// What a function returned that may return any error: the library's own as it is.
+    #[doc(hidden)]
+    pub fn of<E: fmt::Display + 'static>(error: E) -> Error {
+        match (&error as &dyn Any).downcast_ref::<Error>() {
+            Some(ours) => ours.clone(),
+            None => Error::msg(error),
+        }
     }
 
     /// The same error below a sentence that says what was being done.

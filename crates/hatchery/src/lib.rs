@@ -13,6 +13,7 @@
 //! | an actor elsewhere in the tree | any handle, and [`lookup()`] |
 //! | who has ended, and how | [`Monitor`], [`Down`] |
 //! | many tasks on a few workers | [`Pool`], [`Job`], [`Map`], [`Results`], [`TaskError`] |
+//! | state in those workers, which their tasks borrow | [`macro@state`], [`PoolBuilder::state`], [`TaskOn`] |
 //! | keeping them alive | [`Supervisor`], [`Strategy`], [`Restart`], [`Tree`] |
 //! | what a worker may have, and how it is watched and stopped | [`ChildSpec`], [`ProcessBuilder`], [`Output`], [`Heartbeat`], [`Shutdown`], [`Stop`] |
 //! | what workers log | [`logs`], [`TraceContext`] |
@@ -20,12 +21,12 @@
 
 #![forbid(unsafe_code)]
 
-pub use hatchery_macros::{actor, main, task, test};
+pub use hatchery_macros::{actor, main, state, task, test};
 
 pub use hatchery_pool::builder::PoolBuilder;
 pub use hatchery_pool::child::PoolChild;
 pub use hatchery_pool::job::Job;
-pub use hatchery_pool::map::{All, Map, Results};
+pub use hatchery_pool::map::{All, Inputs, Map, Results, Streamed};
 pub use hatchery_pool::plan::Priority;
 pub use hatchery_pool::pool::Pool;
 pub use hatchery_pool::stats::{PoolStats, WorkerStats};
@@ -33,6 +34,7 @@ pub use hatchery_process::door::{Door, Flavor, Outcome, program};
 pub use hatchery_process::logs;
 pub use hatchery_process::process::{Builder as ProcessBuilder, Process, ProcessError};
 pub use hatchery_process::program::{ActiveChild, Current, active_children, config, current, parent};
+pub use hatchery_process::state::{BuildsState, RunsInPool, State, TaskOn};
 pub use hatchery_process::task::{Runs, Task};
 
 pub use hatchery_actor::actor::{Actor, AnyActor};
@@ -165,8 +167,11 @@ pub mod __private {
     pub use hatchery_actor::handle::{ActorRef, AnyHandle};
     pub use hatchery_actor::outlet::Answer;
     pub use hatchery_process::byte_strings::{ByteSlice, ByteVec, take_bytes};
-    pub use hatchery_process::registry::{HostedActor, HostedTask};
-    pub use hatchery_process::task::{PackedOutcome, PackedRun, TaskEntry, TaskOutcome, TaskRun};
+    pub use hatchery_process::registry::{HostedActor, HostedState, HostedTask};
+    pub use hatchery_process::state::{Build, Built, StateEntry, built, not_built};
+    pub use hatchery_process::task::{
+        LocalFuture, OnState, PackedOutcome, RunOnState, StateType, TaskEntry, TaskOutcome, TaskRun,
+    };
     pub use hatchery_process::test::{TestOptions, test};
     pub use hatchery_wire::{Body, ByteString, DecodeError, EncodeError, decode_owned, encode};
     pub use hatchery_wire::{CannotDecode, CannotEncode, Decodes, Decoding, Encodes, Encoding, must_travel};

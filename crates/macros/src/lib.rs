@@ -4,7 +4,7 @@
 //! `::hatchery::__private`, so a crate that uses them needs no other dependency.
 //!
 //! Reading order: `travel` says what may travel to another process, `task` and `actor` stand on it, `entry` is
-//! the door of a program and of a test. `stream` belongs to `actor`.
+//! the door of a program and of a test. `arguments` and `state` belong to `task`, `stream` belongs to `actor`.
 #![forbid(unsafe_code)]
 
 use proc_macro::TokenStream;
@@ -14,7 +14,12 @@ mod travel;
 // Methods that answer with a stream.
 mod stream;
 
+// The parameters of a function that travel.
+mod arguments;
+
 mod task;
+
+mod state;
 
 mod actor;
 
@@ -48,9 +53,56 @@ mod entry;
 /// string. An `async fn` works alike. A task cannot be generic: its name is all that says what runs.
 ///
 /// As with any constant, a `let square = …` beside it is an error, and an iterator wants `.map(*square)`.
+///
+/// # Tasks that borrow
+///
+/// If the first parameter is `&mut S` or `&S`, the task borrows the state of its worker: what a function with
+/// [`#[state]`](macro@state) has built there. It takes the other parameters from its callers, and runs in pools that have such
+/// a state, and nowhere else.
 #[proc_macro_attribute]
 pub fn task(options: TokenStream, item: TokenStream) -> TokenStream {
     task::expand(options.into(), item.into()).into()
+}
+
+/// Makes a function one that builds the state of a pool's workers, which their tasks borrow.
+///
+/// Each worker calls it once, on the thread that runs its tasks, before it is ready, and the state stays on that thread: it is
+/// never sent, so neither serde's traits nor `Send` are asked of it. See `PoolBuilder::state`.
+///
+/// ```
+/// use std::cell::RefCell;
+/// use std::collections::BTreeMap;
+/// use std::rc::Rc;
+///
+/// use hatchery::prelude::*;
+///
+/// struct Dictionary { words: Rc<RefCell<BTreeMap<String, u64>>> }
+///
+/// #[hatchery::state]
+/// fn learn(text: String) -> hatchery::Result<Dictionary> {
+///     let words = text.split_whitespace().zip(1..).map(|(word, number)| (word.to_owned(), number)).collect();
+///     Ok(Dictionary { words: Rc::new(RefCell::new(words)) })
+/// }
+///
+/// #[hatchery::task]
+/// fn number_of(dictionary: &mut Dictionary, word: String) -> Option<u64> {
+///     dictionary.words.borrow().get(&word).copied()
+/// }
+///
+/// #[hatchery::main]
+/// async fn main() -> hatchery::Result<()> {
+///     let pool = Pool::builder().workers(2).state(learn, "one two three".to_owned()).start().await?;
+///     let words = ["two", "four"].map(String::from);
+///     assert_eq!(pool.map(number_of, words).await?, [Some(2), None]);
+///     pool.shutdown().await
+/// }
+/// ```
+///
+/// It returns the state, or a `Result` of it whose error can be displayed; it may be async, and its future need not be `Send`.
+/// Its parameters travel, as those of a [`task`](macro@task) do. It still is a plain function to those who call it.
+#[proc_macro_attribute]
+pub fn state(options: TokenStream, item: TokenStream) -> TokenStream {
+    state::expand(options.into(), item.into()).into()
 }
 
 /// Makes a type an actor, from the impl block that says how it starts and what it answers.

@@ -1,14 +1,17 @@
 //! `#[task]`: a function becomes a constant of its name, typed by its signature and registered so that another
-//! process finds it.
+//! process finds it. One whose first parameter is a reference borrows the state of its worker.
 
 use proc_macro2::{TokenStream, TokenTree};
 use quote::{ToTokens, format_ident, quote, quote_spanned};
 use syn::ext::IdentExt;
-use syn::spanned::Spanned;
-use syn::{Attribute, FnArg, Item, ItemFn, Meta, Signature, Token, Type, Visibility, punctuated::Punctuated};
+use syn::{
+    Attribute, FnArg, Item, ItemFn, Meta, Signature, Token, Type, TypeReference, Visibility,
+    punctuated::Punctuated,
+};
 
+use crate::arguments::{Arguments, must_travel};
 use crate::travel::{
-    Refusals, as_one, is_bytes, is_context, is_result, peeled, refuse_options, result_of, shown_at,
+    Refusals, is_bytes, is_context, is_result, last_name, peeled, refuse_options, result_of, shown_at,
     told_beside, written,
 };
 
@@ -33,7 +36,12 @@ struct Task {
     visibility: Visibility,
     /// As written, with the attributes that only a function can have.
     function: ItemFn,
+    /// All of its parameters.
     parameters: Vec<Type>,
+    /// What it borrows of its worker: the type behind its first parameter, if that is a reference.
+    state: Option<Type>,
+    /// Its parameters that travel: the others.
+    arguments: Arguments,
     result: Type,
 }
 
@@ -52,35 +60,37 @@ impl Task {
         let mut refusals = Refusals::default();
         refusals.unless(refuse_options(options, "task", "write it alone"));
         refusals.of_signature(&function.sig, "a task");
-        refusals.of_many(&function.sig, function.sig.inputs.len());
-        let mut parameters = Vec::new();
+        let (mut parameters, mut state, mut arguments) = (Vec::new(), None, Vec::new());
         for (index, input) in function.sig.inputs.iter().enumerate() {
-            match input {
-                FnArg::Receiver(receiver) => refusals.at(
-                    receiver,
-                    "a task has no `self`: write a free function, or `#[hatchery::actor]` on the impl block",
-                ),
-                FnArg::Typed(parameter) if is_context(&parameter.ty) => refusals.at(
+            let parameter = match input {
+                FnArg::Receiver(receiver) => {
+                    refusals.at(
+                        receiver,
+                        "a task has no `self`: write a free function, or `#[hatchery::actor]` on the impl block",
+                    );
+                    continue;
+                }
+                FnArg::Typed(parameter) => parameter,
+            };
+            parameters.push((*parameter.ty).clone());
+            match peeled(&parameter.ty) {
+                ty if is_context(ty) => refusals.at(
                     parameter,
                     "a task has no `Context`: leave it out, `hatchery::current()` says where it runs",
                 ),
-                FnArg::Typed(parameter) => {
-                    match peeled(&parameter.ty) {
-                        Type::Reference(state) if index == 0 && state.mutability.is_some() => refusals.at(
-                            state,
-                            format!(
-                                "a task cannot borrow the state of its worker yet: write `{0}` instead of `{1}`, \
-                                 or an `#[hatchery::actor]` that keeps the `{0}`",
-                                written(&state.elem),
-                                written(state)
-                            ),
-                        ),
-                        ty => refusals.of_parameter(ty),
-                    }
-                    parameters.push((*parameter.ty).clone());
+                Type::Reference(reference) if index == 0 && is_of_state(reference) => {
+                    refusals.of_state(&reference.elem);
+                    state = Some((*reference.elem).clone());
+                    continue;
                 }
+                Type::Reference(reference) if reference.mutability.is_some() => {
+                    refusals.at(reference, borrows_wrongly(reference, index, state.as_ref()));
+                }
+                ty => refusals.of_parameter(ty),
             }
+            arguments.push((*parameter.ty).clone());
         }
+        refusals.of_many(&function.sig, arguments.len());
         let result = result_of(&function.sig);
         refusals.of_result(&result);
         let refusals = match has_a_type(&function.sig) {
@@ -91,63 +101,115 @@ impl Task {
         let (attributes, of_function) = function.attrs.drain(..).partition(belongs_to_constant);
         function.attrs = of_function;
         let visibility = std::mem::replace(&mut function.vis, Visibility::Inherited);
-        Ok((Task { attributes, visibility, function, parameters, result }, refusals))
+        let arguments = Arguments(arguments);
+        Ok((Task { attributes, visibility, function, parameters, state, arguments, result }, refusals))
+    }
+
+    /// The type of the constant, and of the function that it derefs to.
+    fn types(&self) -> (TokenStream, TokenStream) {
+        let Task { parameters, result, .. } = self;
+        let args = self.arguments.as_one();
+        let returned = match (self.is_async(), &self.state) {
+            (false, _) => quote!(#result),
+            (true, None) => quote!(::hatchery::__private::BoxFuture<#result>),
+            (true, Some(_)) => quote!(::hatchery::__private::LocalFuture<'_, #result>),
+        };
+        let pointer = quote!(fn(#(#parameters),*) -> #returned);
+        match &self.state {
+            None => (quote!(::hatchery::Task<#args, #result, #pointer>), pointer),
+            Some(state) => (quote!(::hatchery::TaskOn<#state, #args, #result, #pointer>), pointer),
+        }
+    }
+
+    fn is_async(&self) -> bool {
+        self.function.sig.asyncness.is_some()
     }
 
     /// What is there instead of a task that was refused, so that those who call and spawn it are not refused, too.
     fn stand_in(&self) -> TokenStream {
-        let Task { attributes, visibility, function, parameters, result } = self;
+        let Task { attributes, visibility, function, parameters, state, .. } = self;
         let name = &function.sig.ident;
-        let args = as_one(&parameters.iter().map(|ty| quote!(#ty)).collect::<Vec<_>>());
-        let pointer = match function.sig.asyncness {
-            None => quote!(fn(#(#parameters),*) -> #result),
-            Some(_) => quote!(fn(#(#parameters),*) -> ::hatchery::__private::BoxFuture<#result>),
-        };
+        let (ty, pointer) = self.types();
         let ignored = parameters.iter().map(|_| quote!(_));
+        let made = match state {
+            None => quote!(::hatchery::Task::refused),
+            Some(_) => quote!(::hatchery::TaskOn::refused),
+        };
         quote! {
             #(#attributes)*
             #[allow(dead_code, non_upper_case_globals, reason = "it would be a task, but for the error")]
-            #visibility const #name: ::hatchery::Task<#args, #result, #pointer> =
-                ::hatchery::Task::refused((|#(#ignored),*| ::core::unreachable!()) as #pointer);
+            #visibility const #name: #ty = #made((|#(#ignored),*| ::core::unreachable!()) as #pointer);
         }
     }
 
     fn constant(&self) -> TokenStream {
-        let Task { attributes, visibility, function, parameters, result } = self;
+        let Task { attributes, visibility, function, arguments, result, .. } = self;
         let name = &function.sig.ident;
         let full_name = name.unraw().to_string();
-        let args = as_one(&parameters.iter().map(|ty| quote!(#ty)).collect::<Vec<_>>());
-        let must_travel = self.must_travel();
-        let (pointer, callable, run) = self.entry_points();
-        let packed = self.packed();
-        let encode = self.encode(&args);
+        let (ty, pointer) = self.types();
+        let must_travel = [arguments.must_travel(), must_travel(result)];
+        let (callable, runs) = self.entry_points();
+        let (run, packed, made) = match &self.state {
+            None if self.is_async() => (
+                quote!(::hatchery::__private::TaskRun::Async(__run)),
+                quote!(::core::option::Option::None),
+                quote!(::hatchery::Task::new),
+            ),
+            None => (
+                quote!(::hatchery::__private::TaskRun::Sync(__run)),
+                quote!(::core::option::Option::Some(__run_packed)),
+                quote!(::hatchery::Task::new),
+            ),
+            Some(state) => {
+                let (run, packed) = if self.is_async() {
+                    (quote!(Async), quote!(::core::option::Option::None))
+                } else {
+                    (quote!(Sync), quote!(::core::option::Option::Some(__run_packed)))
+                };
+                let on_state = quote! {
+                    ::hatchery::__private::TaskRun::OnState(::hatchery::__private::OnState {
+                        state: ::hatchery::__private::StateType::of::<#state>(),
+                        run: ::hatchery::__private::RunOnState::#run(__run),
+                        packed: #packed,
+                    })
+                };
+                (on_state, quote!(::core::option::Option::None), quote!(::hatchery::TaskOn::new))
+            }
+        };
+        let packs = self.packed();
+        let (encode, encode_packed) = (arguments.encode(), arguments.encode_packed());
         let decode = self.decode();
         // `line!()` reports where its own token stands, so these stand where the function does.
         let place = quote_spanned!(name.span()=> ::core::file!(), ::core::line!(), ::core::column!());
         quote! {
             #(#attributes)*
             #[allow(non_upper_case_globals, reason = "a task is called by the name of its function")]
-            #visibility const #name: ::hatchery::Task<#args, #result, #pointer> = {
+            #visibility const #name: #ty = {
                 #[allow(
                     clippy::missing_const_for_fn,
+                    clippy::needless_pass_by_ref_mut,
                     clippy::needless_pass_by_value,
+                    clippy::ptr_arg,
+                    clippy::trivially_copy_pass_by_ref,
                     clippy::unused_async,
-                    reason = "what comes from another process is owned, and a task may be async for its callers' sake"
+                    reason = "what comes from another process is owned, what is borrowed is the state as it is, and a \
+                              task may be async for its callers' sake"
                 )]
                 #function
-                #must_travel
-                #run
-                #packed
+                #(#must_travel)*
+                #runs
+                #packs
                 #encode
+                #encode_packed
                 #decode
                 static __ENTRY: ::hatchery::__private::TaskEntry = ::hatchery::__private::TaskEntry::new(
                     ::core::concat!(::core::module_path!(), "::", #full_name),
                     ::hatchery::__private::Place::new(#place),
-                    __RUN,
-                    __PACKED,
+                    #run,
+                    #packed,
                 );
                 ::hatchery::__private::inventory::submit! { ::hatchery::__private::HostedTask(&__ENTRY) }
-                ::hatchery::Task::new(
+                #made(
                     &__ENTRY,
                     #callable as #pointer,
                     __encode,
@@ -159,25 +221,6 @@ impl Task {
         }
     }
 
-    /// Names for the parameters.
-    fn arguments(&self) -> Vec<syn::Ident> {
-        (0..self.parameters.len()).map(|index| format_ident!("__arg{index}")).collect()
-    }
-
-    /// What the parameters are encoded as.
-    fn encoded(&self) -> TokenStream {
-        let types = self.parameters.iter();
-        let types =
-            types.map(|ty| if is_bytes(ty) { quote!(::hatchery::__private::ByteVec) } else { quote!(#ty) });
-        as_one(&types.collect::<Vec<_>>())
-    }
-
-    /// What the function is given of its decoded arguments.
-    fn passed(&self) -> impl Iterator<Item = TokenStream> {
-        let arguments = self.arguments().into_iter().zip(&self.parameters);
-        arguments.map(|(argument, ty)| if is_bytes(ty) { quote!(#argument.0) } else { quote!(#argument) })
-    }
-
     /// What is encoded of its result.
     fn value(&self) -> TokenStream {
         if is_bytes(&self.result) {
@@ -187,30 +230,46 @@ impl Task {
         }
     }
 
+    /// How what runs it is given the state, if it borrows any: a parameter, how it is made what the function borrows (or else
+    /// the task's outcome is this one), and what the function is given.
+    fn lent(&self, outcome: &TokenStream) -> [TokenStream; 3] {
+        let Some(state) = &self.state else { return Default::default() };
+        [
+            quote!(__state: &mut dyn ::core::any::Any,),
+            quote! {
+                let ::core::option::Option::Some(__state) =
+                    <dyn ::core::any::Any>::downcast_mut::<#state>(__state)
+                else {
+                    return #outcome;
+                };
+            },
+            quote!(__state,),
+        ]
+    }
+
     /// How a worker runs it where many lie in a row; an async one is run alone.
     fn packed(&self) -> TokenStream {
-        if self.function.sig.asyncness.is_some() {
-            return quote! {
-                const __PACKED: ::core::option::Option<::hatchery::__private::PackedRun> =
-                    ::core::option::Option::None;
-            };
+        if self.is_async() {
+            return TokenStream::new();
         }
         let name = &self.function.sig.ident;
-        let (encoded, arguments, value) = (self.encoded(), self.arguments(), self.value());
-        let pattern = as_one(&arguments.iter().map(|argument| quote!(#argument)).collect::<Vec<_>>());
-        let passed = self.passed();
+        let (encoded, pattern, value) = (self.arguments.encoded(), self.arguments.pattern(), self.value());
+        let passed = self.arguments.passed();
+        let [parameter, lends, lent] = self.lent(&quote!(::hatchery::__private::PackedOutcome::refused()));
         quote! {
             fn __run_packed(
                 __bytes: &[u8],
                 __out: &mut ::std::vec::Vec<u8>,
+                #parameter
             ) -> ::hatchery::__private::PackedOutcome {
+                #lends
                 let __args = {
                     use ::hatchery::__private::{CannotDecode as _, Decodes as _};
                     (&::hatchery::__private::Decoding::<#encoded>::new()).decoded_slice(__bytes)
                 };
                 match __args {
                     ::core::result::Result::Ok(#pattern) => {
-                        let __result = #name(#(#passed),*);
+                        let __result = #name(#lent #(#passed),*);
                         ::hatchery::__private::PackedOutcome::value({
                             use ::hatchery::__private::{CannotEncode as _, Encodes as _};
                             (&::hatchery::__private::Encoding(#value)).encoded_onto(__out)
@@ -221,37 +280,35 @@ impl Task {
                     }
                 }
             }
-            const __PACKED: ::core::option::Option<::hatchery::__private::PackedRun> =
-                ::core::option::Option::Some(__run_packed);
         }
     }
 
-    /// The type of the function as callers see it, the function they get, and the one a worker runs.
-    fn entry_points(&self) -> (TokenStream, TokenStream, TokenStream) {
-        let Task { function, parameters, result, .. } = self;
+    /// The function that callers get, and the one that a worker runs.
+    fn entry_points(&self) -> (TokenStream, TokenStream) {
+        let Task { function, parameters, state, arguments, result, .. } = self;
         let name = &function.sig.ident;
         let at_name = shown_at(name.span());
-        let arguments = self.arguments();
-        let encoded = self.encoded();
-        let pattern = as_one(&arguments.iter().map(|argument| quote!(#argument)).collect::<Vec<_>>());
-        let passed = self.passed();
+        let (encoded, pattern) = (arguments.encoded(), arguments.pattern());
+        let passed = arguments.passed();
         let failed =
             if is_result(result) { quote!(::core::result::Result::is_err(&__result)) } else { quote!(false) };
         let value = self.value();
-        let (callable, wait) = if function.sig.asyncness.is_some() {
+        let (callable, wait) = if self.is_async() {
             (quote!(__boxed), quote!(.await))
         } else {
             (quote!(#name), TokenStream::new())
         };
+        let [parameter, lends, lent] = self.lent(&quote!(::hatchery::__private::TaskOutcome::refused()));
         // The encoded arguments, which may be large, are gone before the task runs.
         let body = quote! {
+            #lends
             let __args = {
                 use ::hatchery::__private::{CannotDecode as _, Decodes as _};
                 (&::hatchery::__private::Decoding::<#encoded>::new()).decoded(__body)
             };
             match __args {
                 ::core::result::Result::Ok(#pattern) => {
-                    let __result = #callable(#(#passed),*) #wait;
+                    let __result = #callable(#lent #(#passed),*) #wait;
                     let __encoded = {
                         use ::hatchery::__private::{CannotEncode as _, Encodes as _};
                         (&::hatchery::__private::Encoding(#value)).encoded()
@@ -263,78 +320,42 @@ impl Task {
                 }
             }
         };
-        if function.sig.asyncness.is_none() {
+        if !self.is_async() {
             let run = quote! {
-                fn __run(__body: ::hatchery::__private::Body) -> ::hatchery::__private::TaskOutcome { #body }
-                const __RUN: ::hatchery::__private::TaskRun = ::hatchery::__private::TaskRun::Sync(__run);
+                fn __run(
+                    __body: ::hatchery::__private::Body,
+                    #parameter
+                ) -> ::hatchery::__private::TaskOutcome {
+                    #body
+                }
             };
-            return (quote!(fn(#(#parameters),*) -> #result), callable, run);
+            return (callable, run);
         }
-        // A future that is not `Send` fails in this one place, shown at the name of the function.
+        let names: Vec<_> = (0..parameters.len()).map(|index| format_ident!("__arg{index}")).collect();
+        let (boxed, outcome) = match state {
+            None => (
+                quote!(::hatchery::__private::BoxFuture<#result>),
+                quote!(::hatchery::__private::BoxFuture<::hatchery::__private::TaskOutcome>),
+            ),
+            // It stays on its thread, as the state does.
+            Some(_) => (
+                quote!(::hatchery::__private::LocalFuture<'_, #result>),
+                quote!(::hatchery::__private::LocalFuture<'_, ::hatchery::__private::TaskOutcome>),
+            ),
+        };
+        // A future that is not `Send`, but has to be, fails in this one place, shown at the name of the function.
         let boxed = quote_spanned! {at_name=>
-            fn __boxed(#(#arguments: #parameters),*) -> ::hatchery::__private::BoxFuture<#result> {
-                ::std::boxed::Box::pin(#name(#(#arguments),*))
+            fn __boxed(#(#names: #parameters),*) -> #boxed {
+                ::std::boxed::Box::pin(#name(#(#names),*))
             }
         };
         let run = quote! {
             #boxed
-            fn __run(
-                __body: ::hatchery::__private::Body,
-            ) -> ::hatchery::__private::BoxFuture<::hatchery::__private::TaskOutcome> {
+            fn __run(__body: ::hatchery::__private::Body, #parameter) -> #outcome {
                 ::std::boxed::Box::pin(async move { #body })
             }
-            const __RUN: ::hatchery::__private::TaskRun = ::hatchery::__private::TaskRun::Async(__run);
         };
-        (quote!(fn(#(#parameters),*) -> ::hatchery::__private::BoxFuture<#result>), callable, run)
-    }
-
-    /// Says of each type that it must travel, where it is written.
-    fn must_travel(&self) -> TokenStream {
-        let types = self.parameters.iter().chain([&self.result]).filter(|ty| !is_bytes(ty));
-        types
-            .map(|ty| {
-                quote_spanned! {shown_at(ty.span())=>
-                    const _: fn() = ::hatchery::__private::must_travel::<#ty>;
-                }
-            })
-            .collect()
-    }
-
-    /// The caller's half of the arguments: `Vec<u8>` leaves as a byte string.
-    fn encode(&self, args: &TokenStream) -> TokenStream {
-        let value = match &*self.parameters {
-            [ty] if is_bytes(ty) => quote!(&::hatchery::__private::ByteSlice(__args)),
-            many if many.len() > 1 && many.iter().any(is_bytes) => {
-                let fields = many.iter().enumerate().map(|(index, ty)| {
-                    let index = syn::Index::from(index);
-                    if is_bytes(ty) {
-                        quote!(::hatchery::__private::ByteSlice(&__args.#index))
-                    } else {
-                        quote!(&__args.#index)
-                    }
-                });
-                quote!(&(#(#fields),*))
-            }
-            _ => quote!(__args),
-        };
-        quote! {
-            fn __encode(
-                __args: &#args,
-            ) -> ::core::result::Result<::hatchery::__private::Body, ::hatchery::__private::EncodeError> {
-                use ::hatchery::__private::{CannotEncode as _, Encodes as _};
-                (&::hatchery::__private::Encoding(#value)).encoded()
-            }
-            fn __encode_packed(
-                __args: &#args,
-                __out: &mut ::std::vec::Vec<u8>,
-            ) -> ::core::result::Result<
-                ::core::option::Option<::hatchery::__private::Body>,
-                ::hatchery::__private::EncodeError,
-            > {
-                use ::hatchery::__private::{CannotEncode as _, Encodes as _};
-                (&::hatchery::__private::Encoding(#value)).encoded_onto(__out)
-            }
-        }
+        (callable, run)
     }
 
     /// The caller's half of the result.
@@ -376,9 +397,41 @@ impl Task {
     }
 }
 
+/// Whether a reference is one to state, and not a slip for an owned parameter: those without a size are none.
+fn is_of_state(reference: &TypeReference) -> bool {
+    let has_size = match peeled(&reference.elem) {
+        Type::Slice(_) | Type::TraitObject(_) | Type::ImplTrait(_) | Type::Reference(_) => false,
+        Type::Path(path) => {
+            !["str", "Path", "OsStr", "CStr"].contains(&last_name(&path.path).unwrap_or_default().as_str())
+        }
+        _ => true,
+    };
+    has_size && reference.lifetime.is_none()
+}
+
+/// What to write instead of a `&mut` that is no state.
+fn borrows_wrongly(reference: &TypeReference, index: usize, state: Option<&Type>) -> String {
+    let (owned, written_so) = (written(&reference.elem), written(reference));
+    match state {
+        Some(state) => format!(
+            "a worker has one state: let `#[hatchery::state]` return one that holds the `{}` and the `{owned}`, or write \
+             `{owned}` instead of `{written_so}`",
+            written(state)
+        ),
+        None if index == 0 => format!(
+            "state that a task borrows has a size and no lifetime: write `&mut S` with the type that `#[hatchery::state]` \
+             returns, or an owned type instead of `{written_so}`"
+        ),
+        None => format!(
+            "the state of its worker is the first parameter of a task: put it there, or write `{owned}` instead of \
+             `{written_so}`"
+        ),
+    }
+}
+
 /// Whether the function has a type that can be written for a constant: neither generic, nor with a `self`, nor with
 /// types that stand for others.
-fn has_a_type(signature: &Signature) -> bool {
+pub(crate) fn has_a_type(signature: &Signature) -> bool {
     let types = signature.inputs.iter().map(|input| match input {
         FnArg::Receiver(_) => None,
         FnArg::Typed(parameter) => Some(parameter.ty.to_token_stream()),
@@ -406,7 +459,7 @@ fn has_stand_ins(tokens: TokenStream) -> bool {
 
 /// Documentation, conditions and lint levels go to the constant (and reach the function in it); `#[inline]`,
 /// `#[must_use]`, `#[tracing::instrument]` and the like stay with the function.
-fn belongs_to_constant(attribute: &Attribute) -> bool {
+pub(crate) fn belongs_to_constant(attribute: &Attribute) -> bool {
     const OF_CONSTANT: [&str; 8] = ["doc", "cfg", "deprecated", "allow", "expect", "warn", "deny", "forbid"];
     let known = |path: &syn::Path| OF_CONSTANT.iter().any(|name| path.is_ident(name));
     if matches!(attribute.style, syn::AttrStyle::Inner(_)) {
@@ -521,7 +574,19 @@ mod tests {
             ("fn f() -> impl Display { 1 }", "write the type itself"),
             ("fn f() -> Result<(), Box<dyn Error>> { g() }", "or `hatchery::Error`"),
             ("fn f() -> ! { loop {} }", "write `()`"),
-            ("fn f(model: &mut Model, x: u8) {}", "an `#[hatchery::actor]` that keeps the `Model`"),
+            ("fn f(x: u8, model: &mut Model) {}", "is the first parameter of a task: put it there"),
+            ("fn f(x: &mut Model, y: &mut Order) {}", "one that holds the `Model` and the `Order`"),
+            ("fn f(x: &mut Model, y: &Order) {}", "write `Order` instead of `&Order`"),
+            ("fn f(x: &mut [u8]) {}", "instead of `&mut [u8]`"),
+            ("fn f(x: &mut str) {}", "has a size"),
+            ("fn f(x: &mut dyn Model) {}", "has a size"),
+            ("fn f<'a>(x: &'a mut Model) {}", "cannot borrow from its caller"),
+            ("fn f(x: &'static mut Model) {}", "no lifetime"),
+            ("fn f(x: &mut Model<'_>) {}", "write an owned type instead of one with `'_`"),
+            ("fn f<T>(x: &mut T) {}", "write what `T` stands for"),
+            ("fn f(x: &mut impl Model) {}", "write `&mut S`"),
+            ("fn f(x: &mut ()) {}", "`()` is no state"),
+            ("fn f(&mut self, x: u8) {}", "a task has no `self`"),
             ("fn f(cx: &Context) {}", "`hatchery::current()`"),
             ("fn f(&self) {}", "a task has no `self`"),
             ("fn f(self: Box<Self>) {}", "a task has no `self`"),
@@ -535,6 +600,35 @@ mod tests {
             assert!(refusal.contains(why), "{item}: {refusal:?} does not say {why:?}");
             assert!(!refusal.starts_with(char::is_uppercase), "{refusal:?}");
         }
+    }
+
+    #[test]
+    fn what_a_task_borrows_first_is_the_state_of_its_worker() {
+        let text = expanded("fn classify(model: &mut Model, image: Vec<u8>) -> Label { model.run(&image) }");
+        assert_contains(
+            &text,
+            "const classify: ::hatchery::TaskOn<Model, Vec<u8>, Label, fn(&mut Model, Vec<u8>) -> Label> = {",
+        );
+        assert_contains(&text, "TaskRun::OnState(::hatchery::__private::OnState {");
+        assert_contains(&text, "StateType::of::<Model>()");
+        assert_contains(&text, "RunOnState::Sync(__run)");
+        assert_contains(&text, "packed: ::core::option::Option::Some(__run_packed)");
+        assert_contains(&text, "classify(__state, __arg0.0)");
+        assert_contains(&text, "::hatchery::TaskOn::new(&__ENTRY, classify as");
+        assert!(!text.contains("must_travel::<Model>"), "state does not travel: {text}");
+
+        let text = expanded("fn looks(model: &Model) -> u8 { model.size }");
+        assert_contains(&text, "TaskOn<Model, (), u8, fn(&Model) -> u8>");
+        let text =
+            expanded("async fn later(model: &mut (Model, Cache), x: u8, y: u8) { model.run(x, y).await }");
+        assert_contains(
+            &text,
+            "TaskOn<(Model, Cache), (u8, u8), (),
+                fn(&mut (Model, Cache), u8, u8) -> ::hatchery::__private::LocalFuture<'_, ()> >",
+        );
+        assert_contains(&text, "RunOnState::Async(__run)");
+        assert_contains(&text, "packed: ::core::option::Option::None");
+        assert_contains(&text, "__boxed(__state, __arg0, __arg1).await");
     }
 
     #[test]
@@ -556,6 +650,11 @@ mod tests {
             "pub const f: ::hatchery::Task<
                 (&str, u8), u8, fn(&str, u8) -> ::hatchery::__private::BoxFuture<u8>
             > = ::hatchery::Task::refused((|_, _|",
+        );
+        let text = expand(TokenStream::new(), tokens("fn f(x: &mut Model, y: &u8) {}")).to_string();
+        assert_contains(
+            &without_spaces(&text),
+            "const f: ::hatchery::TaskOn<Model, &u8, (), fn(&mut Model, &u8) -> ()> = ::hatchery::TaskOn::refused((|_, _|",
         );
         for item in [
             "fn f(x: impl Display) {}",

@@ -1,7 +1,7 @@
 //! What may travel to another process: which signatures, parameters and results may, and what to write instead of
 //! those that may not.
 
-use proc_macro2::{Span, TokenStream};
+use proc_macro2::{Span, TokenStream, TokenTree};
 use quote::{ToTokens, quote};
 use syn::{
     GenericArgument, GenericParam, Pat, Path, PathArguments, ReturnType, Signature, Type, TypeParamBound,
@@ -109,6 +109,32 @@ impl Refusals {
         }
     }
 
+    /// State, which stays where it was built: a type of its own, that borrows nothing.
+    pub(crate) fn of_state(&mut self, ty: &Type) {
+        match peeled(ty) {
+            Type::ImplTrait(_) => self.at(
+                ty,
+                format!(
+                    "tasks borrow state by its type: write the type itself instead of `{}`, or `Box<dyn ..>`",
+                    written(ty)
+                ),
+            ),
+            Type::Never(_) => self.at(ty, "state is what stays: write the type that the function returns"),
+            Type::Tuple(tuple) if tuple.elems.is_empty() => {
+                self.at(ty, "`()` is no state to borrow: write a type of your own");
+            }
+            _ => {
+                if let Some(lifetime) = lifetime_in(ty.to_token_stream()) {
+                    self.at(
+                        ty,
+                        format!("state stays when its function has returned and cannot borrow: write an owned type \
+                                 instead of one with `{lifetime}`"),
+                    );
+                }
+            }
+        }
+    }
+
     fn of_type(&mut self, ty: &Type, what: &str) {
         match ty {
             Type::Reference(reference) => self.at(
@@ -196,6 +222,29 @@ fn owned_instead_of(reference: &TypeReference) -> String {
         Type::Reference(inner) => owned_instead_of(inner),
         other => written(other),
     }
+}
+
+/// The first lifetime among these tokens that is not `'static`; a plain `&` has one, too.
+fn lifetime_in(tokens: TokenStream) -> Option<String> {
+    let mut tokens = tokens.into_iter().peekable();
+    while let Some(token) = tokens.next() {
+        let found = match token {
+            TokenTree::Group(group) => lifetime_in(group.stream()),
+            TokenTree::Punct(punct) if punct.as_char() == '\'' => match tokens.next() {
+                Some(TokenTree::Ident(name)) if name != "static" => Some(format!("'{name}")),
+                _ => None,
+            },
+            TokenTree::Punct(punct) if punct.as_char() == '&' => {
+                let named = matches!(tokens.peek(), Some(TokenTree::Punct(next)) if next.as_char() == '\'');
+                (!named).then(|| "&".to_owned())
+            }
+            _ => None,
+        };
+        if found.is_some() {
+            return found;
+        }
+    }
+    None
 }
 
 /// Tokens as one would write them; `TokenStream` puts a space between any two.

@@ -4,26 +4,30 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hatchery_actor::actor::Place;
 use hatchery_actor::child::Shutdown;
 use hatchery_actor::fault::Fault;
 use hatchery_actor::handle::AnyHandle;
 use hatchery_actor::settings;
 use hatchery_actor::settings::Settings;
-use hatchery_process::task::Runs;
+use hatchery_process::launch::START_TIMEOUT;
+use hatchery_process::state::{BuildsState, RunsInPool};
+use hatchery_process::task::{Runs, StateType, TaskEntry};
 use hatchery_supervisor::builder::Supervisor;
 use hatchery_supervisor::errors::StartError;
 use hatchery_supervisor::policy::CountDeaths;
 use hatchery_supervisor::spec::ChildSpec;
 use hatchery_supervisor::tree::Tree;
+use hatchery_wire::{Body, EncodeError};
 use tokio::task::JoinHandle;
 
 use crate::child::PoolChild;
 use crate::keeper;
 use crate::plan::Rules;
 use crate::pool::Pool;
-use crate::post::Post;
+use crate::post::{Life, Post};
 use crate::shared::Shared;
-use crate::terms::{MOST_LANES, Named, Once};
+use crate::terms::{MOST_LANES, Named, Once, Recipe};
 
 /// Chunks that a worker has at most besides the one that it works on. As they take about a millisecond each, these are far
 /// more than it takes to bring the next one; and as many are taken from inputs that may be without end.
@@ -34,8 +38,9 @@ const MOST_PREFETCH: usize = 64;
 pub struct PoolBuilder {
     workers: Option<usize>,
     pub(crate) name: Option<String>,
-    pub(crate) initializer: Option<Prepared>,
-    pub(crate) finaliser: Option<Prepared>,
+    initializer: Option<Prepared>,
+    state: Option<(StateType, Prepared)>,
+    finaliser: Option<(&'static TaskEntry, Prepared)>,
     prefetch: usize,
     max_tasks: Option<u64>,
     lanes: u16,
@@ -44,18 +49,15 @@ pub struct PoolBuilder {
     settings: Settings,
 }
 
-/// A task with its arguments, or why they cannot be encoded.
+/// A function with its arguments, or why they cannot be encoded.
 type Prepared = std::result::Result<Once, Fault>;
 
-fn prepared<T: Runs>(task: &T, args: &T::Args) -> Prepared {
-    let entry = task.entry();
-    let args = task.encode_args(args).map_err(|error| Fault::NotSent(error.to_string()))?;
+fn prepared(name: &str, place: Place, args: std::result::Result<Body, EncodeError>) -> Prepared {
+    let args = args.map_err(|error| Fault::NotSent(error.to_string()))?;
     if args.descriptors() > 0 {
-        return Err(Fault::NotSent(
-            "an initializer runs in many workers, and takes no descriptors".to_owned(),
-        ));
+        return Err(Fault::NotSent(format!("{name} runs in many workers, and takes no descriptors")));
     }
-    let task = Named { name: entry.name.to_owned(), place: entry.place.to_string() };
+    let task = Named { name: name.to_owned(), place: place.to_string() };
     Ok(Once { task, args: args.to_bytes().to_vec() })
 }
 
@@ -65,6 +67,7 @@ impl PoolBuilder {
             workers: None,
             name: None,
             initializer: None,
+            state: None,
             finaliser: None,
             prefetch: 1,
             max_tasks: None,
@@ -90,15 +93,69 @@ impl PoolBuilder {
     /// A task that each worker runs once, before its first one, on the thread that runs its tasks. If it fails, so does
     /// the start of the worker.
     pub fn initializer<T: Runs>(mut self, task: T, args: T::Args) -> Self {
-        self.initializer = Some(prepared(&task, &args));
+        let entry = Runs::entry(&task);
+        self.initializer = Some(prepared(entry.name, entry.place, Runs::encode_args(&task, &args)));
+        self
+    }
+
+    /// State that each worker has, and that its tasks borrow: what a `#[hatchery::state]` function builds. A task whose first
+    /// parameter is `&mut S` or `&S` borrows it, one at a time.
+    ///
+    /// Each worker builds it once, after its initializer and before it is ready, on the thread that runs its tasks, where it
+    /// stays: it need neither be `Send` nor encodable. If building fails, panics, or takes longer than the
+    /// [`start_timeout`](PoolBuilder::start_timeout), so does the start of the worker, and says so. A worker that takes
+    /// another one's place builds its own.
+    ///
+    /// A task that panics may leave it half changed. So it is dropped then, and built anew before the next task that borrows
+    /// it begins. If that fails, or takes longer than a start may, the worker ends, with the reason as its panic, and another
+    /// one takes its place; no task is charged with that. A task that is ended from outside takes its worker along, state and
+    /// all.
+    ///
+    /// It is dropped when the worker leaves in order, after the [`finaliser`](PoolBuilder::finaliser), which may borrow it. A
+    /// worker that is killed drops nothing.
+    ///
+    /// A pool has state of one type: a second call replaces the first. A task that borrows another type fails at once, and is
+    /// not sent.
+    ///
+    /// ```
+    /// use hatchery::prelude::*;
+    ///
+    /// struct Model { weights: Vec<f64> }
+    ///
+    /// #[hatchery::state]
+    /// fn load(weights: String) -> hatchery::Result<Model> {
+    ///     let weights = weights.split(' ').map(str::parse).collect::<Result<_, _>>()?;
+    ///     Ok(Model { weights })
+    /// }
+    ///
+    /// #[hatchery::task]
+    /// fn weigh(model: &Model, inputs: Vec<f64>) -> f64 {
+    ///     model.weights.iter().zip(inputs).map(|(weight, input)| weight * input).sum()
+    /// }
+    ///
+    /// #[hatchery::main]
+    /// async fn main() -> hatchery::Result<()> {
+    ///     let pool = Pool::builder().workers(2).state(load, "0.5 2".to_owned()).start().await?;
+    ///     assert_eq!(pool.map(weigh, [vec![2.0, 1.0], vec![4.0, 4.0]]).await?, [3.0, 10.0]);
+    ///     pool.shutdown().await?;
+    ///
+    ///     let error = Pool::builder().workers(1).state(load, "none".to_owned()).start().await.unwrap_err();
+    ///     assert!(error.to_string().contains("its state could not be built: invalid float"), "{error}");
+    ///     Ok(())
+    /// }
+    /// ```
+    pub fn state<T: BuildsState>(mut self, build: T, args: T::Args) -> Self {
+        let entry = build.entry();
+        self.state = Some((entry.state, prepared(entry.name, entry.place, build.encode_args(&args))));
         self
     }
 
     /// A task that each worker runs when it leaves in order: at the end of the pool, or when it has run its
     /// [`max_tasks_per_worker`](PoolBuilder::max_tasks_per_worker). A worker that has not left 5 s after it was told to is
-    /// killed.
-    pub fn finaliser<T: Runs>(mut self, task: T, args: T::Args) -> Self {
-        self.finaliser = Some(prepared(&task, &args));
+    /// killed. It may borrow the [`state`](PoolBuilder::state), which is dropped after it.
+    pub fn finaliser<T: RunsInPool>(mut self, task: T, args: T::Args) -> Self {
+        let entry = task.entry();
+        self.finaliser = Some((entry, prepared(entry.name, entry.place, task.encode_args(&args))));
         self
     }
 
@@ -110,7 +167,9 @@ impl PoolBuilder {
     }
 
     /// How many chunks a worker has at most besides the one that it works on, so that it need not wait for the next one; 1
-    /// unless told otherwise, and 64 at most: more is taken for 64. Only chunks that are over within milliseconds are given away before their turn.
+    /// unless told otherwise, and 64 at most: more is taken for 64. Only chunks that are over within milliseconds are given
+    /// away before their turn; of those that are over within microseconds a worker has up to 64 in any case, since it costs
+    /// more to bring each by itself.
     pub fn prefetch(mut self, chunks: usize) -> Self {
         self.prefetch = chunks.min(MOST_PREFETCH);
         self
@@ -156,7 +215,7 @@ impl PoolBuilder {
         self
     }
 
-    /// How long a worker may take until its initializer has ended, instead of 30 s.
+    /// How long a worker may take until its initializer has ended, and its state is built, instead of 30 s.
     pub fn start_timeout(mut self, timeout: Duration) -> Self {
         self.start_timeout = Some(timeout);
         self
@@ -167,8 +226,9 @@ impl PoolBuilder {
     /// Starts it, and resolves when all its workers are ready.
     ///
     /// # Errors
-    /// A worker does not start: its initializer fails, or takes too long; then the others are stopped, and nothing is tried
-    /// again. The program did not come through the door, or the name is taken.
+    /// A worker does not start: its initializer fails, its state cannot be built, or they take too long; then the others are
+    /// stopped, and nothing is tried again. The finaliser borrows a type that is not the state's. The program did not come
+    /// through the door, or the name is taken.
     ///
     /// # Cancel safety
     /// Dropped early, it stops what it has started, in the background.
@@ -227,10 +287,10 @@ impl PoolBuilder {
     }
 
     pub(crate) fn shared(&self) -> Arc<Shared> {
-        Shared::new(
-            Rules { prefetch: self.prefetch, max_tasks: self.max_tasks, lanes: self.lanes },
-            self.count(),
-        )
+        let rules = Rules { prefetch: self.prefetch, max_tasks: self.max_tasks, lanes: self.lanes };
+        let shared = Shared::new(rules, self.count());
+        shared.with(|plan| plan.state = self.state.as_ref().map(|(state, _)| *state));
+        shared
     }
 
     /// Starts the workers, all at once, and those who look after them.
@@ -265,18 +325,29 @@ impl PoolBuilder {
         Ok(seats.into_iter().enumerate().map(keep).collect())
     }
 
+    /// What its workers run besides tasks.
+    ///
+    /// # Errors
+    /// Arguments cannot be encoded, or the finaliser borrows what is not there.
+    pub(crate) fn life(&self) -> std::result::Result<Life, Fault> {
+        let initializer = self.initializer.clone().transpose()?;
+        let within = self.start_timeout.unwrap_or(START_TIMEOUT);
+        let recipe = |build: Prepared| build.map(|build| Recipe { build, within });
+        let state = self.state.as_ref().map(|(_, build)| recipe(build.clone())).transpose()?;
+        if let Some((entry, _)) = &self.finaliser {
+            entry.suits(self.state.as_ref().map(|(state, _)| *state))?;
+        }
+        let finaliser = self.finaliser.as_ref().map(|(_, once)| once.clone()).transpose()?;
+        Ok(Life { initializer, state, finaliser })
+    }
+
     /// The worker of this number.
     fn worker(&self, index: usize, shared: &Arc<Shared>) -> std::result::Result<ChildSpec<Post>, StartError> {
-        let prepared = |once: &Option<Prepared>| once.clone().transpose();
-        let once = prepared(&self.initializer).and_then(|first| Ok((first, prepared(&self.finaliser)?)));
-        let (first, last) = once.map_err(|fault| StartError::refused(format!("worker-{index}"), fault))?;
-        let post = Post::new(index, shared.clone(), self.lanes, first, last);
+        let life = self.life().map_err(|fault| StartError::refused(format!("worker-{index}"), fault))?;
+        let post = Post::new(index, shared.clone(), self.lanes, life);
         let shutdown = Shutdown::graceful(keeper::LEAVES_WITHIN);
-        let mut spec = ChildSpec::new(post).settings(self.settings.clone()).shutdown(shutdown);
-        if let Some(timeout) = self.start_timeout {
-            spec = spec.start_timeout(timeout);
-        }
-        Ok(spec)
+        let spec = ChildSpec::new(post).settings(self.settings.clone()).shutdown(shutdown);
+        Ok(spec.start_timeout(self.start_timeout.unwrap_or(START_TIMEOUT)))
     }
 }
 

@@ -60,8 +60,7 @@ impl Start for PoolChild {
                 "a pool that is a child has the name of its spec: leave out `PoolBuilder::name`".to_owned(),
             ));
         }
-        let once = [&self.builder.initializer, &self.builder.finaliser].into_iter().flatten();
-        once.cloned().try_for_each(|once| once.map(drop))?;
+        self.builder.life()?;
         self.nested.check()
     }
 

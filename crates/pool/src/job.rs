@@ -9,7 +9,8 @@ use std::time::Duration;
 use hatchery_actor::fault::Fault;
 use hatchery_actor::outlet::measure;
 use hatchery_actor::task_handle::{TaskError, TaskFault};
-use hatchery_process::task::{Packing, Runs};
+use hatchery_process::state::RunsInPool;
+use hatchery_process::task::Packing;
 use hatchery_wire::{Body, DecodeError};
 use tokio::time::Instant;
 
@@ -25,7 +26,8 @@ use crate::row::{self, Load, Row};
 /// # Errors
 /// [`TaskError`]: the worker died (`is_worker_died`), the task panicked (`is_panic`) or took longer than its
 /// [`timeout`](Job::timeout) (`is_timeout`), it was cancelled (`is_cancelled`), its arguments or its result cannot be
-/// encoded or decoded, or the pool has ended (`is_closed`). An `Err` that the function returns is its result.
+/// encoded or decoded, it borrows state that the pool has not, or the pool has ended (`is_closed`). An `Err` that the function
+/// returns is its result.
 ///
 /// # Cancel safety
 /// Dropping it cancels the task: one that waits never runs, and one that runs is ended, with its worker, in whose place another
@@ -48,7 +50,12 @@ enum State {
 }
 
 impl<R> Job<R> {
-    pub(crate) fn new<T: Runs<Output = R>>(pool: &Pool, task: &T, args: &T::Args, wants: Wants) -> Job<R> {
+    pub(crate) fn new<T: RunsInPool<Output = R>>(
+        pool: &Pool,
+        task: &T,
+        args: &T::Args,
+        wants: Wants,
+    ) -> Job<R> {
         let Packing { encode, decode } = task.packing();
         let state = match load(encode, args) {
             Err(fault) => State::Refused(TaskFault::Fault(fault)),

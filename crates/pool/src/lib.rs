@@ -17,6 +17,12 @@ pub mod plan;
 // What is said between a pool and a worker of it.
 mod terms;
 
+// What the thread that runs tasks knows of the rest of its process.
+mod thread;
+
+// The state of a worker, which its tasks borrow.
+mod state;
+
 // The inside of a worker.
 mod worker;
 

@@ -11,23 +11,79 @@ use futures_core::Stream;
 use hatchery_actor::fault::Fault;
 use hatchery_actor::outlet::measure;
 use hatchery_actor::task_handle::{TaskError, TaskFault};
-use hatchery_process::task::{Packing, Runs};
-use hatchery_wire::{Body, DecodeError};
+use hatchery_process::state::RunsInPool;
+use hatchery_process::task::Packing;
+use hatchery_wire::{Body, DecodeError, EncodeError};
 use tokio::time::Instant;
 
 use crate::plan::{Delivery, JobId, Priority, Wants, What};
 use crate::pool::Pool;
 use crate::row::{self, Load, Row};
 
+/// Where inputs come from: an iterator, or a stream.
+pub trait Inputs {
+    /// What the task takes.
+    type Item;
+
+    /// The next one; `None` at the end. Pending if there is none yet.
+    #[doc(hidden)]
+    fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<Option<Self::Item>>;
+
+    /// How many there will be at least, and at most if that is known.
+    #[doc(hidden)]
+    fn left(&self) -> (usize, Option<usize>);
+}
+
+impl<I: Iterator> Inputs for I {
+    type Item = I::Item;
+
+    #[inline]
+    fn poll_input(&mut self, _: &mut Context<'_>) -> Poll<Option<I::Item>> {
+        Poll::Ready(self.next())
+    }
+
+    fn left(&self) -> (usize, Option<usize>) {
+        self.size_hint()
+    }
+}
+
+/// Inputs that come out of a stream. See [`Pool::map_stream`](crate::pool::Pool::map_stream).
+pub struct Streamed<S>(Pin<Box<S>>);
+
+impl<S> Streamed<S> {
+    pub(crate) fn new(stream: S) -> Streamed<S> {
+        Streamed(Box::pin(stream))
+    }
+}
+
+impl<S: Stream> Inputs for Streamed<S> {
+    type Item = S::Item;
+
+    fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<Option<S::Item>> {
+        self.0.as_mut().poll_next(cx)
+    }
+
+    fn left(&self) -> (usize, Option<usize>) {
+        self.0.size_hint()
+    }
+}
+
+impl<S> fmt::Debug for Streamed<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Streamed").finish_non_exhaustive()
+    }
+}
+
 /// Bytes of arguments from which on a chunk takes no more.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// A task over many inputs, before it begins. See [`Pool::map`](crate::pool::Pool::map).
+/// A task over many inputs, before it begins. See [`Pool::map`](crate::pool::Pool::map) and
+/// [`Pool::map_stream`](crate::pool::Pool::map_stream).
 ///
 /// Awaited, it gives all results in the order of their inputs, or the first error. [`each`](Map::each) gives all outcomes,
 /// [`stream`](Map::stream) and [`unordered`](Map::unordered) one after the other.
 #[must_use = "it does nothing until it is awaited"]
-pub struct Map<I: Iterator, R> {
+pub struct Map<I: Inputs, R> {
     pool: Pool,
     inputs: I,
     wants: Wants,
@@ -37,10 +93,10 @@ pub struct Map<I: Iterator, R> {
     decode: fn(Body) -> Result<R, DecodeError>,
 }
 
-impl<I: Iterator, R> Map<I, R> {
+impl<I: Inputs, R> Map<I, R> {
     pub(crate) fn new<T>(pool: &Pool, task: &T, inputs: I, wants: Wants) -> Map<I, R>
     where
-        T: Runs<Args = I::Item, Output = R>,
+        T: RunsInPool<Args = I::Item, Output = R>,
     {
         Map {
             pool: pool.clone(),
@@ -120,7 +176,7 @@ impl<I: Iterator, R> Map<I, R> {
     }
 }
 
-impl<I: Iterator, R> IntoFuture for Map<I, R> {
+impl<I: Inputs, R> IntoFuture for Map<I, R> {
     type Output = Result<Vec<R>, TaskError>;
     type IntoFuture = All<I, R>;
 
@@ -135,17 +191,18 @@ impl<I: Iterator, R> IntoFuture for Map<I, R> {
 /// # Cancel safety
 /// Dropping it cancels what has not finished.
 #[must_use = "it does nothing until it is awaited"]
-pub struct All<I: Iterator, R> {
+pub struct All<I: Inputs, R> {
     flow: Flow<I, R>,
     all: Vec<R>,
 }
 
-impl<I: Iterator, R> Future for All<I, R> {
+impl<I: Inputs, R> Future for All<I, R> {
     type Output = Result<Vec<R>, TaskError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let All { flow, all } = self.get_mut();
         loop {
+            flow.take_row(all);
             match std::task::ready!(flow.poll_next(cx)) {
                 Some(Ok(result)) => all.push(result),
                 Some(Err(error)) => {
@@ -158,17 +215,17 @@ impl<I: Iterator, R> Future for All<I, R> {
     }
 }
 
-// Nothing in it is ever pinned: inputs are taken by plain calls.
-impl<I: Iterator, R> Unpin for All<I, R> {}
-impl<I: Iterator, R> Unpin for Results<I, R> {}
+// Nothing in it is ever pinned: inputs are taken by plain calls, and streams are in boxes.
+impl<I: Inputs, R> Unpin for All<I, R> {}
+impl<I: Inputs, R> Unpin for Results<I, R> {}
 
-impl<I: Iterator, R> fmt::Debug for All<I, R> {
+impl<I: Inputs, R> fmt::Debug for All<I, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("All").field("task", &self.flow.map.wants.entry.name).finish_non_exhaustive()
     }
 }
 
-impl<I: Iterator, R> fmt::Debug for Map<I, R> {
+impl<I: Inputs, R> fmt::Debug for Map<I, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Map").field("task", &self.wants.entry.name).finish_non_exhaustive()
     }
@@ -184,11 +241,11 @@ impl<I: Iterator, R> fmt::Debug for Map<I, R> {
 /// # Cancel safety
 /// [`next`](Results::next) loses nothing. Dropping the stream cancels what has not finished.
 #[must_use = "it does nothing until it is polled"]
-pub struct Results<I: Iterator, R> {
+pub struct Results<I: Inputs, R> {
     flow: Flow<I, R>,
 }
 
-impl<I: Iterator, R> Results<I, R> {
+impl<I: Inputs, R> Results<I, R> {
     /// The next outcome; `None` when there are no more.
     ///
     /// # Cancel safety
@@ -198,7 +255,7 @@ impl<I: Iterator, R> Results<I, R> {
     }
 }
 
-impl<I: Iterator, R> Stream for Results<I, R> {
+impl<I: Inputs, R> Stream for Results<I, R> {
     type Item = Result<R, TaskError>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -206,14 +263,14 @@ impl<I: Iterator, R> Stream for Results<I, R> {
     }
 }
 
-impl<I: Iterator, R> fmt::Debug for Results<I, R> {
+impl<I: Inputs, R> fmt::Debug for Results<I, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Results").field("task", &self.flow.map.wants.entry.name).finish_non_exhaustive()
     }
 }
 
 /// What takes inputs, has them run, and gives the outcomes.
-struct Flow<I: Iterator, R> {
+struct Flow<I: Inputs, R> {
     map: Map<I, R>,
     ordered: bool,
     job: Option<JobId>,
@@ -230,7 +287,7 @@ struct Flow<I: Iterator, R> {
     early: BTreeMap<u64, What>,
 }
 
-impl<I: Iterator, R> Flow<I, R> {
+impl<I: Inputs, R> Flow<I, R> {
     fn new(map: Map<I, R>, ordered: bool) -> Flow<I, R> {
         let (job, refused) = match map.pool.shared().with(|plan| plan.begin(map.wants)) {
             Ok(job) => (Some(job), None),
@@ -252,7 +309,7 @@ impl<I: Iterator, R> Flow<I, R> {
 
     /// How many outcomes there will be at least, so far as that is worth believing.
     fn expected(&self) -> usize {
-        self.map.inputs.size_hint().0.min(1 << 20)
+        self.map.inputs.left().0.min(1 << 20)
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<R, TaskError>>> {
@@ -265,7 +322,7 @@ impl<I: Iterator, R> Flow<I, R> {
                 let refused = self.refused.take();
                 return Poll::Ready(refused.map(|why| Err(self.error(None, why))));
             };
-            self.fill(job);
+            self.fill(job, cx);
             self.arrived.extend(self.map.pool.shared().with(|plan| plan.take(job, cx.waker())));
             let next = if self.ordered {
                 let early = self.arrived.drain(..).map(|delivery| (delivery.first, delivery.what));
@@ -305,6 +362,19 @@ impl<I: Iterator, R> Flow<I, R> {
         Poll::Ready(Some(result))
     }
 
+    /// All results of the row that is being given, up to the first one that cannot be decoded.
+    fn take_row(&mut self, all: &mut Vec<R>) {
+        let (mut rest, decode) = (&self.current.bytes[..], self.map.packing.decode);
+        let mut used = 0;
+        while let Some(Ok(result)) = row::next(&mut rest).map(decode) {
+            all.push(result);
+            used = self.current.bytes.len() - rest.len();
+            self.current.count -= 1;
+            self.given += 1;
+        }
+        bytes::Buf::advance(&mut self.current.bytes, used);
+    }
+
     /// The next result of the row that is being given.
     #[inline]
     fn next_of_row(&mut self) -> Result<R, TaskError> {
@@ -331,22 +401,28 @@ impl<I: Iterator, R> Flow<I, R> {
         self.map.pool.shared().error(self.map.wants.entry, worker, why)
     }
 
-    /// Takes inputs while there are workers for them.
-    fn fill(&mut self, job: JobId) {
+    /// Takes inputs while there are workers for them, and inputs.
+    fn fill(&mut self, job: JobId, cx: &mut Context<'_>) {
         while !self.exhausted {
             let shared = self.map.pool.shared();
-            let (adapted, (workers, each), ended) =
-                shared.with(|plan| (plan.chunk_size(job), plan.breadth(job), plan.has_ended(job)));
-            if ended {
-                // One more fails, if there is one: nobody is to take this for the end of the inputs.
-                self.chunk(job, 1);
+            let (adapted, (workers, each), ended) = shared.with(|plan| {
+                let adapted = plan.chunk_size(job);
+                let size = self.map.chunk.unwrap_or(adapted);
+                (adapted, plan.breadth(job, size), plan.ended(job))
+            });
+            if let Some(why) = ended {
+                // One more fails, if there is one or may be: nobody is to take this for the end of the inputs.
+                if self.chunk(job, 1, cx).is_pending() {
+                    self.arrived.push_back(Delivery { first: self.taken, what: What::Failed(why, None) });
+                    self.taken += 1;
+                }
                 self.exhausted = true;
                 return;
             }
             let open = self.taken - self.given;
             let size = self.map.chunk.unwrap_or_else(|| {
                 // Of what is left, something for each, more than once.
-                let left = self.map.inputs.size_hint();
+                let left = self.map.inputs.left();
                 let left = left.1.filter(|most| *most == left.0);
                 let fair =
                     left.map_or(u32::MAX, |left| u32::try_from(left / (workers * 4)).unwrap_or(u32::MAX));
@@ -357,45 +433,63 @@ impl<I: Iterator, R> Flow<I, R> {
             if open >= most.max(2 * workers as u64) {
                 return;
             }
-            self.chunk(job, size);
+            if self.chunk(job, size, cx).is_pending() {
+                return;
+            }
         }
     }
 
-    /// Takes the inputs of one chunk.
-    fn chunk(&mut self, job: JobId, size: u32) {
-        let (mut bytes, mut count) = (Vec::new(), 0);
+    /// Takes the inputs of one chunk, or as many of them as there are; pending if there will be more later.
+    fn chunk(&mut self, job: JobId, size: u32, cx: &mut Context<'_>) -> Poll<()> {
+        // Most arguments take less; room for more is made as they come.
+        let room = (size as usize).saturating_mul(16).min(CHUNK_BYTES + CHUNK_BYTES / 4);
+        let (mut bytes, mut count) = (Vec::with_capacity(room), 0);
         let first = self.taken;
         while count < size && bytes.len() < CHUNK_BYTES {
-            let Some(input) = self.map.inputs.next() else {
-                self.exhausted = true;
-                break;
+            let input = match self.map.inputs.poll_input(cx) {
+                Poll::Ready(Some(input)) => input,
+                Poll::Ready(None) => {
+                    self.exhausted = true;
+                    break;
+                }
+                // What is here need not wait for what is not.
+                Poll::Pending => {
+                    self.enter(job, first, Load::Row(Row { bytes: bytes.into(), count }));
+                    return Poll::Pending;
+                }
             };
             let (encode, begins) = (self.map.packing.encode, bytes.len());
             let alone = row::put_with(&mut bytes, |out| encode(&input, out));
-            let alone = alone.map(|alone| alone.or_else(|| row::take_large(&mut bytes, begins)));
             self.taken += 1;
-            match alone {
-                Ok(None) => count += 1,
-                alone => {
-                    self.enter(job, first, Load::Row(Row { bytes: bytes.into(), count }));
-                    let number = self.taken - 1;
-                    let alone = alone.map_err(|error| Fault::NotSent(error.to_string()));
-                    let alone = alone.and_then(|body| {
-                        let body = body.unwrap_or_default();
-                        measure(&body).map(|()| body)
-                    });
-                    match alone {
-                        Ok(body) => self.enter(job, number, Load::Alone(body)),
-                        Err(fault) => {
-                            let what = What::Failed(TaskFault::Fault(fault), None);
-                            self.arrived.push_back(Delivery { first: number, what });
-                        }
-                    }
-                    return;
-                }
+            if matches!(alone, Ok(None)) && bytes.len() - begins <= row::ALONE_FROM {
+                count += 1;
+                continue;
             }
+            let alone = match alone {
+                Ok(None) => Ok(row::take_large(&mut bytes, begins)),
+                other => other,
+            };
+            self.enter(job, first, Load::Row(Row { bytes: bytes.into(), count }));
+            self.enter_alone(job, self.taken - 1, alone);
+            return Poll::Ready(());
         }
         self.enter(job, first, Load::Row(Row { bytes: bytes.into(), count }));
+        Poll::Ready(())
+    }
+
+    /// A task whose arguments are too large for a row, or cannot be encoded.
+    fn enter_alone(&mut self, job: JobId, number: u64, args: Result<Option<Body>, EncodeError>) {
+        let args = args.map_err(|error| Fault::NotSent(error.to_string())).and_then(|body| {
+            let body = body.unwrap_or_default();
+            measure(&body).map(|()| body)
+        });
+        match args {
+            Ok(body) => self.enter(job, number, Load::Alone(body)),
+            Err(fault) => {
+                let what = What::Failed(TaskFault::Fault(fault), None);
+                self.arrived.push_back(Delivery { first: number, what });
+            }
+        }
     }
 
     fn enter(&self, job: JobId, first: u64, load: Load) {
@@ -411,7 +505,7 @@ impl<I: Iterator, R> Flow<I, R> {
     }
 }
 
-impl<I: Iterator, R> Drop for Flow<I, R> {
+impl<I: Inputs, R> Drop for Flow<I, R> {
     fn drop(&mut self) {
         self.leave();
     }

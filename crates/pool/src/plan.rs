@@ -23,7 +23,7 @@ use std::task::Waker;
 use std::time::Duration;
 
 use hatchery_actor::task_handle::TaskFault;
-use hatchery_process::task::TaskEntry;
+use hatchery_process::task::{StateType, TaskEntry};
 use hatchery_wire::Body;
 use tokio::time::Instant;
 
@@ -100,6 +100,8 @@ struct Job {
     waker: Option<Waker>,
     /// How long a task takes, as far as known.
     pace: Option<Duration>,
+    /// Tasks of its next chunk at most, until such a chunk has shown that it is as quick as was thought.
+    trusted: u32,
     cancelled: bool,
     /// It has one task, whose outcome is all there will be.
     single: bool,
@@ -169,8 +171,12 @@ pub(crate) struct Nonsense;
 #[derive(Debug)]
 pub(crate) struct Plan {
     rules: Rules,
+    /// What its workers have that tasks may borrow.
+    pub(crate) state: Option<StateType>,
     jobs: HashMap<JobId, Job>,
     next_job: JobId,
+    /// How long tasks take, as far as known, by where their entries are.
+    paces: HashMap<usize, Duration>,
     /// Jobs that are not over.
     open: usize,
     /// Single tasks that wait for room in the line, what goes first first: no more than there are jobs that somebody keeps.
@@ -197,8 +203,10 @@ impl Plan {
     pub(crate) fn new(rules: Rules, workers: usize) -> Plan {
         Plan {
             rules,
+            state: None,
             jobs: HashMap::new(),
             next_job: 0,
+            paces: HashMap::new(),
             open: 0,
             outside: BTreeMap::new(),
             ready: Default::default(),

@@ -3,16 +3,17 @@
 use std::fmt;
 use std::sync::Arc;
 
+use futures_core::Stream;
 use hatchery_actor::error::Result;
 use hatchery_actor::fault::Fault;
 use hatchery_actor::task_handle::TaskFault;
-use hatchery_process::task::Runs;
+use hatchery_process::state::RunsInPool;
 use hatchery_supervisor::tree::Tree;
 use tokio::time::Instant;
 
 use crate::builder::PoolBuilder;
 use crate::job::Job;
-use crate::map::Map;
+use crate::map::{Map, Streamed};
 use crate::plan::{Priority, Wants};
 use crate::shared::Shared;
 use crate::stats::{PoolStats, WorkerStats};
@@ -78,7 +79,7 @@ impl Pool {
     /// is `()`, one is itself, several are a tuple. See [`Job`].
     #[doc(alias = "apply")]
     #[doc(alias = "apply_async")]
-    pub fn submit<T: Runs>(&self, task: T, args: T::Args) -> Job<T::Output> {
+    pub fn submit<T: RunsInPool>(&self, task: T, args: T::Args) -> Job<T::Output> {
         Job::new(self, &task, &args, wants(&task))
     }
 
@@ -114,11 +115,52 @@ impl Pool {
     #[doc(alias = "starmap")]
     pub fn map<T, I>(&self, task: T, inputs: I) -> Map<I::IntoIter, T::Output>
     where
-        T: Runs,
+        T: RunsInPool,
         I: IntoIterator<Item = T::Args>,
     {
         let wants = wants(&task);
         Map::new(self, &task, inputs.into_iter(), wants)
+    }
+
+    /// Has a task run over the items of a stream, as they come. All else is as with [`map`](Pool::map).
+    ///
+    /// An item goes to a worker as soon as one is free; those that come together travel together. The stream is polled by
+    /// whoever polls the results, and no further ahead than there are workers for. If it never ends, neither do the results.
+    ///
+    /// ```
+    /// use hatchery::prelude::*;
+    ///
+    /// #[hatchery::task]
+    /// fn square(x: u64) -> u64 { x * x }
+    ///
+    /// #[hatchery::main]
+    /// async fn main() -> hatchery::Result<()> {
+    ///     let pool = Pool::builder().workers(2).start().await?;
+    ///     let (numbers, come) = tokio::sync::mpsc::channel(10);
+    ///     let sends = tokio::spawn(async move {
+    ///         for n in 0..100 {
+    ///             let _ = numbers.send(n).await;
+    ///         }
+    ///     });
+    ///     let squares = pool.map_stream(square, Received(come)).await?; // all of them, in order
+    ///     assert_eq!(squares.len(), 100);
+    ///     sends.await?;
+    ///     pool.shutdown().await
+    /// }
+    /// # use std::{pin::Pin, task::{Context, Poll}};
+    /// # struct Received(tokio::sync::mpsc::Receiver<u64>);
+    /// # impl futures_core::Stream for Received {
+    /// #     type Item = u64;
+    /// #     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<u64>> { self.0.poll_recv(cx) }
+    /// # }
+    /// ```
+    pub fn map_stream<T, S>(&self, task: T, inputs: S) -> Map<Streamed<S>, T::Output>
+    where
+        T: RunsInPool,
+        S: Stream<Item = T::Args>,
+    {
+        let wants = wants(&task);
+        Map::new(self, &task, Streamed::new(inputs), wants)
     }
 
     /// No more tasks: what is submitted from now on fails with `is_closed`. What was begun goes on.
@@ -198,7 +240,7 @@ impl Pool {
 }
 
 /// What a job wants unless it says otherwise.
-fn wants<T: Runs>(task: &T) -> Wants {
+fn wants<T: RunsInPool>(task: &T) -> Wants {
     Wants { entry: task.entry(), timeout: None, retries: 0, poison_after: None, priority: Priority::Normal }
 }
 

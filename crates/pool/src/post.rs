@@ -14,7 +14,7 @@ use hatchery_shm::{Ledger, Shape, ShapeError};
 use hatchery_wire::{Fd, encode};
 
 use crate::shared::Shared;
-use crate::terms::{Once, WorkerArgs};
+use crate::terms::{Once, Recipe, WorkerArgs};
 use crate::worker::{PoolWorker, WorkerRef};
 
 /// Bytes of a ledger's ring: some thousand small results. More of them wait for the pool only while it does something else.
@@ -43,20 +43,21 @@ pub(crate) struct Post {
     index: usize,
     shared: Arc<Shared>,
     lanes: u16,
-    initializer: Option<Once>,
-    finaliser: Option<Once>,
+    life: Life,
+}
+
+/// What a worker runs besides tasks.
+#[derive(Clone)]
+pub(crate) struct Life {
+    pub(crate) initializer: Option<Once>,
+    pub(crate) state: Option<Recipe>,
+    pub(crate) finaliser: Option<Once>,
 }
 
 impl Post {
-    pub(crate) fn new(
-        index: usize,
-        shared: Arc<Shared>,
-        lanes: u16,
-        initializer: Option<Once>,
-        finaliser: Option<Once>,
-    ) -> Post {
+    pub(crate) fn new(index: usize, shared: Arc<Shared>, lanes: u16, life: Life) -> Post {
         let worker = Worker::to_be_given(format!("worker-{index}"));
-        Post { worker, index, shared, lanes, initializer, finaliser }
+        Post { worker, index, shared, lanes, life }
     }
 
     /// What is made for one start.
@@ -69,12 +70,14 @@ impl Post {
         let ledger = Ledger::create(shape).map_err(|error| refused(error.to_string()))?;
         let memory = ledger.share().map_err(|error| refused(error.to_string()))?;
         let (here, there) = UnixStream::pair().map_err(|error| refused(error.to_string()))?;
+        let Life { initializer, state, finaliser } = self.life.clone();
         let args = WorkerArgs {
             socket: Fd::new(OwnedFd::from(there)),
             memory: Fd::new(memory),
             shape,
-            initializer: self.initializer.clone(),
-            finaliser: self.finaliser.clone(),
+            initializer,
+            state,
+            finaliser,
         };
         Ok((here, ledger, args))
     }

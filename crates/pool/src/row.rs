@@ -81,14 +81,18 @@ pub(crate) fn put_with<T, E>(
 ) -> Result<Option<T>, E> {
     let begins = row.len();
     row.extend_from_slice(&[0; LENGTH]);
-    let written = write(row);
-    if !matches!(written, Ok(None)) {
-        row.truncate(begins);
-        return written;
+    // Nothing large is moved where nothing is given back.
+    match write(row) {
+        Ok(None) => {
+            let length = (row.len() - begins - LENGTH) as u32;
+            row[begins..begins + LENGTH].copy_from_slice(&length.to_le_bytes());
+            Ok(None)
+        }
+        other => {
+            row.truncate(begins);
+            other
+        }
     }
-    let length = (row.len() - begins - LENGTH) as u32;
-    row[begins..begins + LENGTH].copy_from_slice(&length.to_le_bytes());
-    written
 }
 
 /// Arguments of more bytes than this travel by themselves, so that they are copied as seldom as can be.

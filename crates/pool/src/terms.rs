@@ -17,6 +17,7 @@
 //! An `id` is the number of a task in its upper 20 bits, a lane in the 12 behind them, and in the lower half the number of a run.
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use hatchery_shm::Shape;
 use hatchery_wire::{Fd, Kind};
@@ -72,14 +73,14 @@ pub(crate) fn kind_of(outcome: u8) -> Kind {
     }
 }
 
-/// A task that is named to a worker.
+/// A task, or a function that builds state, as it is named to a worker.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Named {
     pub(crate) name: String,
     pub(crate) place: String,
 }
 
-/// A task with its arguments, to be run once.
+/// The same with its arguments, to be run once.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Once {
     pub(crate) task: Named,
@@ -99,6 +100,15 @@ mod as_bytes {
     }
 }
 
+/// What a worker is told of its state.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Recipe {
+    /// The function that builds it, and its arguments.
+    pub(crate) build: Once,
+    /// How long that may take when it is built anew.
+    pub(crate) within: Duration,
+}
+
 /// What a worker is started with.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct WorkerArgs {
@@ -106,5 +116,6 @@ pub(crate) struct WorkerArgs {
     pub(crate) memory: Fd<OwnedFd>,
     pub(crate) shape: Shape,
     pub(crate) initializer: Option<Once>,
+    pub(crate) state: Option<Recipe>,
     pub(crate) finaliser: Option<Once>,
 }

@@ -7,6 +7,7 @@
 mod awake;
 mod lanes;
 
+use std::any::Any;
 use std::collections::{HashMap, VecDeque};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -22,8 +23,10 @@ use hatchery_actor::handle::{ActorRef, AnyHandle};
 use hatchery_actor::outlet::Answer;
 use hatchery_actor::panics;
 use hatchery_process::registry::{self, HostedActor};
-use hatchery_process::task::{PackedOutcome, PackedRun, TaskEntry, TaskOutcome, TaskRun};
-use hatchery_shm::{Bell, Lane, NotKept};
+use hatchery_process::task::{
+    OnState, PackedOutcome, PackedRun, PackedRunOnState, RunOnState, TaskEntry, TaskOutcome, TaskRun,
+};
+use hatchery_shm::{Bell, Lane, NotKept, Then as Next};
 use hatchery_wire::{Body, Connection, Envelope, Kind, Limits, decode, encode};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -31,7 +34,11 @@ use tokio::sync::oneshot;
 
 use self::lanes::Lanes;
 use crate::row;
-use crate::terms::{FAULT, Named, Once, PANIC, SKIPPED, TARGET, VALUE, WorkerArgs, id, kind_of, numbers};
+use crate::state::Kept;
+use crate::terms::{
+    FAULT, Named, Once, PANIC, Recipe, SKIPPED, TARGET, VALUE, WorkerArgs, id, kind_of, numbers,
+};
+use crate::thread::{Thread, complain, is_ended};
 
 /// What sits in a worker of a pool.
 pub(crate) struct PoolWorker {
@@ -78,7 +85,7 @@ impl AnyActor for PoolWorker {
     }
 
     async fn start(args: WorkerArgs, cx: &Context) -> Result<PoolWorker, Error> {
-        let WorkerArgs { socket, memory, shape, initializer, finaliser } = args;
+        let WorkerArgs { socket, memory, shape, initializer, state, finaliser } = args;
         let mut lanes = Lane::open(memory.into_inner(), shape)?.into_iter();
         let lane = lanes.next().ok_or_else(|| Error::msg("the ledger has no lane"))?;
         let others = lanes.collect();
@@ -87,25 +94,26 @@ impl AnyActor for PoolWorker {
         let stopping = Arc::new(AtomicBool::new(false));
         let (ready, started) = oneshot::channel();
         let (ends, ended) = oneshot::channel::<()>();
-        let thread = Thread { actors: Handle::current(), stopping: stopping.clone() };
-        let actor = cx.clone();
+        let thread = Thread { actors: Handle::current(), actor: cx.clone(), stopping: stopping.clone() };
         std::thread::Builder::new().name("tasks".to_owned()).spawn(move || {
             let _unless = UnlessInOrder;
             let _ends = ends;
-            if let Some(once) = initializer {
-                if let Err(error) = thread.once(once) {
-                    let _ = ready.send(Err(error.context("its initializer failed")));
+            let mut kept = match thread.prepare(initializer, state) {
+                Ok(kept) => kept,
+                Err(error) => {
+                    let _ = ready.send(Err(error));
                     return;
                 }
-            }
+            };
             let _ = ready.send(Ok(()));
-            if let Err(error) = thread.serve(tasks, lane, others) {
+            if let Err(error) = thread.serve(tasks, lane, others, &mut kept) {
                 complain(&error);
             }
-            if let Some(Err(error)) = finaliser.map(|once| thread.once(once)) {
+            if let Some(Err(error)) = finaliser.map(|once| thread.once(once, Some(&mut kept))) {
                 complain(&error.context("the finaliser of a pool's worker failed"));
             }
-            actor.stop();
+            kept.leave();
+            thread.actor.stop();
         })?;
         started.await.map_err(|_| Error::msg("the thread that runs its tasks has ended"))??;
         Ok(PoolWorker { socket, stopping, ended: Some(ended) })
@@ -137,18 +145,6 @@ impl Drop for UnlessInOrder {
     }
 }
 
-/// To standard error, which the pool's process prints.
-fn complain(error: &Error) {
-    eprintln!("{}: {error}", hatchery_process::program::current().path());
-}
-
-/// What the thread that runs tasks knows of the rest of its process.
-struct Thread {
-    /// Where asynchronous tasks run, and what they ask.
-    actors: Handle,
-    stopping: Arc<AtomicBool>,
-}
-
 /// What comes after a task.
 enum Then {
     Next,
@@ -156,10 +152,26 @@ enum Then {
 }
 
 impl Thread {
+    /// What comes before the first task.
+    fn prepare(&self, initializer: Option<Once>, state: Option<Recipe>) -> Result<Kept, Error> {
+        if let Some(once) = initializer {
+            self.once(once, None).map_err(|error| error.context("its initializer failed"))?;
+        }
+        Kept::new(state, self).map_err(|error| error.context("its state could not be built"))
+    }
+
     /// Runs a task that nobody waits for.
-    fn once(&self, once: Once) -> Result<(), Error> {
+    fn once(&self, once: Once, kept: Option<&mut Kept>) -> Result<(), Error> {
         let entry = registry::task(&once.task.name, &once.task.place)?;
-        let outcome = self.run(entry, Body::from_bytes(Bytes::from(once.args)));
+        let args = Body::from_bytes(Bytes::from(once.args));
+        let outcome = match kept {
+            Some(kept) => {
+                kept.suits(entry)?;
+                kept.renew(self);
+                self.run(entry, args, kept.lend())
+            }
+            None => self.run(entry, args, None),
+        };
         let outcome = outcome.map_err(Error::msg)?;
         if !outcome.failed() {
             return Ok(());
@@ -172,29 +184,36 @@ impl Thread {
         })
     }
 
-    /// Runs a task with these arguments.
-    fn run(&self, entry: &'static TaskEntry, args: Body) -> Result<TaskOutcome, Panic> {
-        match entry.run {
-            TaskRun::Sync(run) => panics::catch_call(|| run(args)),
-            TaskRun::Async(run) => self.actors.block_on(panics::catch(async move { run(args).await })),
+    /// Runs a task with these arguments, and the state that it may borrow.
+    fn run(
+        &self,
+        entry: &'static TaskEntry,
+        args: Body,
+        state: Option<&mut dyn Any>,
+    ) -> Result<TaskOutcome, Panic> {
+        match (entry.run, state) {
+            (TaskRun::Sync(run), _) => panics::catch_call(|| run(args)),
+            (TaskRun::Async(run), _) => self.actors.block_on(panics::catch(async move { run(args).await })),
+            (TaskRun::OnState(OnState { run, .. }), Some(state)) => match run {
+                RunOnState::Sync(run) => panics::catch_call(|| run(args, state)),
+                RunOnState::Async(run) => {
+                    self.actors.block_on(panics::catch(async move { run(args, state).await }))
+                }
+            },
+            (TaskRun::OnState(_), None) => Ok(TaskOutcome::refused()),
         }
     }
 
     /// Runs what comes, until there is no more.
-    fn serve(&self, socket: UnixStream, lane: Lane, others: Vec<Lane>) -> Result<(), Error> {
+    fn serve(&self, socket: UnixStream, lane: Lane, others: Vec<Lane>, kept: &mut Kept) -> Result<(), Error> {
         let runtime = Builder::new_current_thread().enable_io().build()?;
         let guard = runtime.enter();
         let connection = Connection::new(socket, Limits::default())?;
         drop(guard);
-        let mut desk = Desk { thread: self, runtime, connection, lane, at: 0, out: Vec::new() };
+        let (at, out, waiting, unseen) = (0, Vec::new(), 0, 0);
+        let mut desk = Desk { thread: self, kept, runtime, connection, lane, at, out, waiting, unseen };
         if others.is_empty() { desk.serve() } else { Lanes::new(desk, others).serve() }
     }
-}
-
-/// What a number stands for from now on.
-fn named(body: &Body) -> Result<Result<&'static TaskEntry, Fault>, Error> {
-    let Named { name, place } = decode(body)?;
-    Ok(registry::task(&name, &place))
 }
 
 /// The task of this number.
@@ -206,9 +225,18 @@ fn entry_of(
     tasks.get(&task).cloned().unwrap_or_else(unknown)
 }
 
+/// How to run a synchronous task where many follow one another.
+#[derive(Clone, Copy)]
+enum Quick {
+    Plain(PackedRun),
+    OnState(PackedRunOnState),
+}
+
 /// Where one task after the other is run.
 struct Desk<'a> {
     thread: &'a Thread,
+    /// What tasks borrow.
+    kept: &'a mut Kept,
     /// For the socket alone: whoever waits for it wakes nobody else.
     runtime: Runtime,
     connection: Connection,
@@ -217,6 +245,10 @@ struct Desk<'a> {
     at: u16,
     /// Results are encoded to here.
     out: Vec<u8>,
+    /// Chunks that have come and wait.
+    waiting: usize,
+    /// Chunks that have finished since the pool could have been woken for one.
+    unseen: usize,
 }
 
 impl Desk<'_> {
@@ -236,13 +268,14 @@ impl Desk<'_> {
             while let Some(envelope) = self.connection.drain()? {
                 came.push_back(envelope);
             }
+            self.waiting = came.iter().filter(|other| matches!(other.kind, Kind::Tell | Kind::Ask)).count();
             let (task, _, first) = numbers(envelope.id);
             let skipped = |came: &VecDeque<Envelope>| {
                 came.iter().any(|other| other.kind == Kind::Unbind && numbers(other.id).2 == first)
             };
             let then = match envelope.kind {
                 Kind::Bind => {
-                    tasks.insert(task, named(&envelope.body)?);
+                    tasks.insert(task, self.named(&envelope.body)?);
                     Then::Next
                 }
                 Kind::Unbind => Then::Next,
@@ -264,6 +297,13 @@ impl Desk<'_> {
                 return Ok(());
             }
         }
+    }
+
+    /// What a number stands for from now on.
+    fn named(&self, body: &Body) -> Result<Result<&'static TaskEntry, Fault>, Error> {
+        let Named { name, place } = decode(body)?;
+        let suits = |entry: &'static TaskEntry| self.kept.suits(entry).map(|()| entry);
+        Ok(registry::task(&name, &place).and_then(suits))
     }
 
     /// Says that none of these was begun.
@@ -292,15 +332,20 @@ impl Desk<'_> {
         first: u32,
         bytes: &[u8],
     ) -> Result<Then, Error> {
-        let (mut rest, mut number) = (bytes, first);
-        self.begin(number);
+        let (mut rest, mut number, mut begun) = (bytes, first, false);
+        let borrows = entry.as_ref().is_ok_and(|entry| entry.borrows().is_some());
         while let Some(args) = row::next(&mut rest) {
+            if !begun {
+                self.begin_on_state(borrows, number);
+            }
             let leaves = self.thread.stopping.load(Ordering::Relaxed);
             let next = (!leaves && !rest.is_empty()).then(|| number.wrapping_add(1));
             self.one_of_row(&entry, number, args, next)?;
             if leaves {
                 return Ok(Then::Leave);
             }
+            // After a panic the next one has to wait for its state.
+            begun = !(borrows && self.kept.is_missing());
             number = number.wrapping_add(1);
         }
         Ok(Then::Next)
@@ -316,7 +361,12 @@ impl Desk<'_> {
         next: Option<u32>,
     ) -> Result<(), Error> {
         match entry {
-            Ok(TaskEntry { packed: Some(packed), .. }) => self.packed(*packed, number, args, next),
+            Ok(TaskEntry { packed: Some(packed), .. }) => {
+                self.packed(Quick::Plain(*packed), number, args, next)
+            }
+            Ok(TaskEntry { run: TaskRun::OnState(OnState { packed: Some(packed), .. }), .. }) => {
+                self.packed(Quick::OnState(*packed), number, args, next)
+            }
             entry => self.whole(entry, number, Body::from_bytes(Bytes::copy_from_slice(args)), next),
         }
     }
@@ -328,7 +378,7 @@ impl Desk<'_> {
         number: u32,
         args: Body,
     ) -> Result<Then, Error> {
-        self.begin(number);
+        self.begin_on_state(entry.as_ref().is_ok_and(|entry| entry.borrows().is_some()), number);
         self.whole(&entry, number, args, None)?;
         Ok(Then::Next)
     }
@@ -342,19 +392,62 @@ impl Desk<'_> {
         next: Option<u32>,
     ) -> Result<(), Error> {
         match entry {
-            Ok(entry) => {
-                let outcome = self.thread.run(entry, args);
-                self.outcome(number, outcome, next)
-            }
+            Ok(entry) => self.run(entry, number, args, next),
             Err(fault) => self.encoded(number, FAULT, fault, next),
         }
     }
 
+    /// Begins a task. If the state that it borrows is missing, that is built anew before, so that no task is charged with what
+    /// comes of it.
+    fn begin_on_state(&mut self, borrows: bool, number: u32) {
+        if borrows && self.kept.is_missing() {
+            self.kept.renew(self.thread);
+        }
+        self.begin(number);
+    }
+
+    /// Runs a task that has begun.
+    fn run(
+        &mut self,
+        entry: &'static TaskEntry,
+        number: u32,
+        args: Body,
+        next: Option<u32>,
+    ) -> Result<(), Error> {
+        match self.thread.run(entry, args, self.kept.lend()).map(TaskOutcome::into_result) {
+            Ok(Ok(body)) => self.body(number, body, next),
+            Ok(Err(fault)) => self.encoded(number, FAULT, &fault, next),
+            Err(panic) => self.panicked(entry.borrows().is_some(), number, &panic, next),
+        }
+    }
+
+    /// A task has panicked. While the state that it had borrowed is dropped, no other one runs.
+    #[cold]
+    fn panicked(
+        &mut self,
+        borrows: bool,
+        number: u32,
+        panic: &Panic,
+        next: Option<u32>,
+    ) -> Result<(), Error> {
+        self.encoded(number, PANIC, panic, next.filter(|_| !borrows))?;
+        if borrows {
+            self.kept.discard(self.thread);
+        }
+        Ok(())
+    }
+
     #[inline]
-    fn packed(&mut self, run: PackedRun, number: u32, args: &[u8], next: Option<u32>) -> Result<(), Error> {
+    fn packed(&mut self, run: Quick, number: u32, args: &[u8], next: Option<u32>) -> Result<(), Error> {
         let mut out = std::mem::take(&mut self.out);
         out.clear();
-        let ran = panics::catch_call(|| run(args, &mut out));
+        let kept = &mut *self.kept;
+        let ran = panics::catch_call(|| match run {
+            Quick::Plain(run) => run(args, &mut out),
+            Quick::OnState(run) => {
+                kept.lend().map_or_else(PackedOutcome::refused, |state| run(args, &mut out, state))
+            }
+        });
         let finished = match ran {
             Ok(PackedOutcome::Packed) if out.len() <= SMALL => self.finish(number, VALUE, &out, next),
             // Neither copied nor kept.
@@ -364,23 +457,10 @@ impl Desk<'_> {
             }
             Ok(PackedOutcome::Alone(body)) => self.body(number, body, next),
             Ok(PackedOutcome::Fault(fault)) => self.encoded(number, FAULT, &fault, next),
-            Err(panic) => self.encoded(number, PANIC, &panic, next),
+            Err(panic) => self.panicked(matches!(run, Quick::OnState(_)), number, &panic, next),
         };
         self.out = out;
         finished
-    }
-
-    fn outcome(
-        &mut self,
-        number: u32,
-        outcome: Result<TaskOutcome, Panic>,
-        next: Option<u32>,
-    ) -> Result<(), Error> {
-        match outcome.map(TaskOutcome::into_result) {
-            Ok(Ok(body)) => self.body(number, body, next),
-            Ok(Err(fault)) => self.encoded(number, FAULT, &fault, next),
-            Err(panic) => self.encoded(number, PANIC, &panic, next),
-        }
     }
 
     /// A result in the ledger if it fits there, else by itself.
@@ -411,18 +491,39 @@ impl Desk<'_> {
     /// The task has finished, with a result that may have room in the ledger.
     #[inline]
     fn finish(&mut self, number: u32, kind: u8, result: &[u8], next: Option<u32>) -> Result<(), Error> {
+        let next = self.after(next);
         match self.lane.finish(kind, result, next) {
             Ok(Bell::Quiet) => Ok(()),
             Ok(Bell::Ring) => self.ring(),
             Err(NotKept::Closed(_)) => is_ended(),
             Err(NotKept::Full) => {
-                self.send(number, kind, Body::from_bytes(Bytes::copy_from_slice(result)), next)
+                self.send_then(number, kind, Body::from_bytes(Bytes::copy_from_slice(result)), next)
             }
         }
     }
 
+    /// What the ledger is told to come after the last task of a chunk. Where many small chunks wait, the pool is woken when as
+    /// many of them have finished as are left: then it can bring more before there is nothing to do.
+    #[inline]
+    fn after(&mut self, next: Option<u32>) -> Next {
+        if let Some(next) = next {
+            return Next::Runs(next);
+        }
+        self.unseen += 1;
+        if self.unseen < self.waiting {
+            return Next::Soon;
+        }
+        self.unseen = 0;
+        Next::Idle
+    }
+
     /// The result is with the kernel before the ledger says that there is one.
     fn send(&mut self, number: u32, kind: u8, body: Body, next: Option<u32>) -> Result<(), Error> {
+        let next = self.after(next);
+        self.send_then(number, kind, body, next)
+    }
+
+    fn send_then(&mut self, number: u32, kind: u8, body: Body, next: Next) -> Result<(), Error> {
         let id = id(0, self.at, number);
         let envelope = Envelope::new(kind_of(kind), TARGET, id, body);
         if let Err(error) = self.connection.queue(envelope) {
@@ -449,9 +550,5 @@ impl Desk<'_> {
 /// Results up to this size are copied into the ledger; larger ones are not worth the copy.
 const SMALL: usize = 16 * 1024;
 
-/// The pool has ended the task, and this process is being killed.
-fn is_ended() -> ! {
-    loop {
-        std::thread::park();
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -25,7 +25,7 @@ use crate::channel::{Channel, Desk, Outgoing};
 use crate::frames::{Frame, Invitation, LastWords, What};
 use crate::program::Program;
 use crate::registry;
-use crate::task::{TaskEntry, TaskOutcome, TaskRun};
+use crate::task::{OnState, TaskEntry, TaskOutcome, TaskRun};
 use crate::warden::Warden;
 use crate::wishes::Wish;
 use crate::worker::TENANT;
@@ -226,6 +226,13 @@ fn host_task(entry: &'static TaskEntry, inside: Inside) -> Ended {
                 Ok(outcome) => outcome,
                 Err(ended) => return ended,
             }
+        }
+        // No program of this library asks for that: such a task does not compile where it would be alone.
+        TaskRun::OnState(OnState { state, .. }) => {
+            return Ended::broken(format!(
+                "the task {} borrows `{state}`, which workers of pools have",
+                entry.name
+            ));
         }
     };
     let ended = runtime.block_on(async {

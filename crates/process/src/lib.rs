@@ -8,6 +8,7 @@
 mod os;
 pub mod byte_strings;
 pub mod task;
+pub mod state;
 mod frames;
 mod printer;
 mod filter;

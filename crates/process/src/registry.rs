@@ -6,12 +6,18 @@ use hatchery_actor::actor::{AnyActor, Place};
 use hatchery_actor::fault::Fault;
 
 use crate::inside::{self, Ended, Inside};
+use crate::state::StateEntry;
 use crate::task::TaskEntry;
 
 /// A task that `#[task]` registered.
 pub struct HostedTask(pub &'static TaskEntry);
 
 inventory::collect!(HostedTask);
+
+/// A function that `#[state]` registered.
+pub struct HostedState(pub &'static StateEntry);
+
+inventory::collect!(HostedState);
 
 /// An actor that can be hosted: registered by `#[actor]`, or by hand with `program().hosts::<A>()`.
 #[derive(Clone, Copy)]
@@ -63,6 +69,22 @@ pub fn task(name: &str, place: &str) -> Result<&'static TaskEntry, Fault> {
     let found = entries.iter().filter(|entry| entry.name == name && entry.place.to_string() == place);
     one(
         "task",
+        name,
+        found.copied().collect(),
+        |entry| entry.place,
+        || entries.iter().map(|entry| entry.name.to_owned()).collect(),
+    )
+}
+
+/// Finds a function that builds state by name and place.
+///
+/// # Errors
+/// There is none, or more than one.
+pub fn state(name: &str, place: &str) -> Result<&'static StateEntry, Fault> {
+    let entries: Vec<_> = inventory::iter::<HostedState>().map(|state| state.0).collect();
+    let found = entries.iter().filter(|entry| entry.name == name && entry.place.to_string() == place);
+    one(
+        "state",
         name,
         found.copied().collect(),
         |entry| entry.place,

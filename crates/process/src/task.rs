@@ -1,7 +1,11 @@
 //! Named functions that another process can run.
 
+use std::any::{Any, TypeId};
+use std::fmt;
+use std::future::Future;
 use std::marker::PhantomData;
 use std::ops::Deref;
+use std::pin::Pin;
 
 use hatchery_actor::actor::Place;
 use hatchery_actor::child::BoxFuture;
@@ -26,6 +30,31 @@ impl TaskEntry {
     pub const fn new(name: &'static str, place: Place, run: TaskRun, packed: Option<PackedRun>) -> TaskEntry {
         TaskEntry { name, place, run, packed }
     }
+
+    /// The type that it borrows, if it is one that borrows the state of its worker.
+    pub fn borrows(&self) -> Option<StateType> {
+        match self.run {
+            TaskRun::Sync(_) | TaskRun::Async(_) => None,
+            TaskRun::OnState(OnState { state, .. }) => Some(state),
+        }
+    }
+
+    /// Whether it can run where this is the state.
+    ///
+    /// # Errors
+    /// It borrows another type.
+    pub fn suits(&self, state: Option<StateType>) -> Result<(), Fault> {
+        let Some(wanted) = self.borrows() else { return Ok(()) };
+        let has = match state {
+            Some(state) if state == wanted => return Ok(()),
+            Some(state) => format!("a `{state}`"),
+            None => "no state".to_owned(),
+        };
+        Err(Fault::Refused(format!(
+            "it borrows a `{wanted}`, and the workers of its pool have {has}: give it to a pool with `.state(..)` of a \
+             `#[hatchery::state]` function that returns what it borrows"
+        )))
+    }
 }
 
 /// Runs a synchronous task on arguments that lie in a row with others, and encodes its result behind what is there
@@ -44,6 +73,12 @@ pub enum PackedOutcome {
 }
 
 impl PackedOutcome {
+    /// The outcome of a task that was lent another type than it borrows, which does not happen: see [`StateType`].
+    #[cold]
+    pub fn refused() -> PackedOutcome {
+        PackedOutcome::Fault(lent_wrongly())
+    }
+
     /// The outcome of a task whose arguments cannot be decoded.
     #[cold]
     pub fn undecodable(error: &DecodeError) -> PackedOutcome {
@@ -68,6 +103,68 @@ pub enum TaskRun {
     Sync(fn(Body) -> TaskOutcome),
     /// As a future.
     Async(fn(Body) -> BoxFuture<TaskOutcome>),
+    /// On the state of its worker, which a process of its own has not.
+    OnState(OnState),
+}
+
+/// How to run a task that borrows the state of its worker.
+#[derive(Clone, Copy, Debug)]
+pub struct OnState {
+    /// What it borrows.
+    pub state: StateType,
+    /// How to run it.
+    pub run: RunOnState,
+    /// How to run it where many follow one another, if it is synchronous.
+    pub packed: Option<PackedRunOnState>,
+}
+
+/// How to run a task on encoded arguments and borrowed state.
+#[derive(Clone, Copy, Debug)]
+pub enum RunOnState {
+    /// On the thread it is called on.
+    Sync(fn(Body, &mut dyn Any) -> TaskOutcome),
+    /// As a future that stays on its thread, as the state does.
+    Async(fn(Body, &mut dyn Any) -> LocalFuture<'_, TaskOutcome>),
+}
+
+/// As [`PackedRun`], on borrowed state.
+pub type PackedRunOnState = fn(&[u8], &mut Vec<u8>, &mut dyn Any) -> PackedOutcome;
+
+/// A future that stays on its thread, and may borrow.
+pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
+
+/// The type of the state that a worker has, or that a task borrows.
+#[derive(Clone, Copy)]
+pub struct StateType {
+    id: fn() -> TypeId,
+    name: fn() -> &'static str,
+}
+
+impl StateType {
+    /// The one of this type.
+    pub const fn of<S: 'static>() -> StateType {
+        StateType { id: TypeId::of::<S>, name: std::any::type_name::<S> }
+    }
+}
+
+impl PartialEq for StateType {
+    fn eq(&self, other: &StateType) -> bool {
+        (self.id)() == (other.id)()
+    }
+}
+
+impl Eq for StateType {}
+
+impl fmt::Display for StateType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str((self.name)())
+    }
+}
+
+impl fmt::Debug for StateType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 /// What became of a task.
@@ -88,6 +185,11 @@ impl TaskOutcome {
         self.result
     }
 
+    /// The outcome of a task that was lent another type than it borrows, which does not happen: see [`StateType`].
+    pub fn refused() -> TaskOutcome {
+        TaskOutcome { result: Err(lent_wrongly()), failed: true }
+    }
+
     /// The outcome of a task whose arguments cannot be decoded.
     pub fn undecodable(error: &DecodeError) -> TaskOutcome {
         TaskOutcome { result: Err(Fault::Undecodable(error.to_string())), failed: true }
@@ -100,6 +202,10 @@ impl TaskOutcome {
             Err(error) => TaskOutcome { result: Err(Fault::BadAnswer(error.to_string())), failed: true },
         }
     }
+}
+
+fn lent_wrongly() -> Fault {
+    Fault::Refused("its worker has state of another type than it borrows".to_owned())
 }
 
 /// A function that another process can run: what `#[task]` makes of a function. It derefs to the function, so
@@ -174,8 +280,8 @@ impl<A, R, F: Copy> Clone for Task<A, R, F> {
 }
 impl<A, R, F: Copy> Copy for Task<A, R, F> {}
 
-impl<A, R, F> std::fmt::Debug for Task<A, R, F> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl<A, R, F> fmt::Debug for Task<A, R, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Task({})", self.entry.name)
     }
 }

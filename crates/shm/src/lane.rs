@@ -79,8 +79,8 @@ impl Lane {
     ///
     /// If no task runs in this lane.
     #[inline]
-    pub fn finish(&mut self, kind: u8, result: &[u8], next: Option<u32>) -> Result<Bell, NotKept> {
-        self.0.finish(kind, result, next)
+    pub fn finish(&mut self, kind: u8, result: &[u8], then: impl Into<Then>) -> Result<Bell, NotKept> {
+        self.0.finish(kind, result, then)
     }
 
     /// The same for a result that the pool gets otherwise, or for a task that has none.
@@ -96,14 +96,43 @@ impl Lane {
     ///
     /// If no task runs in this lane.
     #[inline]
-    pub fn finish_elsewhere(&mut self, next: Option<u32>) -> Result<Bell, Closed> {
-        self.0.finish_elsewhere(next)
+    pub fn finish_elsewhere(&mut self, then: impl Into<Then>) -> Result<Bell, Closed> {
+        self.0.finish_elsewhere(then)
     }
 
     /// The number of the task that runs here.
     #[inline]
     pub fn running(&self) -> Option<u32> {
         self.0.known.running()
+    }
+}
+
+/// What comes in a lane after the task that finishes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// This one runs from now on.
+    Runs(u32),
+    /// Nothing yet, but another one is about to [`begin`](Lane::begin), and its worker will wake the pool in time: one that
+    /// wants to be woken when the lane is idle sleeps on.
+    Soon,
+    /// Nothing.
+    Idle,
+}
+
+impl From<Option<u32>> for Then {
+    #[inline]
+    fn from(next: Option<u32>) -> Then {
+        next.map_or(Then::Idle, Then::Runs)
+    }
+}
+
+impl Then {
+    #[inline]
+    fn runs(self) -> Option<u32> {
+        match self {
+            Then::Runs(task) => Some(task),
+            Then::Soon | Then::Idle => None,
+        }
     }
 }
 
@@ -161,11 +190,11 @@ impl<W: Words> Writer<W> {
     pub(crate) fn begin(&mut self, task: u32) -> Result<(), Closed> {
         assert!(self.known.running().is_none(), "a task runs in this lane: finish it first");
         // Nothing is there that was not there before, so nobody has to be woken.
-        self.advance(self.known.head(), Some(task), |_, _, _| false).map(drop)
+        self.advance(self.known.head(), Then::Runs(task), |_, _, _| false).map(drop)
     }
 
     #[inline]
-    pub(crate) fn finish(&mut self, kind: u8, result: &[u8], next: Option<u32>) -> Result<Bell, NotKept> {
+    pub(crate) fn finish(&mut self, kind: u8, result: &[u8], then: impl Into<Then>) -> Result<Bell, NotKept> {
         let Some(task) = self.known.running() else { panic!("no task runs in this lane: begin one first") };
         let head = self.known.head();
         let words = 1 + result.len().div_ceil(8);
@@ -174,18 +203,24 @@ impl<W: Words> Writer<W> {
         };
         // None of this is seen before the cursor has moved over it, so it is no matter in which order it is written.
         self.words.store(self.place.at(head), header(task, result.len(), kind), Relaxed);
-        for (at, bytes) in (1..).zip(result.chunks(8)) {
-            let mut word = [0; 8];
-            word[..bytes.len()].copy_from_slice(bytes);
-            self.words.store(self.place.at(advanced(head, at)), u64::from_le_bytes(word), Relaxed);
+        let (mut at, whole) = (advanced(head, 1), result.chunks_exact(8));
+        let rest = whole.remainder();
+        for word in whole {
+            let word = u64::from_le_bytes(word.try_into().unwrap_or_default());
+            self.words.store(self.place.at(at), word, Relaxed);
+            at = advanced(at, 1);
         }
-        Ok(self.advance(advanced(head, words), next, Writer::wakes)?)
+        if !rest.is_empty() {
+            let word = rest.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+            self.words.store(self.place.at(at), word, Relaxed);
+        }
+        Ok(self.advance(advanced(head, words), then.into(), Writer::wakes)?)
     }
 
     #[inline]
-    pub(crate) fn finish_elsewhere(&mut self, next: Option<u32>) -> Result<Bell, Closed> {
+    pub(crate) fn finish_elsewhere(&mut self, then: impl Into<Then>) -> Result<Bell, Closed> {
         assert!(self.known.running().is_some(), "no task runs in this lane: begin one first");
-        self.advance(self.known.head(), next, Writer::wakes)
+        self.advance(self.known.head(), then.into(), Writer::wakes)
     }
 
     /// Whether so many words fit behind that position, by what is known of the reader, or by asking it.
@@ -204,31 +239,31 @@ impl<W: Words> Writer<W> {
         distance(head, self.tail)
     }
 
-    /// Whether the reader wants to be woken, now that the results reach that far and that task is the next one.
+    /// Whether the reader wants to be woken, now that the results reach that far and that comes next.
     #[inline]
-    fn wakes(&mut self, head: u32, next: Option<u32>) -> bool {
+    fn wakes(&mut self, head: u32, then: Then) -> bool {
         let half = self.place.ring_words() / 2;
         self.known.wakes_each()
             || self.known.wakes_idle()
-                && (next.is_none() || (distance(head, self.tail) > half && self.look(head) > half))
+                && (then == Then::Idle || (distance(head, self.tail) > half && self.look(head) > half))
     }
 
-    /// Moves the cursor over what was written, and to that task, unless the lane is closed. What the pool changed
+    /// Moves the cursor over what was written, and to what comes next, unless the lane is closed. What the pool changed
     /// meanwhile is taken into account.
     #[inline]
     fn advance(
         &mut self,
         head: u32,
-        next: Option<u32>,
-        wakes: impl Fn(&mut Writer<W>, u32, Option<u32>) -> bool,
+        then: Then,
+        wakes: impl Fn(&mut Writer<W>, u32, Then) -> bool,
     ) -> Result<Bell, Closed> {
         loop {
             if self.known.closed() {
                 return Err(Closed);
             }
-            let moved = self.known.moved(head, next);
+            let moved = self.known.moved(head, then.runs());
             let (new, bell) =
-                if wakes(self, head, next) { (moved.woken(), Bell::Ring) } else { (moved, Bell::Quiet) };
+                if wakes(self, head, then) { (moved.woken(), Bell::Ring) } else { (moved, Bell::Quiet) };
             // Release: the reader that sees this sees all that was written before.
             match self.words.compare_exchange(self.place.cursor, self.known.0, new.0, Release) {
                 Ok(()) => {

@@ -42,6 +42,6 @@ mod model;
 
 pub use crate::cursor::Cursor;
 pub use crate::error::{LedgerError, MemoryError, ShapeError};
-pub use crate::lane::{Bell, Closed, Lane, NotKept};
+pub use crate::lane::{Bell, Closed, Lane, NotKept, Then};
 pub use crate::ledger::{Ledger, Record, Wake};
 pub use crate::shape::Shape;

@@ -192,7 +192,7 @@ impl Connection {
             if self.out.is_empty() {
                 return Poll::Ready(self.socket.watch(false, cx).map_err(WireError::from));
             }
-            match ready!(self.socket.poll_write(cx, &self.out)) {
+            match ready!(self.socket.poll_write(cx, |stream| write(stream, &self.out))) {
                 Ok(n) => self.out.advance(n),
                 Err(error) => {
                     self.out = Chunks::default();
@@ -316,31 +316,38 @@ impl Socket {
         }
     }
 
-    /// Writes once. A peer that is gone raises no SIGPIPE, whatever its disposition.
-    fn poll_write(&mut self, cx: &mut Context<'_>, out: &Chunks) -> Poll<io::Result<usize>> {
+    /// Writes once, by `write`.
+    fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut write: impl FnMut(&UnixStream) -> Result<usize, Errno>,
+    ) -> Poll<io::Result<usize>> {
         loop {
-            let mut room = Chunks::room();
-            let used = out.slices(&mut room);
-            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-            let stream = self.watched()?;
-            // One slice is the rule, and takes the shorter way through the kernel.
-            let sent = match (&room[..used], out.descriptors()) {
-                (all, Some(descriptors)) => send_with(stream.as_fd(), all, descriptors, flags),
-                ([only], None) => rustix::net::send(stream, only, flags),
-                (all, None) => rustix::net::sendmsg(stream, all, &mut SendAncillaryBuffer::default(), flags),
-            };
-            match sent {
+            // Taken before the write: room that is made after it failed is news that must not be cleared with the old.
+            let room = if self.for_room { Some(ready!(self.watched()?.poll_write_ready(cx))?) } else { None };
+            match write(self.watched()?.get_ref()) {
                 Err(Errno::INTR) => {}
                 Err(Errno::TOOMANYREFS) => return Poll::Ready(Err(io::Error::other(TOO_MANY_UNDER_WAY))),
-                Err(Errno::AGAIN) => {
-                    self.watch(true, cx)?;
-                    // Readiness may be older than the write that found no room.
-                    ready!(self.watched()?.poll_write_ready(cx))?.clear_ready();
-                    ready!(self.watched()?.poll_write_ready(cx))?.retain_ready();
-                }
+                Err(Errno::AGAIN) => match room {
+                    Some(mut room) => room.clear_ready(),
+                    None => self.watch(true, cx)?,
+                },
                 sent => return Poll::Ready(Ok(sent?)),
             }
         }
+    }
+}
+
+/// Writes once to a stream. A peer that is gone raises no SIGPIPE, whatever its disposition.
+fn write(stream: &UnixStream, out: &Chunks) -> Result<usize, Errno> {
+    let mut room = Chunks::room();
+    let used = out.slices(&mut room);
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    // One slice is the rule, and takes the shorter way through the kernel.
+    match (&room[..used], out.descriptors()) {
+        (all, Some(descriptors)) => send_with(stream.as_fd(), all, descriptors, flags),
+        ([only], None) => rustix::net::send(stream, only, flags),
+        (all, None) => rustix::net::sendmsg(stream, all, &mut SendAncillaryBuffer::default(), flags),
     }
 }
 
@@ -545,6 +552,54 @@ mod tests {
 
     fn connect(stream: UnixStream) -> Connection {
         Connection::new(stream.into_std().unwrap(), SMALL).unwrap()
+    }
+
+    /// What the kernel says last is what counts, also if it says so while the write before fails.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn room_that_is_made_just_after_a_write_found_none_is_not_overlooked() {
+        let (here, there) = UnixStream::pair().unwrap();
+        let (here, there) = (here.into_std().unwrap(), there.into_std().unwrap());
+        let mut socket = Socket::new(here).unwrap();
+        let fill = |stream: &std::os::unix::net::UnixStream| -> Result<usize, Errno> {
+            rustix::net::send(stream, &[0; 4096], SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
+        };
+        let drain = || while matches!(rustix::io::read(&there, &mut [0; 4096]), Ok(1..)) {};
+        // As often as the runtime says that there is room, until it has said so for the last time.
+        let (mut failed, mut sent) = (0, 0);
+        let all = poll_fn(|cx| {
+            while sent < 2_000 {
+                ready!(socket.poll_write(cx, |stream| {
+                    let outcome = fill(stream);
+                    if outcome == Err(Errno::AGAIN) {
+                        failed += 1;
+                        drain();
+                        seen_by_the_driver();
+                    }
+                    outcome
+                }))
+                .unwrap();
+                sent += 1;
+            }
+            Poll::Ready(())
+        });
+        tokio::time::timeout(std::time::Duration::from_secs(30), all).await.expect("it goes on");
+        assert!(failed > 1, "{failed}");
+    }
+
+    /// Returns when another thread has been told by the kernel of all that has happened before.
+    fn seen_by_the_driver() {
+        let (mut here, there) = std::os::unix::net::UnixStream::pair().unwrap();
+        there.set_nonblocking(true).unwrap();
+        let (tells, told) = std::sync::mpsc::channel();
+        tokio::spawn(async move {
+            let there = UnixStream::from_std(there).unwrap();
+            tells.send(()).unwrap();
+            there.readable().await.unwrap();
+            tells.send(()).unwrap();
+        });
+        told.recv().unwrap();
+        std::io::Write::write_all(&mut here, b".").unwrap();
+        told.recv().unwrap();
     }
 
     fn read_all(reader: &mut FrameReader, mut bytes: &[u8]) -> Result<Vec<Envelope>, WireError> {

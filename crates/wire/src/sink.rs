@@ -16,13 +16,22 @@ thread_local! {
     static FREE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
     /// A large byte string that is just about to be written, so that the sink knows it again.
     static LARGE: RefCell<Option<Bytes>> = const { RefCell::new(None) };
+    /// Whether there is one: values without any need not look there.
+    static OFFERED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Says that the next thing written is this byte string, which need not be copied.
 pub(crate) fn offer(bytes: &Bytes) {
     if bytes.len() >= SHARED_FROM {
         LARGE.with_borrow_mut(|large| *large = Some(bytes.clone()));
+        OFFERED.set(true);
     }
+}
+
+/// What was offered, and has not been taken.
+#[inline]
+fn take_offered() -> Option<Bytes> {
+    if OFFERED.replace(false) { LARGE.with_borrow_mut(Option::take) } else { None }
 }
 
 /// What a serializer writes to.
@@ -37,7 +46,7 @@ pub(crate) fn encode<E>(value: impl FnOnce(&mut Sink) -> Result<(), E>) -> Resul
     // A value whose own `Serialize` encodes another one finds nothing here, and begins with memory of its own.
     let mut sink = Sink { pieces: Vec::new(), tail: FREE.take() };
     let (encoded, descriptors) = descriptors::collect(|| value(&mut sink));
-    LARGE.with_borrow_mut(Option::take);
+    take_offered();
     if encoded.is_err() {
         sink.tail.clear();
     }
@@ -60,6 +69,7 @@ pub(crate) fn encode<E>(value: impl FnOnce(&mut Sink) -> Result<(), E>) -> Resul
 
 /// Encodes one value behind what is in `out`; `None` if it is there. One that has descriptors, or large byte strings that are
 /// shared, becomes a body of its own, and `out` is as it was.
+#[inline]
 pub(crate) fn encode_onto<E>(
     out: &mut Vec<u8>,
     value: impl FnOnce(&mut Sink) -> Result<(), E>,
@@ -67,12 +77,24 @@ pub(crate) fn encode_onto<E>(
     let begins = out.len();
     let mut sink = Sink { pieces: Vec::new(), tail: std::mem::take(out) };
     let (encoded, descriptors) = descriptors::collect(|| value(&mut sink));
-    LARGE.with_borrow_mut(Option::take);
-    let Sink { mut pieces, mut tail } = sink;
-    if encoded.is_ok() && pieces.is_empty() && descriptors.are_none() {
-        *out = tail;
+    take_offered();
+    if encoded.is_ok() && sink.pieces.is_empty() && descriptors.are_none() {
+        *out = sink.tail;
         return Ok(None);
     }
+    by_itself(encoded, sink, descriptors, begins, out)
+}
+
+/// The rest of [`encode_onto`], for what does not lie behind the others.
+#[cold]
+fn by_itself<E>(
+    encoded: Result<(), E>,
+    sink: Sink,
+    descriptors: descriptors::Descriptors,
+    begins: usize,
+    out: &mut Vec<u8>,
+) -> Result<Option<Body>, E> {
+    let Sink { mut pieces, mut tail } = sink;
     // The first piece begins with what was there before.
     let before = match pieces.first_mut() {
         Some(first) => {
@@ -109,7 +131,7 @@ impl Sink {
 
     #[cold]
     fn write_many(&mut self, bytes: &[u8]) {
-        let offered = LARGE.with_borrow_mut(Option::take);
+        let offered = take_offered();
         if let Some(large) = offered.filter(|large| std::ptr::eq(&large[..], bytes)) {
             if !self.tail.is_empty() {
                 let before = self.cut();

@@ -11,6 +11,13 @@ use super::{Chunk, Order, Plan};
 
 /// A chunk is given to a worker before it has finished the one before only if it should come to it within this time.
 const SOON: Duration = Duration::from_millis(5);
+/// What a chunk is expected to take of which nothing is known: it is not soon over.
+const UNKNOWN: Duration = Duration::from_secs(3600);
+/// A worker is given more chunks than it is to prefetch as long as all of them are over within this time: to bring each by
+/// itself would take longer.
+pub(super) const AHEAD: Duration = Duration::from_micros(500);
+/// And no more than so many.
+pub(super) const MOST_AHEAD: usize = 64;
 /// From so many chunks on that wait for a worker, tasks that were submitted one by one do not get in line behind them, but
 /// wait outside: so what goes through the line never has far to go.
 pub(crate) const QUEUE: usize = 1024;
@@ -36,9 +43,9 @@ impl Plan {
             self.let_in();
             let Some(queue) = self.ready.iter().rposition(|queue| !queue.is_empty()) else { break };
             let Some(chunk) = self.ready[queue].front() else { return };
-            let soon = self.is_soon(chunk);
+            let expected = self.expected(chunk);
             let alone = self.jobs.get(&chunk.job).is_none_or(|job| runs_alone(job.wants.entry));
-            let Some((index, lane)) = self.free_line(soon, alone) else { break };
+            let Some((index, lane)) = self.free_line(expected, alone) else { break };
             let Some(mut chunk) = self.ready[queue].pop_front() else { return };
             let Some(up) = &mut self.places[index].up else { return };
             let most = u32::try_from(up.left).unwrap_or(u32::MAX);
@@ -66,7 +73,7 @@ impl Plan {
                 }
             }
             up.orders.push(Order::Run { entry: job.wants.entry, lane, number, load: chunk.load.clone() });
-            line.given.push_back(Given { chunk, number, done: 0, withdrawn: false, alone });
+            line.given.push_back(Given { chunk, number, done: 0, withdrawn: false, alone, expected });
             self.calls.push(index);
         }
     }
@@ -79,23 +86,26 @@ impl Plan {
         }
     }
 
-    /// Whether this chunk is over so quickly that a worker may have it before its turn.
-    pub(super) fn is_soon(&self, chunk: &Chunk) -> bool {
+    /// How long a chunk should take.
+    fn expected(&self, chunk: &Chunk) -> Duration {
         let pace = self.jobs.get(&chunk.job).and_then(|job| job.pace);
-        pace.is_some_and(|pace| pace.saturating_mul(chunk.load.count()) <= SOON)
+        pace.map_or(UNKNOWN, |pace| pace.saturating_mul(chunk.load.count()))
     }
 
-    /// Which line of which worker has least to do, and can take more.
-    pub(super) fn free_line(&self, soon: bool, alone: bool) -> Option<(usize, u16)> {
+    /// Which line of which worker has least to do, and can take a chunk that should take so long.
+    fn free_line(&self, expected: Duration, alone: bool) -> Option<(usize, u16)> {
         let able = self.places.iter().enumerate().filter_map(|(index, place)| {
             let up = place.up.as_ref().filter(|up| !up.leaving && !up.ending && up.left > 0)?;
             let lane = up.shortest(alone);
-            let given = &up.lines[usize::from(lane)].given;
-            let may = given.is_empty()
-                || (soon
-                    && given.len() <= self.rules.prefetch
-                    && given.iter().all(|other| self.is_soon(&other.chunk)));
-            may.then(|| (given.len(), up.crowd(lane), index, lane))
+            let others = &up.lines[usize::from(lane)].given;
+            let given = others.len();
+            // Of several lines the others keep the worker at work; and what is given before its turn may stand behind one that
+            // waits for long, while another line comes free.
+            let queues = || up.lines.len() == 1 || alone && others.iter().all(|other| other.alone);
+            let soon = || expected <= SOON && others.iter().all(|other| other.expected <= SOON);
+            let ahead = || others.iter().map(|other| other.expected).sum::<Duration>() + expected;
+            let more = || given <= self.rules.prefetch || (given < MOST_AHEAD && ahead() <= AHEAD);
+            (given == 0 || (queues() && soon() && more())).then(|| (given, up.crowd(lane), index, lane))
         });
         able.min().map(|(.., index, lane)| (index, lane))
     }

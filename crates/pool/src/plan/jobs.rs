@@ -9,6 +9,7 @@ use hatchery_actor::fault::Fault;
 use hatchery_actor::task_handle::TaskFault;
 use tokio::time::Instant;
 
+use super::choice::{AHEAD, MOST_AHEAD};
 use super::lines::{Given, runs_alone};
 use super::{Chunk, Delivery, Job, JobId, Order, Plan, Wants, What};
 use crate::row::Load;
@@ -17,12 +18,16 @@ use crate::row::Load;
 const CHUNK_TIME: Duration = Duration::from_millis(1);
 /// Tasks of one chunk at most.
 const LARGEST_CHUNK: u32 = 4096;
+/// Tasks of the first chunks of a job at most, however quick its task was in other jobs: these may have had other arguments.
+const TRUSTED_AT_FIRST: u32 = 16;
+/// How much larger a chunk may be than one that was quick.
+const GROWTH: u32 = 8;
 
 impl Plan {
     /// A new job, whose tasks [`enter`](Plan::enter).
     ///
     /// # Errors
-    /// No job begins any more.
+    /// No job begins any more, or its task borrows state that no worker has.
     pub(crate) fn begin(&mut self, wants: Wants) -> Result<JobId, TaskFault> {
         self.begin_one(wants, false)
     }
@@ -30,7 +35,7 @@ impl Plan {
     /// A new job of a single task, which waits for a worker from now on.
     ///
     /// # Errors
-    /// No job begins any more.
+    /// No job begins any more, or its task borrows state that no worker has.
     pub(crate) fn submit(&mut self, wants: Wants, load: Load, now: Instant) -> Result<JobId, TaskFault> {
         let id = self.begin_one(wants, true)?;
         self.outside.insert((Reverse(wants.priority), id), load);
@@ -45,11 +50,14 @@ impl Plan {
         if self.closed {
             return Err(TaskFault::Fault(Fault::Closed { why: "its pool was closed".to_owned() }));
         }
+        wants.entry.suits(self.state).map_err(TaskFault::Fault)?;
         let id = self.next_job;
         self.next_job += 1;
         let inbox = VecDeque::new();
-        let (waker, pace, ended) = Default::default();
-        let job = Job { wants, inbox, waker, pace, cancelled: false, single, over: false, ended };
+        let (waker, ended) = Default::default();
+        let pace = self.paces.get(&std::ptr::from_ref(wants.entry).addr()).copied();
+        let trusted = TRUSTED_AT_FIRST;
+        let job = Job { wants, inbox, waker, pace, trusted, cancelled: false, single, over: false, ended };
         self.jobs.insert(id, job);
         self.open += 1;
         Ok(id)
@@ -99,9 +107,9 @@ impl Plan {
         std::mem::take(&mut job.inbox)
     }
 
-    /// Whether all further tasks of the job fail at once, since its pool has ended.
-    pub(crate) fn has_ended(&self, job: JobId) -> bool {
-        self.jobs.get(&job).is_some_and(|job| job.ended.is_some())
+    /// Why all further tasks of the job fail at once, if its pool has ended.
+    pub(crate) fn ended(&self, job: JobId) -> Option<TaskFault> {
+        self.jobs.get(&job)?.ended.clone()
     }
 
     pub(crate) fn has_mail(&self, job: JobId) -> bool {
@@ -110,19 +118,40 @@ impl Plan {
 
     /// How many tasks a chunk of the job should have, by what is known of them.
     pub(crate) fn chunk_size(&self, job: JobId) -> u32 {
-        let pace = self.jobs.get(&job).and_then(|job| job.pace);
-        pace.map_or(1, |pace| {
+        let paced = self.jobs.get(&job).and_then(|job| Some((job.pace?, job.trusted)));
+        paced.map_or(1, |(pace, trusted)| {
             let fits = CHUNK_TIME.as_nanos() / pace.as_nanos().max(1);
-            u32::try_from(fits).unwrap_or(LARGEST_CHUNK).clamp(1, LARGEST_CHUNK)
+            u32::try_from(fits).unwrap_or(LARGEST_CHUNK).clamp(1, LARGEST_CHUNK.min(trusted))
         })
     }
 
-    /// How many can work on the job at the same time, and how many chunks each may have.
-    pub(crate) fn breadth(&self, job: JobId) -> (usize, usize) {
+    /// How many can work on the job at the same time, and how many chunks of so many tasks each may have.
+    pub(crate) fn breadth(&self, job: JobId, size: u32) -> (usize, usize) {
         let workers = self.places.iter().filter(|place| !place.gone).count().max(1);
-        let alone = self.jobs.get(&job).is_none_or(|job| runs_alone(job.wants.entry));
+        let of = self.jobs.get(&job);
+        let alone = of.is_none_or(|job| runs_alone(job.wants.entry));
         let lanes = if alone { 1 } else { usize::from(self.rules.lanes) };
-        (workers * lanes, 1 + self.rules.prefetch)
+        let quick = of.and_then(|job| job.pace).map_or(0, |pace| {
+            let one = pace.saturating_mul(size).as_nanos().max(1);
+            usize::try_from(AHEAD.as_nanos() / one).unwrap_or(MOST_AHEAD).min(MOST_AHEAD)
+        });
+        (workers * lanes, quick.max(1 + self.rules.prefetch))
+    }
+
+    /// A chunk of so many tasks of a job has taken so long.
+    pub(super) fn paced(&mut self, job: JobId, count: u32, took: Duration) {
+        let Some(job) = self.jobs.get_mut(&job) else { return };
+        let now = took / count.max(1);
+        // What is longer may be an exception, and what is shorter too, but less so: most of what a small chunk takes is
+        // its way.
+        let pace = job
+            .pace
+            .map_or(now, |before| if now < before { now.max(before / GROWTH) } else { (before + now) / 2 });
+        job.pace = Some(pace);
+        if took <= CHUNK_TIME {
+            job.trusted = job.trusted.max(count.saturating_mul(GROWTH));
+        }
+        self.paces.insert(std::ptr::from_ref(job.wants.entry).addr(), pace);
     }
 
     /// Nobody wants the job any more: what has not begun never will, and what runs is ended.

@@ -1,13 +1,14 @@
 //! A worker that is there, and its lines: what it does one after the other, and beside each other.
 //!
 //! ```text
-//!  line 0 ── synchronous tasks, of which a worker runs one at a time; others when no line has less to do
+//!  line 0 ── synchronous tasks, and those that borrow state: one at a time; others when no line has less to do
 //!  line 1 ─┐
 //!   ..     ├ asynchronous tasks, one of each line at the same time
 //!  line n ─┘
 //! ```
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use hatchery_process::task::{TaskEntry, TaskRun};
 use tokio::time::Instant;
@@ -58,6 +59,8 @@ pub(super) struct Given {
     pub(super) withdrawn: bool,
     /// Nothing else of its worker runs while it does.
     pub(super) alone: bool,
+    /// How long it should take, judged when it was given.
+    pub(super) expected: Duration,
 }
 
 impl Given {
@@ -131,8 +134,6 @@ impl Up {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use bytes::Bytes;
     use hatchery_actor::actor::Place;
     use hatchery_actor::exit::{Exit, Status};
@@ -319,26 +320,31 @@ mod tests {
     #[test]
     fn a_line_at_the_one_before_whose_result_came_by_the_socket_has_lost_nothing() {
         let mut one = One::new(2);
-        one.plan.rules.prefetch = 4;
-        let jobs = [one.job(&ASYNC), one.job(&ASYNC)];
-        // Tasks are known to be short, so that a line has others waiting behind the one that runs.
-        for told in one.told.clone() {
-            assert!(one.says(told, VALUE));
-        }
-        one.outcome(jobs[0]);
-        (0..4).for_each(|_| one.plan.enter(jobs[0], 1, load(), one.now));
-        let told = one.plan.orders(0).into_iter().filter_map(|order| match order {
-            Order::Run { lane: 1, number, .. } => Some((1, number)),
-            _ => None,
-        });
-        let line: Vec<(u16, u32)> = told.collect();
-        assert!(line.len() > 1 && line[1].1 != line[0].1 + 1, "numbers go to all lines: {line:?}");
-        one.plan.alone(0, 1, line[0].1, VALUE, Default::default(), one.now).unwrap();
-        one.outcome(jobs[0]);
+        let first = one.job(&ASYNC);
+        one.job(&ASYNC);
+        assert_eq!(one.told, [(1, 0), (0, 1)]);
+        one.plan.alone(0, 1, 0, VALUE, Default::default(), one.now).unwrap();
+        assert!(matches!(one.outcome(first), Some(What::Alone(_))));
+        let next = one.job(&ASYNC);
+        assert_eq!(one.told[2], (1, 2), "numbers go to all lines");
         // The ledger names it still.
-        let running = |lane| (lane == 1).then_some(line[0].1);
-        one.plan.died(0, running, &Exit::new(Status::Signal(9)), one.now);
-        assert!(one.outcome(jobs[0]).is_none(), "the others wait for the next worker");
+        one.plan.died(0, |lane| (lane == 1).then_some(0), &Exit::new(Status::Signal(9)), one.now);
+        assert!(one.outcome(next).is_none(), "it waits for the next worker");
+        assert_eq!(one.plan.waiting(), 2);
+    }
+
+    #[test]
+    fn nothing_stands_behind_an_asynchronous_task_while_there_are_several_lines() {
+        let mut one = One::new(2);
+        for entry in [&SYNC, &ASYNC] {
+            one.job(entry);
+            let told = one.told[0];
+            assert!(one.says(told, VALUE), "it is known to be quick");
+        }
+        let given: Vec<_> = [&ASYNC, &SYNC, &SYNC, &ASYNC].map(|entry| one.job(entry)).to_vec();
+        assert_eq!(given.len(), 4);
+        assert_eq!(one.told.iter().map(|told| told.0).collect::<Vec<_>>(), [1, 0, 0]);
+        assert_eq!(one.plan.waiting(), 1, "the last one");
     }
 
     fn load() -> Load {

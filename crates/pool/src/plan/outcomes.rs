@@ -186,11 +186,9 @@ impl Plan {
             up.idle.push(lane);
         }
         if let Some(Given { chunk, withdrawn: false, .. }) = done {
-            if let Some(job) = self.jobs.get_mut(&chunk.job) {
-                let pace = took / chunk.load.count().max(1);
-                job.pace = Some(job.pace.map_or(pace, |before| (before + pace) / 2));
-            }
+            self.paced(chunk.job, chunk.load.count(), took);
         }
+        let Some(up) = &mut self.places[index].up else { return };
         if up.left == 0 && up.busy() == 0 && !up.leaving {
             up.leaving = true;
             up.orders.push(Order::Leave);

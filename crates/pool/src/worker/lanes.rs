@@ -31,7 +31,7 @@ use hatchery_wire::{Body, Envelope, Kind};
 use super::awake::{self, Awake};
 use super::{Desk, entry_of};
 use crate::row;
-use crate::terms::{FAULT, SKIPPED, STOPPED, numbers};
+use crate::terms::{FAULT, PANIC, SKIPPED, STOPPED, numbers};
 
 /// How long synchronous tasks that are over quickly have the thread for, before the others have their turn.
 const TURN: Duration = Duration::from_millis(1);
@@ -201,7 +201,7 @@ impl<'a> Lanes<'a> {
         };
         match envelope.kind {
             Kind::Bind => {
-                let entry = super::named(&envelope.body)?;
+                let entry = self.desk.named(&envelope.body)?;
                 self.tasks.insert(task, entry);
             }
             Kind::Tell | Kind::Ask => {
@@ -257,7 +257,11 @@ impl<'a> Lanes<'a> {
         };
         self.dropped(future);
         let next = self.next(at);
-        self.write(at, |desk| desk.outcome(number, outcome, next))?;
+        self.write(at, |desk| match outcome.map(TaskOutcome::into_result) {
+            Ok(Ok(body)) => desk.body(number, body, next),
+            Ok(Err(fault)) => desk.encoded(number, FAULT, &fault, next),
+            Err(panic) => desk.encoded(number, PANIC, &panic, next),
+        })?;
         self.go_on(at)
     }
 
@@ -308,11 +312,12 @@ impl<'a> Lanes<'a> {
         Ok(())
     }
 
-    /// Whether the next one of the first lane, where all of them are, is a synchronous task.
+    /// Whether the next one of the first lane, where all of them are, is a synchronous task, or one that borrows state: nothing
+    /// else runs while it does.
     fn is_synchronous(&self) -> bool {
         let Line { queue, running, .. } = &self.lines[0];
-        let sync = |row: &Row| matches!(row.entry, Ok(TaskEntry { run: TaskRun::Sync(_), .. }));
-        running.is_none() && queue.front().is_some_and(|row| sync(row) && !row.skipped)
+        let alone = |row: &Row| row.entry.as_ref().is_ok_and(|entry| !matches!(entry.run, TaskRun::Async(_)));
+        running.is_none() && queue.front().is_some_and(|row| alone(row) && !row.skipped)
     }
 
     /// Whether it is to be run: also when nothing more begins, if the lane says already that it has begun.
@@ -337,13 +342,18 @@ impl<'a> Lanes<'a> {
             row.next = number.wrapping_add(1);
             let entry = row.entry.clone();
             let next = self.next(0);
+            let borrows = entry.as_ref().is_ok_and(|entry| entry.borrows().is_some());
             if begins {
-                self.desk.begin(number);
+                self.desk.begin_on_state(borrows, number);
             }
             if alone {
                 self.desk.whole(&entry, number, args, next)?;
             } else {
                 self.desk.one_of_row(&entry, number, &args.to_bytes(), next)?;
+            }
+            if borrows && self.desk.kept.is_missing() {
+                // After a panic the next one has to wait for its state.
+                self.lines[0].queue.front_mut().into_iter().for_each(|row| row.begun = false);
             }
             if begun.elapsed() >= TURN {
                 break;
