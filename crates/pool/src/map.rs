@@ -343,8 +343,9 @@ impl<I: Inputs, R> Flow<I, R> {
                 self.refused = Some(TaskFault::Fault(why));
                 continue;
             }
-            self.fill(job, cx);
+            // In this order: what happens from now on wakes this task, an end of the pool while inputs are waited for as well.
             self.arrived.extend(self.map.pool.shared().with(|plan| plan.take(job, cx.waker())));
+            self.fill(job, cx);
             let next = if self.ordered {
                 let early = self.arrived.drain(..).map(|delivery| (delivery.first, delivery.what));
                 self.early.extend(early);

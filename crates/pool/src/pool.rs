@@ -263,8 +263,7 @@ impl Pool {
         let shared = self.shared();
         let _turn = shared.resizing.lock().await;
         let watcher = shared.watch();
-        shared.with(|plan| plan.resize(workers)).map_err(refused)?;
-        let run = shared.look(|plan| plan.runs());
+        let run = shared.with(|plan| plan.resize(workers).map(|()| plan.runs())).map_err(refused)?;
         loop {
             let changed = watcher.changed();
             let state = shared.look(|plan| {

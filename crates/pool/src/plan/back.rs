@@ -54,7 +54,9 @@ impl Plan {
         given.chunk.load = rest.chunk.load.split_to(begun);
         rest.chunk.first += u64::from(begun);
         // Something for each of those who have nothing, and for this one when it is done.
-        let each = rest.chunk.load.count().div_ceil(u32::try_from(free + 1).unwrap_or(u32::MAX)).max(1);
+        let open = std::iter::once(&rest).chain(&behind).filter(|given| !given.withdrawn);
+        let open: u32 = open.map(|given| given.chunk.load.count()).sum();
+        let each = open.div_ceil(u32::try_from(free + 1).unwrap_or(u32::MAX)).max(1);
         let mut back = Vec::new();
         for Given { mut chunk, withdrawn, .. } in std::iter::once(rest).chain(behind) {
             *left = left.saturating_add(u64::from(chunk.load.count()));

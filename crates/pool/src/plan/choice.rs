@@ -22,6 +22,18 @@ pub(super) const MOST_AHEAD: usize = 64;
 /// wait outside: so what goes through the line never has far to go.
 pub(crate) const QUEUE: usize = 1024;
 
+/// A chunk that waits, and where it goes.
+struct Next {
+    /// Where it is in which queue.
+    queue: usize,
+    at: usize,
+    expected: Duration,
+    alone: bool,
+    /// The line of a worker that gets it.
+    index: usize,
+    lane: u16,
+}
+
 impl Plan {
     /// A worker is there.
     pub(crate) fn arrived(&mut self, index: usize, now: Instant) {
@@ -43,23 +55,22 @@ impl Plan {
         }
         loop {
             self.let_in();
-            let Some(queue) = self.ready.iter().rposition(|queue| !queue.is_empty()) else { break };
-            let Some(chunk) = self.ready[queue].front() else { return };
-            let expected = self.expected(chunk);
-            let alone = self.jobs.get(&chunk.job).is_none_or(|job| runs_alone(job.wants.entry));
-            let Some((index, lane)) = self.free_line(expected, alone) else {
-                // Another one might.
+            if self.ready.iter().all(VecDeque::is_empty) {
+                break;
+            }
+            let Some(Next { queue, at, expected, alone, index, lane }) = self.next_chunk() else {
+                // Another worker might take one.
                 self.staff_called |= self.may_start();
                 break;
             };
-            let Some(mut chunk) = self.ready[queue].pop_front() else { return };
+            let Some(mut chunk) = self.ready[queue].remove(at) else { return };
             let Some(up) = &mut self.places[index].up else { return };
             let most = u32::try_from(up.left).unwrap_or(u32::MAX);
             if chunk.load.count() > most {
                 // The rest is for others.
                 let load = chunk.load.split_to(most);
                 let rest = Chunk { first: chunk.first + u64::from(most), ..chunk.clone() };
-                self.ready[queue].push_front(rest);
+                self.ready[queue].insert(at, rest);
                 chunk.load = load;
             }
             let Some(job) = self.jobs.get(&chunk.job) else { continue };
@@ -90,6 +101,28 @@ impl Plan {
             });
             self.calls.push(index);
         }
+    }
+
+    /// What can be given to somebody: what goes first, mostly. Where workers have several lines, tasks that run alone, for which
+    /// there is no room, let others pass, and the other way round.
+    fn next_chunk(&self) -> Option<Next> {
+        let alone = |chunk: &Chunk| self.jobs.get(&chunk.job).is_none_or(|job| runs_alone(job.wants.entry));
+        let several = self.rules.lanes > 1;
+        for (queue, chunks) in self.ready.iter().enumerate().rev() {
+            let Some(first) = chunks.front() else { continue };
+            let is_alone = alone(first);
+            let other = || chunks.iter().position(|chunk| alone(chunk) != is_alone);
+            for at in [Some(0), several.then(other).flatten()].into_iter().flatten() {
+                let (expected, alone) = (self.expected(&chunks[at]), is_alone == (at == 0));
+                if let Some((index, lane)) = self.free_line(expected, alone) {
+                    return Some(Next { queue, at, expected, alone, index, lane });
+                }
+            }
+            if !several {
+                return None;
+            }
+        }
+        None
     }
 
     /// Has those who wait outside get in line, as far as there is room.

@@ -333,6 +333,21 @@ mod tests {
     }
 
     #[test]
+    fn one_that_has_to_wait_for_the_first_line_lets_others_pass() {
+        let mut one = One::new(2);
+        one.job(&ASYNC);
+        one.job(&ASYNC);
+        let [in_a_line, _] = one.told[..] else { panic!("both run: {:?}", one.told) };
+        assert!(in_a_line.0 > 0);
+        one.job(&SYNC);
+        assert!(one.says(in_a_line, VALUE));
+        let told = one.told.len();
+        one.job(&ASYNC);
+        assert_eq!(one.told[told..].iter().map(|told| told.0).collect::<Vec<_>>(), [in_a_line.0]);
+        assert_eq!(one.plan.waiting(), 1);
+    }
+
+    #[test]
     fn what_is_withdrawn_is_not_run_to_its_end_or_not_begun() {
         let mut one = One::new(2);
         let job = one.row(&ASYNC, 3);

@@ -293,7 +293,8 @@ impl Plan {
         task.tried += 1;
         self.next_later += 1;
         self.later.insert((now + pause, self.next_later), task);
-        // Somebody has to look at the clock.
+        // Somebody has to look at the clock; and if nobody is there, has to be started.
         self.calls.extend(0..self.places.len());
+        self.staff_called = true;
     }
 }

@@ -661,8 +661,10 @@ fn retries_count_for_what_has_failed_before_they_were_said() {
     assert!(plan.has_mail(job) && plan.is_idle() && plan.failed == 1);
     plan.change(job, Wants { poison_after: Some(1), ..wants(1) }, now);
     assert!(plan.has_mail(job), "it has had all the deaths that it may");
+    plan.staff_called = false;
     plan.change(job, wants(1), now);
     assert!(!plan.has_mail(job) && !plan.is_idle() && plan.failed == 0);
+    assert!(plan.staff_called, "there may be no worker left who could run it");
     plan.hand_out(now + Duration::from_secs(1));
     dies(&mut plan, 0);
     let mail = plan.take(job, Waker::noop()).pop_front().unwrap();
