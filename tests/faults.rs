@@ -212,6 +212,13 @@ fn a_restart_without_descriptors_backs_off_is_counted_and_comes_back_by_itself()
     println!("{:?}", end.said);
 }
 
+/// Fault: descriptors exhausted when a pool has to replace a worker.
+#[test]
+fn a_pool_without_descriptors_goes_on_with_the_workers_it_has() {
+    let end = Program::start("pool out of descriptors").end();
+    assert_eq!(end.status.code(), Some(0), "{:?} {}", end.said, end.stderr);
+}
+
 /// Fault: fork fails with EAGAIN when a child has to be restarted.
 #[test]
 fn a_restart_without_processes_backs_off_is_counted_and_comes_back_by_itself() {

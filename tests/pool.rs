@@ -2,6 +2,7 @@
 
 mod pool_deaths;
 mod pool_ends;
+mod pool_hard;
 mod pool_results;
 mod pool_sizes;
 mod pool_state;

@@ -14,7 +14,7 @@ use crate::pool_results::{over, own_pid, pool, square};
 
 /// Writes down that it runs, and does as it is told.
 #[hatchery::task]
-fn acts(number: u64, how: String, dir: PathBuf) -> u64 {
+pub(crate) fn acts(number: u64, how: String, dir: PathBuf) -> u64 {
     note(&dir, number);
     match &*how {
         "ok" => {}
@@ -46,12 +46,12 @@ fn acts(number: u64, how: String, dir: PathBuf) -> u64 {
 }
 
 /// One more run of this number.
-fn note(dir: &Path, number: u64) {
+pub(crate) fn note(dir: &Path, number: u64) {
     let mut file = fs::File::options().append(true).create(true).open(dir.join(number.to_string())).unwrap();
     file.write_all(format!("{}\n", std::process::id()).as_bytes()).unwrap();
 }
 
-fn times(dir: &Path, number: u64) -> usize {
+pub(crate) fn times(dir: &Path, number: u64) -> usize {
     fs::read_to_string(dir.join(number.to_string())).unwrap_or_default().lines().count()
 }
 
@@ -61,7 +61,7 @@ fn runner(dir: &Path, number: u64) -> Option<u32> {
 }
 
 /// Waits until it runs, and says in which process.
-async fn runs_in(dir: &Path, number: u64) -> u32 {
+pub(crate) async fn runs_in(dir: &Path, number: u64) -> u32 {
     becomes_true("it runs", || runner(dir, number).is_some()).await;
     runner(dir, number).unwrap()
 }

@@ -25,14 +25,14 @@ fn begins(dir: PathBuf, how: String) -> Result<(), String> {
 }
 
 #[hatchery::task]
-fn hangs() {
+pub(crate) fn hangs() {
     loop {
         std::thread::park();
     }
 }
 
 /// The workers of this test.
-fn workers() -> Vec<u32> {
+pub(crate) fn workers() -> Vec<u32> {
     hatchery::active_children().iter().map(|child| child.pid()).collect()
 }
 

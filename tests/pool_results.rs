@@ -146,8 +146,7 @@ async fn an_iterator_without_end_is_taken_from_as_workers_ask_for_it() {
     let inputs = std::iter::repeat_with(|| u64::from(taken.fetch_add(1, Ordering::Relaxed)));
     let mut results = pool.map(square, inputs).chunk_size(5).stream();
     assert_eq!(ends("next", results.next()).await.unwrap().unwrap(), 0);
-    // Two workers, two chunks each, and as many that wait.
-    // Two workers, 64 chunks each since they are quick, and as many that wait; once more, if some were given before.
+    // Two workers, 64 quick chunks each, and as many that wait; once more, if some were given before.
     assert!(taken.load(Ordering::Relaxed) <= 2 * 2 * 2 * 64 * 5, "{taken:?}");
     drop(results);
     assert_eq!(ends("submit", pool.submit(square, 3)).await.unwrap(), 9);

@@ -227,17 +227,17 @@ async fn workers_start_when_tasks_wait_and_leave_when_there_is_nothing_to_do() {
     let builder = Pool::builder().workers(3).min_workers(0).idle_timeout(Duration::from_millis(50));
     let pool = ends("start", builder.start()).await.unwrap();
     assert!(workers().is_empty());
-    for _ in 0..2 {
-        let _ = fs::remove_file(&gate);
-        let jobs: Vec<_> = (0..7).map(|_| pool.submit(waits, gate.clone())).collect();
-        becomes_true("all are busy", || pool.stats().given == 3).await;
-        assert_eq!((workers().len(), pool.stats().waiting), (3, 4));
-        fs::write(&gate, "").unwrap();
-        for job in jobs {
-            ends("job", job).await.unwrap();
-        }
-        becomes_true("all have left", || workers().is_empty() && pool.stats().workers.is_empty()).await;
+    let have_left = || workers().is_empty() && pool.stats().workers.is_empty();
+    let jobs: Vec<_> = (0..7).map(|_| pool.submit(waits, gate.clone())).collect();
+    becomes_true("all are busy", || pool.stats().given == 3).await;
+    assert_eq!((workers().len(), pool.stats().waiting), (3, 4));
+    fs::write(&gate, "").unwrap();
+    for job in jobs {
+        ends("job", job).await.unwrap();
     }
+    becomes_true("all have left", have_left).await;
+    assert_eq!(ends("another one", pool.submit(square, 3)).await.unwrap(), 9);
+    becomes_true("it has left, too", have_left).await;
     over(pool).await;
 
     let builder = Pool::builder().workers(2).idle_timeout(Duration::ZERO);

@@ -346,6 +346,7 @@ async fn program(word: &str, file: String) -> hatchery::Result<()> {
             let named = ["Too many open files", "ulimit -n"];
             scarce::restarts_without(rustix::process::Resource::Nofile, named).await
         }
+        "pool out of descriptors" => scarce::pool_without_descriptors().await,
         "restarts out of processes" => {
             let named = ["Resource temporarily unavailable", "ulimit -u"];
             scarce::restarts_without(rustix::process::Resource::Nproc, named).await

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use hatchery::ChildState;
 use hatchery::prelude::*;
+use hatchery::{ChildState, TreeEvent};
 use hatchery_tests::{becomes_true, children, ends};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -86,4 +86,40 @@ pub(crate) async fn restarts_without(what: Resource, named: [&str; 2]) -> hatche
     setrlimit(what, before)?;
     say(&format!("back at attempt {tries}"));
     tree.stop().await
+}
+
+#[hatchery::task]
+fn square(x: u64) -> u64 {
+    x * x
+}
+
+#[hatchery::task]
+fn aborts() {
+    std::process::abort()
+}
+
+/// A worker of a pool dies while there is no descriptor for another one: the other one does the work, and when there are
+/// descriptors again, there are two again.
+pub(crate) async fn pool_without_descriptors() -> hatchery::Result<()> {
+    let before = getrlimit(Resource::Nofile);
+    let none = Rlimit { current: Some(1), maximum: before.maximum };
+    let pool = Pool::builder().workers(2).intensity(1000, Duration::from_secs(600)).start().await?;
+    let mut events = pool.tree().events();
+    // Both have been at work.
+    ends("map", pool.map(square, 0..100).chunk_size(1).into_future()).await?;
+    setrlimit(Resource::Nofile, none)?;
+    let error = ends("the death", pool.submit(aborts, ())).await.unwrap_err();
+    assert!(error.is_worker_died(), "{error}");
+    let mut failures = 0;
+    while failures < 3 {
+        if let Some(TreeEvent::StartFailed { why, .. }) = ends("event", events.next()).await {
+            assert!(why.contains("no descriptor left"), "{why}");
+            failures += 1;
+        }
+        let squares = ends("map", pool.map(square, 0..100).into_future()).await?;
+        assert_eq!(squares.len(), 100);
+    }
+    setrlimit(Resource::Nofile, before)?;
+    becomes_true("both are up", || pool.stats().workers.iter().all(|worker| worker.is_up)).await;
+    pool.shutdown().await
 }

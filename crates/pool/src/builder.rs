@@ -19,7 +19,7 @@ use hatchery_supervisor::policy::CountDeaths;
 use hatchery_supervisor::spec::ChildSpec;
 use hatchery_supervisor::tree::Tree;
 use hatchery_wire::{Body, EncodeError};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle, JoinSet};
 
 use crate::child::PoolChild;
 use crate::keeper;
@@ -33,6 +33,10 @@ use crate::terms::{Named, Once, Recipe};
 /// Chunks that a worker has at most besides the one that it works on. As they take about a millisecond each, these are far
 /// more than it takes to bring the next one; and as many are taken from inputs that may be without end.
 const MOST_PREFETCH: usize = 64;
+/// How long the place of a worker stays empty that has died within a second of being ready, without a task: the first time
+/// this long, each further time twice as long, up to the other one.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long a worker has nothing to do before it leaves, unless told otherwise.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -211,7 +215,8 @@ impl PoolBuilder {
 
     /// A task that each worker runs when it leaves in order: at the end of the pool, or when it has run its
     /// [`max_tasks_per_worker`](PoolBuilder::max_tasks_per_worker). A worker that has not left 5 s after it was told to is
-    /// killed. It may borrow the [`state`](PoolBuilder::state), which is dropped after it.
+    /// killed. It may borrow the [`state`](PoolBuilder::state), which is dropped after it. A worker that dies does not run it, nor
+    /// one that has lost its connection to the pool.
     pub fn finaliser<T: RunsInPool>(mut self, task: T, args: T::Args) -> Self {
         let entry = task.entry();
         self.finaliser = Some((entry, prepared(entry.name, entry.place, task.encode_args(&args))));
@@ -234,9 +239,12 @@ impl PoolBuilder {
         self
     }
 
-    /// How many deaths of workers that have not begun a task yet, and failed restarts, within how much time are still normal;
-    /// one more, and the pool ends, and its tasks fail with `is_init_failed`. Twice as many as there are workers, and four,
-    /// in 60 s unless told otherwise. Deaths while a task runs do not count: they are charged to that task.
+    /// How many restarts of workers that fail, within how much time, are still normal; one more, and the pool ends, and its
+    /// tasks fail with `is_init_failed`. Twice as many as there are workers, and four, in 60 s unless told otherwise.
+    ///
+    /// Workers that were ready do not count when they die: a death while a task runs is charged to that task, and another
+    /// one to nobody. One that dies within a second of being ready, and without having been given a task, is started again
+    /// after 100 ms, the next time after twice as long, up to 1 s; all others at once.
     pub fn intensity(mut self, max: u32, within: Duration) -> Self {
         self.intensity = Some((max, within));
         self
@@ -255,11 +263,11 @@ impl PoolBuilder {
     ///
     /// # Errors
     /// More workers are wanted at least than there may be. A worker does not start: its initializer fails, its state cannot be
-    /// built, or they take too long; then the others are stopped, and nothing is tried again. The finaliser borrows a type that
+    /// built, or they take too long; then the others are stopped at once, and nothing is tried again. The finaliser borrows a type that
     /// is not the state's. The program did not come through the door, or the name is taken.
     ///
     /// # Cancel safety
-    /// Dropped early, it stops what it has started, in the background.
+    /// Dropped early, it stops what it has started, in the background: workers whose initializer still runs are killed.
     pub async fn start(self) -> std::result::Result<Pool, StartError> {
         self.check().map_err(|fault| StartError::refused("a pool".to_owned(), fault))?;
         let supervisor = self.supervisor();
@@ -280,8 +288,9 @@ impl PoolBuilder {
     /// Makes it a child of a supervisor, under this name; the child's handle is the [`Pool`].
     ///
     /// It starts when its workers have started, and is stopped when they have stopped. When it gives up, its jobs end with an
-    /// error, and its parent starts it again or gives up in turn; the handle reaches its successor. What its workers may
-    /// have is said here, not on the [`ChildSpec`].
+    /// error, and its parent starts it again or gives up in turn; the handle reaches its successor. So it does when it is
+    /// [shut down](Pool::shutdown) by its handle, unless it is [`Restart::Transient`](hatchery_supervisor::policy::Restart::Transient)
+    /// or temporary. What its workers may have is said here, not on the [`ChildSpec`].
     ///
     /// ```
     /// use hatchery::prelude::*;
@@ -316,7 +325,9 @@ impl PoolBuilder {
 
     pub(crate) fn supervisor(&self) -> Supervisor {
         let (max, within) = self.limits();
-        Supervisor::dynamic().count_deaths(CountDeaths::Early).intensity(max, within)
+        // A worker that was ready and is killed is no failed start. One that ends at once again and again waits.
+        let supervisor = Supervisor::dynamic().count_deaths(CountDeaths::FailedStarts).intensity(max, within);
+        supervisor.backoff(FIRST_PAUSE, LONGEST_PAUSE)
     }
 
     /// Whether it wants what cannot be had together.
@@ -353,27 +364,22 @@ impl PoolBuilder {
         let life = self.life().map_err(|fault| StartError::refused(keeper::name(0), fault))?;
         let start_timeout = self.start_timeout.unwrap_or(START_TIMEOUT);
         let postings = Arc::new(Postings { life, settings: self.settings.clone(), start_timeout });
-        let starts: Vec<_> = (0..self.size().min)
-            .map(|index| {
-                let (tree, spec) = (tree.clone(), postings.spec(index, shared));
-                tokio::spawn(async move { tree.start_child(spec).await })
-            })
-            .collect();
-        let mut seats = Vec::new();
-        let mut failed = None;
-        for start in starts {
-            match start.await {
-                Ok(Ok(worker)) => seats.push(worker.actor_ref().seat().clone()),
-                Ok(Err(error)) => failed = failed.or(Some(error)),
-                // It panicked, or the runtime ends.
-                Err(error) => {
-                    let fault = Fault::StartFailed(error.to_string());
-                    failed = failed.or(Some(StartError::refused("a worker".to_owned(), fault)));
-                }
-            }
+        // Dropped, it gives them up, and with them the handles that keep the supervisor.
+        let mut starts = JoinSet::new();
+        for index in 0..self.size().min {
+            let (tree, spec) = (tree.clone(), postings.spec(index, shared));
+            starts.spawn(async move {
+                let worker = tree.start_child(spec).await?;
+                Ok((index, worker.actor_ref().seat().clone()))
+            });
         }
-        if let Some(error) = failed {
-            return Err(error);
+        let mut seats = Vec::new();
+        while let Some(start) = starts.join_next().await {
+            // It panicked, or the runtime ends.
+            let lost = |error: JoinError| {
+                StartError::refused("a worker".to_owned(), Fault::StartFailed(error.to_string()))
+            };
+            seats.push(start.map_err(lost)??);
         }
         let staff = Staff { shared: shared.clone(), tree: tree.downgrade(), postings };
         Ok(tokio::spawn(staff.run(seats)))

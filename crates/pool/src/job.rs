@@ -77,29 +77,34 @@ impl<R> Job<R> {
     fn want(mut self, change: impl FnOnce(&mut Wants)) -> Self {
         change(&mut self.wants);
         if let Some(id) = self.id() {
-            self.pool.shared().with(|plan| plan.change(id, self.wants));
+            self.pool.shared().with(|plan| plan.change(id, self.wants, Instant::now()));
         }
         self
     }
 
     /// How long the task may run, from when it begins; as long as it takes unless told otherwise. One that takes longer is
-    /// ended, with its worker; it may get a sixteenth more.
+    /// ended, with its worker; it may get a sixteenth more. Where this is said of a task that runs already, it counts from
+    /// then.
     pub fn timeout(self, timeout: Duration) -> Self {
         self.want(|wants| wants.timeout = Some(timeout))
     }
 
     /// How often it is tried again if its worker dies of it, if it panics or takes too long; never unless told otherwise. Tries
     /// are 20 ms apart at first, and twice as long each time, up to 5 s.
+    ///
+    /// Also said of a job whose task has failed already, it has that tried again, as long as the job has not been awaited and
+    /// the pool is not closed; [`is_finished`](Job::is_finished) then says no again.
     pub fn retries(self, retries: u32) -> Self {
         self.want(|wants| wants.retries = retries)
     }
 
-    /// After how many deaths of workers it is given up, although there are retries left.
+    /// After how many deaths of workers it is given up, although there are retries left; 0 is taken for 1. Those before this
+    /// was said count.
     pub fn poison_after(self, deaths: u32) -> Self {
         self.want(|wants| wants.poison_after = Some(deaths))
     }
 
-    /// What goes first where many wait.
+    /// What goes first where many wait. Of a task that runs it concerns further tries alone.
     pub fn priority(self, priority: Priority) -> Self {
         self.want(|wants| wants.priority = priority)
     }

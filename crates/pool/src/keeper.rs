@@ -27,8 +27,14 @@ use crate::shared::Shared;
 use crate::terms::{Named, TARGET, id, outcome};
 use crate::worker::Greeting;
 
+#[cfg(test)]
+mod tests;
+
 /// How long outcomes of quick tasks may lie in a ledger before they are seen.
 const SEEN_WITHIN: Duration = Duration::from_millis(2);
+/// Bytes of outcomes that wait for one before them at most. That is there already, on its way out of the socket, so there are
+/// never many, unless the worker makes them up.
+const MOST_EARLY: usize = 4 << 20;
 /// How long a worker has to leave, its finaliser included, before it is killed.
 pub(crate) const LEAVES_WITHIN: Duration = Duration::from_secs(5);
 
@@ -87,6 +93,7 @@ async fn attend(shared: &Shared, index: usize, arrived: Arrived) {
         ticks: false,
         quiet: false,
         is_ending: false,
+        is_doubted: false,
         leaves_by: None,
         taken: VecDeque::new(),
     };
@@ -96,8 +103,12 @@ async fn attend(shared: &Shared, index: usize, arrived: Arrived) {
     if let Some(pid) = keeper.pid {
         shared.no_pid(index, pid);
     }
-    let running = keeper.ledger.cursor(0).running;
-    shared.with(|plan| plan.died(index, running, &exit, Instant::now()));
+    let (running, is_doubted) = (keeper.ledger.cursor(0).running, keeper.is_doubted);
+    shared.with(|plan| {
+        // Whatever such a ledger says, a task that spoils it is not to be tried for ever.
+        let running = if is_doubted { plan.next_of(index) } else { running };
+        plan.died(index, running, &exit, Instant::now());
+    });
 }
 
 struct Keeper<'a> {
@@ -126,7 +137,9 @@ struct Keeper<'a> {
     quiet: bool,
     /// It is being killed.
     is_ending: bool,
-    /// When it is killed unless it has left by then: it was told to.
+    /// What its ledger says is not believed any more.
+    is_doubted: bool,
+    /// When it is killed unless it has left by then: it was told to, or has hung up.
     leaves_by: Option<Instant>,
     /// Outcomes that were taken out of the ledger and wait for others before them, which come over the socket.
     taken: VecDeque<Taken>,
@@ -137,6 +150,13 @@ struct Taken {
     found: Vec<Found>,
     used: usize,
     bytes: Bytes,
+}
+
+impl Taken {
+    /// The memory it needs.
+    fn size(&self) -> usize {
+        self.bytes.len() + self.found.len() * size_of::<Found>()
+    }
 }
 
 /// Whether the worker has answered a request: before it has, its supervisor takes its death for one of a worker that
@@ -183,7 +203,7 @@ impl Keeper<'_> {
             let mut news = self.receive(cx);
             news |= self.look();
             self.tell(cx);
-            if self.end_what_is_to_end() {
+            if self.end_what_is_to_end() || self.take_back() {
                 continue;
             }
             if news {
@@ -266,8 +286,12 @@ impl Keeper<'_> {
                     any = true;
                     self.came(envelope);
                 }
-                // It has ended, or is about to: that is waited for.
-                Poll::Ready(Ok(None)) | Poll::Pending => return any,
+                Poll::Ready(Ok(None)) => {
+                    // It has ended, or is about to: that is waited for, if it does not take too long.
+                    self.leaves_by.get_or_insert_with(|| Instant::now() + LEAVES_WITHIN);
+                    return any;
+                }
+                Poll::Pending => return any,
                 Poll::Ready(Err(_)) => {
                     self.end();
                     return any;
@@ -306,8 +330,8 @@ impl Keeper<'_> {
             self.taken.push_back(Taken { found, used: 0, bytes: bytes.into() });
         }
         self.hand_in();
-        if drained.is_err() {
-            self.end();
+        if drained.is_err() || self.taken.iter().map(Taken::size).sum::<usize>() > MOST_EARLY {
+            self.doubt();
         }
         any
     }
@@ -322,10 +346,7 @@ impl Keeper<'_> {
                     *used += count;
                     return;
                 }
-                Err(_) => {
-                    self.taken.clear();
-                    return self.end();
-                }
+                Err(_) => return self.doubt(),
             }
         }
     }
@@ -388,6 +409,7 @@ impl Keeper<'_> {
                 self.puts_down = Some(Box::new(seat.ask::<_, (), _>("put_down", &asks)));
                 return;
             }
+            Order::Back => Envelope::new(Kind::Drain, TARGET, 0, Body::default()),
             Order::Leave => {
                 self.leaves_by = Some(Instant::now() + LEAVES_WITHIN);
                 Envelope::new(Kind::End, TARGET, 0, Body::default())
@@ -426,10 +448,39 @@ impl Keeper<'_> {
             }
             Ok(false) => true,
             Err(_) => {
-                self.end();
+                self.doubt();
                 false
             }
         }
+    }
+
+    /// Takes back what the worker has not begun, if it takes long and another one has nothing to do; whether it did.
+    fn take_back(&mut self) -> bool {
+        // Quick ones may go by while it is being said.
+        for _ in 0..8 {
+            if self.is_ending {
+                return false;
+            }
+            let running = self.ledger.cursor(0).running;
+            let to_hold = self.shared.with(|plan| plan.due_to_hold(self.index, running, Instant::now()));
+            let Some(number) = to_hold else { return false };
+            match self.ledger.hold(0, number) {
+                Ok(true) => {
+                    self.shared.with(|plan| plan.take_back(self.index, number, Instant::now()));
+                    return true;
+                }
+                Ok(false) => {}
+                Err(_) => self.doubt(),
+            }
+        }
+        false
+    }
+
+    /// Its ledger says what no worker in its right mind says.
+    fn doubt(&mut self) {
+        self.is_doubted = true;
+        self.taken.clear();
+        self.end();
     }
 
     fn end(&mut self) {

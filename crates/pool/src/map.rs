@@ -76,6 +76,8 @@ impl<S> fmt::Debug for Streamed<S> {
 
 /// Bytes of arguments from which on a chunk takes no more.
 const CHUNK_BYTES: usize = 64 * 1024;
+/// Tasks that a chunk has at most, whatever was asked for.
+const CHUNK_TASKS: u32 = 65_536;
 
 /// A task over many inputs, before it begins. See [`Pool::map`](crate::pool::Pool::map) and
 /// [`Pool::map_stream`](crate::pool::Pool::map_stream).
@@ -111,9 +113,12 @@ impl<I: Inputs, R> Map<I, R> {
 
     /// How many tasks go to a worker together. Unless told otherwise, as many as take about a millisecond, judged by those
     /// before; and where it is known how many inputs there are, no more than leave something for each worker.
+    ///
+    /// A chunk has 65,536 tasks at most, and takes no more once their arguments have 64 KiB. Where a worker takes long over
+    /// one while another one has nothing to do, that gets what has not begun.
     #[doc(alias = "chunksize")]
     pub fn chunk_size(mut self, tasks: u32) -> Self {
-        self.chunk = Some(tasks.max(1));
+        self.chunk = Some(tasks.clamp(1, CHUNK_TASKS));
         self
     }
 
@@ -131,7 +136,7 @@ impl<I: Inputs, R> Map<I, R> {
         self
     }
 
-    /// After how many deaths of workers a task is given up, although there are retries left.
+    /// After how many deaths of workers a task is given up, although there are retries left; 0 is taken for 1.
     pub fn poison_after(mut self, deaths: u32) -> Self {
         self.wants.poison_after = Some(deaths);
         self
@@ -235,7 +240,8 @@ impl<I: Inputs, R> fmt::Debug for Map<I, R> {
 /// It takes inputs while it is polled, and only as many as there are workers for: an iterator may be without end. Outcomes
 /// that nobody takes hold up the workers, once there are enough of them.
 ///
-/// If the pool ends, what is under way fails, and so does the next input; no more are taken, and the stream ends.
+/// If the pool ends, what is under way fails, and so does the next input; no more are taken, and the stream ends. If taking an
+/// input panics, that is the panic of whoever polls; one who polls again gets an error, and then the end.
 ///
 /// # Cancel safety
 /// [`next`](Results::next) loses nothing. Dropping the stream cancels what has not finished.
@@ -284,6 +290,11 @@ struct Flow<I: Inputs, R> {
     arrived: VecDeque<Delivery>,
     /// Outcomes that come before their turn.
     early: BTreeMap<u64, What>,
+    /// Chunks that are open: up to which input they reach, and how many bytes they have. And how many all of them have.
+    open: VecDeque<(u64, usize)>,
+    open_bytes: usize,
+    /// Whether inputs are being taken: code of the user's, which may panic.
+    is_taking: bool,
 }
 
 impl<I: Inputs, R> Flow<I, R> {
@@ -303,6 +314,9 @@ impl<I: Inputs, R> Flow<I, R> {
             current: Row::default(),
             arrived: VecDeque::new(),
             early: BTreeMap::new(),
+            open: VecDeque::new(),
+            open_bytes: 0,
+            is_taking: false,
         }
     }
 
@@ -321,6 +335,13 @@ impl<I: Inputs, R> Flow<I, R> {
                 let refused = self.refused.take();
                 return Poll::Ready(refused.map(|why| Err(self.error(None, why))));
             };
+            if std::mem::take(&mut self.is_taking) {
+                // That has panicked. What was taken in that chunk is lost, and so are its outcomes.
+                self.leave();
+                let why = Fault::NotSent("taking its inputs has panicked before".to_owned());
+                self.refused = Some(TaskFault::Fault(why));
+                continue;
+            }
             self.fill(job, cx);
             self.arrived.extend(self.map.pool.shared().with(|plan| plan.take(job, cx.waker())));
             let next = if self.ordered {
@@ -429,7 +450,13 @@ impl<I: Inputs, R> Flow<I, R> {
             });
             // What is under way, and as much again that waits or has come before its turn.
             let most = u64::from(size) * (workers * each * 2) as u64;
-            if open >= most.max(2 * workers as u64) {
+            while let Some((_, bytes)) = self.open.front().filter(|(upto, _)| *upto <= self.given) {
+                self.open_bytes -= bytes;
+                self.open.pop_front();
+            }
+            let is_much = self.open_bytes >= CHUNK_BYTES * workers * each * 2;
+            let least = 2 * workers as u64;
+            if open >= most.max(least) || (is_much && open >= least) {
                 return;
             }
             if self.chunk(job, size, cx).is_pending() {
@@ -440,6 +467,13 @@ impl<I: Inputs, R> Flow<I, R> {
 
     /// Takes the inputs of one chunk, or as many of them as there are; pending if there will be more later.
     fn chunk(&mut self, job: JobId, size: u32, cx: &mut Context<'_>) -> Poll<()> {
+        self.is_taking = true;
+        let taken = self.take_chunk(job, size, cx);
+        self.is_taking = false;
+        taken
+    }
+
+    fn take_chunk(&mut self, job: JobId, size: u32, cx: &mut Context<'_>) -> Poll<()> {
         // Most arguments take less; room for more is made as they come.
         let room = (size as usize).saturating_mul(16).min(CHUNK_BYTES + CHUNK_BYTES / 4);
         let (mut bytes, mut count) = (Vec::with_capacity(room), 0);
@@ -491,8 +525,10 @@ impl<I: Inputs, R> Flow<I, R> {
         }
     }
 
-    fn enter(&self, job: JobId, first: u64, load: Load) {
+    fn enter(&mut self, job: JobId, first: u64, load: Load) {
         if load.count() > 0 {
+            self.open.push_back((first + u64::from(load.count()), load.bytes()));
+            self.open_bytes += load.bytes();
             self.map.pool.shared().with(|plan| plan.enter(job, first, load, Instant::now()));
         }
     }

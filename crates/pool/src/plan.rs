@@ -4,11 +4,12 @@
 //! ```text
 //!        enter, submit        hand_out                 results
 //!  a job ───────────▶ ready ───────────▶ given to a worker ───────▶ the job's inbox
-//!                     ▲   ▲                │ died, ended
+//!                     ▲   ▲                │ died, ended, taken back
 //!                     │   └── not begun ───┤
 //!                   later ◀─ to be tried ──┴─ failed ─────────────▶ the job's inbox
 //! ```
 
+mod back;
 mod choice;
 mod deaths;
 mod jobs;
@@ -108,6 +109,8 @@ struct Job {
     over: bool,
     /// The pool has ended since it began, and why; also if it has begun again.
     ended: Option<TaskFault>,
+    /// Its single task, which has failed for good: unless it gets more retries before anybody looks.
+    failed: Option<Chunk>,
 }
 
 /// A worker's place.
@@ -140,6 +143,10 @@ struct Up {
     seen: Option<(u32, Instant)>,
     /// When it began with the first of what it was given.
     began: Instant,
+    /// The task behind which its lane is held.
+    held: Option<u32>,
+    /// The task whose outcome came last.
+    last: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -180,6 +187,8 @@ pub(crate) enum Order {
     Skip { number: u32 },
     /// Begin nothing more of the chunk that runs.
     PutDown,
+    /// Do not begin anything that it was told before this, and go on: its lane is held.
+    Back,
     /// There will be no more: leave.
     Leave,
 }
@@ -343,6 +352,19 @@ pub(crate) struct Told {
     pub(crate) running: Option<Duration>,
     pub(crate) given: u64,
     pub(crate) starts: u64,
+}
+
+impl Wants {
+    /// Whether a task that failed is tried once more.
+    fn tries_again(&self, task: &Chunk) -> bool {
+        let poisoned = self.is_poisoned(task);
+        task.tried < self.retries && !poisoned
+    }
+
+    /// Whether it has killed as many workers as it may. At least one, so 0 is as good as 1.
+    fn is_poisoned(&self, task: &Chunk) -> bool {
+        self.poison_after.is_some_and(|most| task.deaths >= most.max(1))
+    }
 }
 
 /// One task of a chunk, alone.

@@ -166,7 +166,8 @@ impl Pool {
         Map::new(self, &task, Streamed::new(inputs), wants)
     }
 
-    /// No more tasks: what is submitted from now on fails with `is_closed`. What was begun goes on.
+    /// No more tasks: what is submitted from now on fails with `is_closed`. What was begun goes on. A pool that is a child
+    /// opens again when its parent starts it again.
     pub fn close(&self) {
         self.inner.shared.with(|plan| plan.close());
     }
@@ -175,6 +176,11 @@ impl Pool {
     /// can be awaited later, or when it was cancelled. Streams count until their end, or until they are dropped: one that
     /// nobody reads holds this up. To be called after [`close`](Pool::close), or by whoever knows that there
     /// will be no more.
+    ///
+    /// A pool that is a child ends as any child that leaves in order: its parent starts it again, and its handles reach the
+    /// next one, unless its spec says otherwise ([`Restart::Transient`](hatchery_supervisor::policy::Restart::Transient)), or
+    /// the parent is asked to end it ([`terminate_child`](Tree::terminate_child)). The same goes for
+    /// [`shutdown`](Pool::shutdown) and [`terminate`](Pool::terminate).
     ///
     /// # Errors
     /// It had ended before: its workers could not be started any more.
@@ -194,7 +200,7 @@ impl Pool {
         }
     }
 
-    /// [`close`](Pool::close) and [`join`](Pool::join).
+    /// [`close`](Pool::close) and [`join`](Pool::join). A pool that is a child is started again by its parent.
     ///
     /// # Errors
     /// It had ended before: its workers could not be started any more.

@@ -30,6 +30,13 @@ impl Load {
         }
     }
 
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Load::Row(row) => row.bytes.len(),
+            Load::Alone(body) => body.len(),
+        }
+    }
+
     /// Takes the first so many out of it, all of them at most.
     pub(crate) fn split_to(&mut self, count: u32) -> Load {
         match self {

@@ -35,9 +35,9 @@ enum Done {
 impl Staff {
     /// Works until the supervisor of the workers has ended, and everything that they said is known. These workers are there
     /// already.
-    pub(crate) async fn run(self, seats: Vec<Arc<Seat>>) {
+    pub(crate) async fn run(self, seats: Vec<(usize, Arc<Seat>)>) {
         let mut tasks = JoinSet::new();
-        for (index, seat) in seats.into_iter().enumerate() {
+        for (index, seat) in seats {
             self.keep(&mut tasks, index, seat);
         }
         let ended = self.tree.ended();

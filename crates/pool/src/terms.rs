@@ -6,6 +6,7 @@
 //! | `Tell` | a row of tasks; the lower half of its `id` is the number of the first one, the next ones count on |
 //! | `Ask` | one task, whose arguments are the body |
 //! | `Unbind` | the row, or the task, of this number is not to be begun any more |
+//! | `Drain` | what came before this, and had not begun when the pool held the lane, is not to be begun any more, and nothing is said of it |
 //! | `End` | there will be no more |
 //!
 //! | from the worker | |

@@ -5,6 +5,7 @@
 
 use std::any::Any;
 use std::collections::{HashMap, VecDeque};
+use std::mem::ManuallyDrop;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -111,6 +112,10 @@ impl AnyActor for PoolWorker {
             let _ = ready.send(Ok(()));
             if let Err(error) = thread.serve(tasks, lane, &mut kept) {
                 complain(&error);
+                // Its pool does not know, and ends it neither if its finaliser hangs nor if the drop of its state does.
+                let _kept = ManuallyDrop::new(kept);
+                thread.actor.stop();
+                return;
             }
             if let Some(Err(error)) = finaliser.map(|once| thread.once(once, Some(&mut kept))) {
                 complain(&error.context("the finaliser of a pool's worker failed"));
@@ -266,7 +271,7 @@ impl Desk<'_> {
         loop {
             let envelope = match came.pop_front() {
                 Some(envelope) => envelope,
-                None => match self.runtime.block_on(self.connection.recv())? {
+                None => match self.receive()? {
                     Some(envelope) => envelope,
                     None => return Ok(()),
                 },
@@ -307,7 +312,35 @@ impl Desk<'_> {
             if matches!(then, Then::Leave) || self.thread.stopping.load(Ordering::Relaxed) {
                 return Ok(());
             }
+            if self.lane.take_held() && !self.give_back(&mut came)? {
+                return Ok(());
+            }
         }
+    }
+
+    /// Drops what the pool has taken back, once it has said so; whether there is more to come.
+    fn give_back(&mut self, came: &mut VecDeque<Envelope>) -> Result<bool, Error> {
+        loop {
+            if let Some(at) = came.iter().position(|envelope| envelope.kind == Kind::Drain) {
+                let behind = came.split_off(at);
+                came.retain(|envelope| !matches!(envelope.kind, Kind::Tell | Kind::Ask));
+                came.extend(behind.into_iter().skip(1));
+                return Ok(true);
+            }
+            match self.receive()? {
+                Some(envelope) => came.push_back(envelope),
+                None => return Ok(false),
+            }
+        }
+    }
+
+    /// What comes next; nothing if this process is stopping.
+    fn receive(&mut self) -> Result<Option<Envelope>, Error> {
+        let received = self.runtime.block_on(self.connection.recv())?;
+        if received.is_none() && !self.thread.stopping.load(Ordering::Relaxed) {
+            return Err(Error::msg("the pool has hung up"));
+        }
+        Ok(received)
     }
 
     /// Says that neither this one nor those behind it in its chunk were begun.
@@ -344,6 +377,9 @@ impl Desk<'_> {
             }
             if leaves {
                 return Ok(Then::Leave);
+            }
+            if self.lane.is_held() {
+                break;
             }
             // After a panic the next one has to wait for its state.
             begun = !(borrows && self.kept.is_missing());

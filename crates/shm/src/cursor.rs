@@ -1,12 +1,13 @@
 //! The one word in which a lane says how far it is.
 //!
 //! ```text
-//!  63            32 31        28 27                    0
-//! ┌────────────────┬──┬──┬──┬──┬────────────────────────┐
-//! │ number of task │WI│WE│ C│ R│ words written to ring  │
-//! └────────────────┴──┴──┴──┴──┴────────────────────────┘
-//! R  that task runs          WE  ring at each result
-//! C  closed                  WI  ring when idle, or when the ring is half full
+//!  63            32 31           27 26                 0
+//! ┌────────────────┬──┬──┬──┬──┬──┬─────────────────────┐
+//! │ number of task │WI│WE│ C│ R│ H│words written to ring│
+//! └────────────────┴──┴──┴──┴──┴──┴─────────────────────┘
+//! H  nothing follows it      WE  ring at each result
+//! R  that task runs          WI  ring when idle, or when the ring is half full
+//! C  closed
 //! ```
 //!
 //! How far its results reach and what runs are one word so that they change together: a task's result is there from the
@@ -14,8 +15,10 @@
 //! compare-exchange, so it notices when the pool has closed the lane or wants to be woken.
 
 /// Words that a position counts before it begins at 0 again: far more than any ring has.
-const POSITIONS: u32 = 1 << 28;
+const POSITIONS: u32 = 1 << 27;
 
+/// Nothing begins at once behind the task that runs: the pool has given the next one to somebody else.
+pub(crate) const HOLD: u64 = 1 << 27;
 const RUNNING: u64 = 1 << 28;
 const CLOSED: u64 = 1 << 29;
 /// The pool sleeps, and wants to be woken by the next result.
@@ -63,7 +66,13 @@ impl Packed {
         self.0 & WAKE_IDLE != 0
     }
 
-    /// The same lane with its results up to there, and that task running or none. Who wants to be woken stays.
+    #[inline]
+    pub(crate) fn held(self) -> bool {
+        self.0 & HOLD != 0
+    }
+
+    /// The same lane with its results up to there, and that task running or none. Who wants to be woken stays; it is held no
+    /// longer.
     #[inline]
     pub(crate) fn moved(self, head: u32, running: Option<u32>) -> Packed {
         let kept = self.0 & (CLOSED | WAKE_EACH | WAKE_IDLE);
@@ -82,10 +91,10 @@ impl Packed {
         Packed(self.0 | bits)
     }
 
-    /// Bits of which the pool sets some at any time: closed, and wanting to be woken.
+    /// Bits of which the pool sets some at any time: closed, held, and wanting to be woken.
     #[inline]
     pub(crate) fn differs_by_the_pool_alone(self, other: Packed) -> bool {
-        (self.0 ^ other.0) & !(CLOSED | WAKE_EACH | WAKE_IDLE) == 0
+        (self.0 ^ other.0) & !(HOLD | CLOSED | WAKE_EACH | WAKE_IDLE) == 0
     }
 
     pub(crate) fn cursor(self) -> Cursor {

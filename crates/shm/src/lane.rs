@@ -67,7 +67,8 @@ impl Lane {
     /// Notes that the task has finished with a result, and that the next one runs, if there is one. Both happens at
     /// once: at no time does the ledger say less, or more.
     ///
-    /// What the kind of a result means is between the worker and its pool.
+    /// If the pool holds the lane, the next one does not run: look at [`is_held`](Lane::is_held) before it begins. What the
+    /// kind of a result means is between the worker and its pool.
     ///
     /// # Errors
     ///
@@ -98,6 +99,18 @@ impl Lane {
     #[inline]
     pub fn finish_elsewhere(&mut self, then: impl Into<Then>) -> Result<Bell, Closed> {
         self.0.finish_elsewhere(then)
+    }
+
+    /// Whether a task has finished behind which the pool had [held](crate::Ledger::hold) the lane: then the `next` one that
+    /// `finish` was given does not run, and nothing may begin before the pool has said what it has given away.
+    #[inline]
+    pub fn is_held(&self) -> bool {
+        self.0.held
+    }
+
+    /// The same, and from now on no longer.
+    pub fn take_held(&mut self) -> bool {
+        std::mem::take(&mut self.0.held)
     }
 
     /// The number of the task that runs here.
@@ -171,13 +184,15 @@ pub(crate) struct Writer<W> {
     known: Packed,
     /// How far the pool had read when that was last asked. It may have read more since.
     tail: u32,
+    /// Whether it was held when the latest task finished.
+    pub(crate) held: bool,
 }
 
 impl<W: Words> Writer<W> {
     pub(crate) fn new(words: W, place: Place) -> Writer<W> {
         let known = Packed(words.load(place.cursor, Acquire));
         let tail = words.load(place.tail, Acquire) as u32;
-        Writer { words, place, known, tail }
+        Writer { words, place, known, tail, held: false }
     }
 
     /// The memory, for the model: a worker can die between two steps that are none of the memory's.
@@ -261,6 +276,9 @@ impl<W: Words> Writer<W> {
             if self.known.closed() {
                 return Err(Closed);
             }
+            // It is only ever held behind a task.
+            let held = self.known.held() && self.known.running().is_some();
+            let then = if held { Then::Idle } else { then };
             let moved = self.known.moved(head, then.runs());
             let (new, bell) =
                 if wakes(self, head, then) { (moved.woken(), Bell::Ring) } else { (moved, Bell::Quiet) };
@@ -268,9 +286,10 @@ impl<W: Words> Writer<W> {
             match self.words.compare_exchange(self.place.cursor, self.known.0, new.0, Release) {
                 Ok(()) => {
                     self.known = new;
+                    self.held |= held;
                     return Ok(bell);
                 }
-                // The pool has closed it or wants to be woken. It does each once before this side does something
+                // The pool has closed it, holds it or wants to be woken. It does each once before this side does something
                 // about it, so this ends. A change of what is not the pool's own means that this memory is not
                 // ours any more.
                 Err(now) if self.known.differs_by_the_pool_alone(Packed(now)) => self.known = Packed(now),

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
-use crate::cursor::{CLOSE, Cursor, Packed, WAKE_EACH, WAKE_IDLE, advanced, distance, read_header};
+use crate::cursor::{CLOSE, Cursor, HOLD, Packed, WAKE_EACH, WAKE_IDLE, advanced, distance, read_header};
 use crate::error::{LedgerError, MemoryError};
 use crate::map::{self, Map};
 use crate::shape::{Place, Shape};
@@ -154,6 +154,34 @@ impl Ledger {
         self.lanes[lane as usize].close_if(Some(task))
     }
 
+    /// Holds a lane behind that task if it runs there, and says whether it does: then it finishes as it would have, but nothing
+    /// follows it until the worker has been told otherwise. So what the worker was to begin next can be given to another one.
+    ///
+    /// Once a task: `false` if it is held already.
+    ///
+    /// ```
+    /// # use hatchery_shm::{Lane, Ledger, Shape};
+    /// # let mut ledger = Ledger::create(Shape::new(1, 4096)?)?;
+    /// # let mut lanes = Lane::open(ledger.share()?, ledger.shape())?;
+    /// lanes[0].begin(1)?;
+    /// assert!(ledger.hold(0, 1)?);
+    /// lanes[0].finish(0, b"done", Some(2))?;
+    /// assert!(lanes[0].take_held());                      // 2 does not run
+    /// assert_eq!(ledger.cursor(0).running, None);
+    /// # Ok::<_, Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The worker moves the cursor as none does.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such lane.
+    pub fn hold(&mut self, lane: u32, task: u32) -> Result<bool, LedgerError> {
+        self.lanes[lane as usize].hold(task)
+    }
+
     /// Closes a lane if nothing runs there, and says whether that was so: then the worker can be ended at no cost.
     ///
     /// # Errors
@@ -283,6 +311,22 @@ impl<W: Words> Reader<W> {
             // It has moved on. An idle lane may be idle again: with another result, or with a task in between.
             Err(now) if running.is_none() || Packed(now).running() != running => Ok(false),
             // No step of a worker leaves the same task running.
+            Err(_) => Err(self.doubt(LedgerError::Cursor { lane: self.lane })),
+        }
+    }
+
+    pub(crate) fn hold(&mut self, running: u32) -> Result<bool, LedgerError> {
+        if let Some(wrong) = self.wrong {
+            return Err(wrong);
+        }
+        let seen = Packed(self.words.load(self.place.cursor, Acquire));
+        if self.closed || seen.held() || seen.running() != Some(running) {
+            return Ok(false);
+        }
+        // The worker that finishes the task finds the word changed, and this in it.
+        match self.words.compare_exchange(self.place.cursor, seen.0, seen.with(HOLD).0, AcqRel) {
+            Ok(()) => Ok(true),
+            Err(now) if Packed(now).running() != Some(running) => Ok(false),
             Err(_) => Err(self.doubt(LedgerError::Cursor { lane: self.lane })),
         }
     }

@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 use loom::sync::Notify;
 use loom::sync::atomic::AtomicU64;
 
-use crate::cursor::{CLOSE, Packed, WAKE_EACH, WAKE_IDLE};
+use crate::cursor::{CLOSE, HOLD, Packed, WAKE_EACH, WAKE_IDLE};
 use crate::lane::{Bell, NotKept, Writer};
 use crate::ledger::{Reader, Wake};
 use crate::shape::{Place, Shape};
@@ -46,6 +46,10 @@ enum Mistake {
     KillsAnyway,
     /// The pool says that it sleeps without regard to what has come since it looked.
     SleepsBlindly,
+    /// The pool holds a lane whatever has become of it since it looked.
+    HoldsBlindly,
+    /// The worker begins the next task of a lane that is held.
+    BeginsAnyway,
 }
 
 /// The memory as one side sees it.
@@ -113,6 +117,10 @@ impl Words for Side {
             }
             Mistake::SleepsBlindly if new & (WAKE_EACH | WAKE_IDLE) != 0 => {
                 word.fetch_or(new & (WAKE_EACH | WAKE_IDLE), success);
+                Ok(())
+            }
+            Mistake::HoldsBlindly if new & HOLD != 0 => {
+                word.fetch_or(HOLD, success);
                 Ok(())
             }
             Mistake::PublishesRelaxed => {
@@ -201,6 +209,13 @@ impl Run {
                 Ok(now) => bell(now),
                 Err(_) => return seen.refused.set(true),
             }
+            // It would be told what to do next, and is not.
+            if lane.held {
+                match next {
+                    Some(next) if self.mistake == Mistake::BeginsAnyway => drop(lane.begin(next)),
+                    _ => return,
+                }
+            }
         }
     }
 
@@ -214,6 +229,7 @@ impl Run {
             Mistake::ClosesBlindly,
             Mistake::KillsAnyway,
             Mistake::SleepsBlindly,
+            Mistake::HoldsBlindly,
         ];
         let mine = |pools_side: bool| {
             if pools.contains(&self.mistake) == pools_side { self.mistake } else { Mistake::None }
@@ -249,6 +265,7 @@ impl Run {
                 worker: Some(thread),
                 finished: Vec::new(),
                 ended: None,
+                held: None,
                 run: self,
             };
             pool(&mut it);
@@ -269,6 +286,8 @@ struct Pool {
     worker: Option<loom::thread::JoinHandle<()>>,
     finished: Vec<u32>,
     ended: Option<u32>,
+    /// The task behind which it has held the lane.
+    held: Option<u32>,
     run: Run,
 }
 
@@ -298,6 +317,10 @@ impl Pool {
         self.drain();
         let cursor = self.reader.cursor();
         let sent = |task: u32| seen.sent.get() & 1 << task != 0;
+        if let Some(held) = self.held {
+            assert!(seen.begun.get() <= held, "a task has begun that was given away");
+            assert!(cursor.running.is_none_or(|running| running <= held), "one that was given away runs");
+        }
         let mut lost = 0;
         for task in 1..=self.run.tasks {
             let results = self.finished.iter().filter(|finished| **finished == task).count();
@@ -326,6 +349,14 @@ fn looks(pool: &mut Pool) {
 /// The pool ends the second task at whatever moment.
 fn ends(pool: &mut Pool) {
     pool.end(2);
+    pool.drain();
+}
+
+/// The pool holds the lane behind the first task, at whatever moment, and gives away what follows.
+fn holds(pool: &mut Pool) {
+    if pool.reader.hold(1).expect("an honest worker is believed") {
+        pool.held = Some(1);
+    }
     pool.drain();
 }
 
@@ -362,6 +393,24 @@ fn a_task_that_was_ended_has_no_result_and_one_that_has_finished_is_not_ended() 
     for steps in 0..10 {
         Run { steps, ..Run::new(Mistake::None) }.check(ends);
     }
+}
+
+#[test]
+fn nothing_begins_behind_a_task_at_which_a_lane_is_held() {
+    Run { tasks: 3, ..Run::new(Mistake::None) }.check(holds);
+    Run { tasks: 3, ring: 16, ..Run::new(Mistake::None) }.check(holds);
+    for steps in 0..10 {
+        Run { steps, ..Run::new(Mistake::None) }.check(holds);
+    }
+}
+
+#[test]
+fn a_lane_that_is_held_can_still_be_closed() {
+    Run { tasks: 3, ..Run::new(Mistake::None) }.check(|pool| {
+        holds(pool);
+        pool.end(1);
+        pool.drain();
+    });
 }
 
 #[test]
@@ -435,6 +484,18 @@ fn noticed_a_pool_that_closes_blindly() {
 #[should_panic(expected = "was ended and has finished")]
 fn noticed_a_kill_after_a_lane_could_not_be_closed() {
     Run::new(Mistake::KillsAnyway).check(ends);
+}
+
+#[test]
+#[should_panic(expected = "that was given away")]
+fn noticed_a_pool_that_holds_blindly() {
+    Run::new(Mistake::HoldsBlindly).check(holds);
+}
+
+#[test]
+#[should_panic(expected = "that was given away")]
+fn noticed_a_worker_that_begins_what_was_given_away() {
+    Run::new(Mistake::BeginsAnyway).check(holds);
 }
 
 #[test]

@@ -233,6 +233,7 @@ enum Step {
     Finish(usize, bool),
     Drain,
     Arm(bool),
+    Hold,
     Close,
 }
 
@@ -242,6 +243,7 @@ fn step() -> impl Strategy<Value = Step> {
         8 => (0..80_usize, any::<bool>()).prop_map(|(length, next)| Step::Finish(length, next)),
         3 => Just(Step::Drain),
         2 => any::<bool>().prop_map(Step::Arm),
+        1 => Just(Step::Hold),
         1 => Just(Step::Close),
     ]
 }
@@ -253,7 +255,7 @@ proptest! {
         let (mut ledger, mut lanes) = pair(1, 16 << ring);
         let (lane, room) = (&mut lanes[0], 2_usize << ring);
         let (mut queue, mut used) = (VecDeque::new(), 0);
-        let (mut running, mut next, mut closed, mut armed) = (None, 0_u32, false, None);
+        let (mut running, mut next, mut closed, mut armed, mut held) = (None, 0_u32, false, None, None);
         for step in steps {
             match step {
                 Step::Begin if running.is_none() => {
@@ -261,9 +263,10 @@ proptest! {
                     prop_assert_eq!(lane.begin(next).is_err(), closed);
                     running = (!closed).then_some(next);
                 }
-                Step::Finish(length, more) if running.is_some() => {
+                Step::Finish(length, asked) if running.is_some() => {
+                    let more = asked && held.is_none();
                     let (task, result) = (running.unwrap(), vec![next as u8; length]);
-                    let then = more.then_some(next + 1);
+                    let then = asked.then_some(next + 1);
                     let words = 1 + length.div_ceil(8);
                     let expected = if used + words > room {
                         Err(NotKept::Full)
@@ -273,7 +276,7 @@ proptest! {
                         queue.push_back((task, length as u8, result.clone()));
                         used += words;
                         next += u32::from(more);
-                        running = then;
+                        running = more.then_some(next);
                         let rings = match armed {
                             Some(Wake::Each) => true,
                             Some(Wake::Idle) => !more || used > room / 2,
@@ -282,7 +285,10 @@ proptest! {
                         armed = armed.filter(|_| !rings);
                         Ok(if rings { Bell::Ring } else { Bell::Quiet })
                     };
+                    let finished = expected.is_ok();
                     prop_assert_eq!(lane.finish(length as u8, &result, then), expected);
+                    let was_held = finished && held.take().is_some();
+                    prop_assert_eq!((lane.is_held(), lane.take_held()), (was_held, was_held));
                 }
                 Step::Drain => {
                     prop_assert_eq!(drained(&mut ledger), queue.drain(..).collect::<Vec<_>>());
@@ -294,6 +300,13 @@ proptest! {
                     if queue.is_empty() && armed != Some(Wake::Each) {
                         armed = Some(wake);
                     }
+                }
+                Step::Hold => {
+                    let task = running.unwrap_or(next);
+                    let holds = running.is_some() && held.is_none() && !closed;
+                    prop_assert_eq!(ledger.hold(0, task), Ok(holds));
+                    prop_assert_eq!(ledger.hold(0, task + 1), Ok(false));
+                    held = held.or(running.filter(|_| holds));
                 }
                 Step::Close => {
                     prop_assert_eq!(ledger.close(0), Cursor { running, closed });
@@ -359,7 +372,7 @@ proptest! {
 fn hostile() -> impl Strategy<Value = u64> {
     prop_oneof![
         any::<u64>(),
-        (0..5_u64, 0..16_u64, 0..64_u64).prop_map(|(task, bits, head)| task << 32 | bits << 28 | head),
+        (0..5_u64, 0..32_u64, 0..64_u64).prop_map(|(task, bits, head)| task << 32 | bits << 27 | head),
         (0..5_u64, 0..200_u64, any::<u8>())
             .prop_map(|(task, length, kind)| task << 32 | length << 8 | u64::from(kind)),
     ]

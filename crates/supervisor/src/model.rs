@@ -372,9 +372,9 @@ impl Model {
             (None, Some(Way::ByHand)) if death == Death::GiveUp => self.rest(place, Action::GiveUp(id)),
             (None, Some(Way::ByHand)) => self.rest(place, Action::Rest(id)),
             (None, Some(Way::Again)) if death == Death::GiveUp => self.over(place, Row::Failed),
-            (None, Some(Way::Again)) => self.retry(id, true, random),
+            (None, Some(Way::Again)) => self.retry(id, true, true, random),
             (None, None) => match table(death, kid.restart) {
-                Row::Restart => self.retry(id, !healthy, random),
+                Row::Restart => self.retry(id, !healthy, false, random),
                 row => self.over(place, row),
             },
         }
@@ -464,9 +464,11 @@ impl Model {
         pairs.filter(|pair| !pair[1].1).map(|pair| pair[1].0 - pair[0].0).sum()
     }
 
-    fn retry(&mut self, id: Id, mut early: bool, random: u64) {
+    fn retry(&mut self, id: Id, mut early: bool, never_ready: bool, random: u64) {
         let Rules { strategy, intensity, backoff, count_deaths, exhausted, .. } = self.rules;
-        if early || count_deaths == CountDeaths::All {
+        let free = (count_deaths == CountDeaths::Early && !early)
+            || (count_deaths == CountDeaths::FailedStarts && !never_ready);
+        if !free {
             let units =
                 self.units.iter().filter(|(event, _)| self.calm_since(*event) < intensity.within).count();
             if units < intensity.max as usize {
@@ -608,7 +610,11 @@ fn rules() -> impl Generator<Value = Rules> {
         1 => Just(Exhausted::GiveUpChild),
         1 => Just(Exhausted::KeepTrying),
     ];
-    let count_deaths = prop_oneof![2 => Just(CountDeaths::All), 1 => Just(CountDeaths::Early)];
+    let count_deaths = prop_oneof![
+        2 => Just(CountDeaths::All),
+        1 => Just(CountDeaths::Early),
+        1 => Just(CountDeaths::FailedStarts),
+    ];
     let none = Backoff { first: Duration::ZERO, cap: Duration::ZERO };
     let backoff = prop_oneof![3 => Just(Backoff::default()), 1 => Just(none)];
     let max = prop_oneof![3 => 0_u32..4, 1 => Just(100)];

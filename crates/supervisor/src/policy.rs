@@ -142,6 +142,23 @@ enum Phase {
     Unkillable(Then),
 }
 
+/// How short the life was that has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Short {
+    /// It was up for long enough.
+    Not,
+    /// It was up, but not for long.
+    Life,
+    /// It never was up: its start failed.
+    Start,
+}
+
+impl Short {
+    fn of(healthy: bool) -> Short {
+        if healthy { Short::Not } else { Short::Life }
+    }
+}
+
 /// Which start this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Begin {
@@ -485,7 +502,7 @@ impl Turn {
             Phase::Starting(Begin::First) => self.remove(id),
             Phase::Starting(Begin::ByHand) => self.rest(id, death),
             Phase::Starting(Begin::Again) if death.gives_up() => self.leave(id, death),
-            Phase::Starting(Begin::Again) => self.again(id, true),
+            Phase::Starting(Begin::Again) => self.again(id, Short::Start),
             Phase::Doomed(then) | Phase::Stopping(then) => self.stopped(id, then, death),
             Phase::Running | Phase::Waiting(_) | Phase::Stopped | Phase::Unkillable(_) => {}
         }
@@ -505,8 +522,8 @@ impl Turn {
             (Phase::Running, Death::Clean, Restart::Transient) if !slips!(CleanIsAbnormal) => {
                 self.leave(id, death);
             }
-            (Phase::Running, ..) => self.again(id, !healthy),
-            (Phase::Doomed(_), ..) if slips!(TakenAlongCosts) => self.again(id, !healthy),
+            (Phase::Running, ..) => self.again(id, Short::of(healthy)),
+            (Phase::Doomed(_), ..) if slips!(TakenAlongCosts) => self.again(id, Short::of(healthy)),
             (Phase::Doomed(then) | Phase::Stopping(then), ..) => self.stopped(id, then, death),
             (Phase::Starting(_), ..) => self.start_failed(id, death),
             (Phase::Waiting(_) | Phase::Stopped | Phase::Unkillable(_), ..) => {}
@@ -532,9 +549,14 @@ impl Turn {
     // ------------------------------------------------------------ what follows
 
     /// It has died, or a restart of it has failed: it is started again, unless that is one too many.
-    fn again(&mut self, id: Id, mut early: bool) {
+    fn again(&mut self, id: Id, short: Short) {
         let Rules { count_deaths, exhausted, backoff, .. } = self.state.rules;
-        let counts = early || count_deaths == CountDeaths::All;
+        let counts = match count_deaths {
+            CountDeaths::All => true,
+            CountDeaths::Early => short != Short::Not,
+            CountDeaths::FailedStarts => short == Short::Start,
+        };
+        let mut early = short != Short::Not;
         if counts && !self.count(id) {
             match exhausted {
                 Exhausted::Escalate => {

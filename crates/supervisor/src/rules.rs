@@ -87,6 +87,9 @@ pub enum CountDeaths {
     /// Of those, only the early ones: of incarnations that were ready for less than 1 s and had answered nothing, and
     /// restarts that failed.
     Early,
+    /// Of those, only restarts that failed: a child that was ready costs nothing when it ends. If it ends early again and
+    /// again, the [`backoff`](crate::builder::Supervisor::backoff) alone bounds how often it is started.
+    FailedStarts,
 }
 
 /// What follows when a restart is one too many.

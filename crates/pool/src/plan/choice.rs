@@ -11,7 +11,7 @@ use super::{Chunk, Given, Order, Plan, Up};
 /// A chunk is given to a worker before it has finished the one before only if it should come to it within this time.
 const SOON: Duration = Duration::from_millis(5);
 /// What a chunk is expected to take of which nothing is known: it is not soon over.
-const UNKNOWN: Duration = Duration::from_secs(3600);
+pub(super) const UNKNOWN: Duration = Duration::from_secs(3600);
 /// A worker is given more chunks than it is to prefetch as long as all of them are over within this time: to bring each by
 /// itself would take longer.
 pub(super) const AHEAD: Duration = Duration::from_micros(500);
@@ -37,6 +37,8 @@ impl Plan {
             ended: None,
             seen: None,
             began: now,
+            held: None,
+            last: None,
         });
         self.hand_out(now);
         self.may_be_idle(index);
@@ -98,9 +100,9 @@ impl Plan {
     }
 
     /// Who has least to do, and can take a chunk that should take so long.
-    fn free_worker(&self, expected: Duration) -> Option<usize> {
+    pub(super) fn free_worker(&self, expected: Duration) -> Option<usize> {
         let able = self.places.iter().enumerate().filter_map(|(index, place)| {
-            let up = place.up.as_ref().filter(|up| !up.leaving && up.ended.is_none() && up.left > 0)?;
+            let up = place.up.as_ref().filter(|up| up.can_take_more())?;
             let given = up.given.len();
             let soon = || expected <= SOON && up.given.iter().all(|other| other.expected <= SOON);
             let ahead = || up.given.iter().map(|other| other.expected).sum::<Duration>() + expected;

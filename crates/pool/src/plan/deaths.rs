@@ -59,7 +59,7 @@ impl Plan {
             let timeout = self.jobs.get(&given.chunk.job)?.wants.timeout?;
             Some((timeout / 16).clamp(OFTEN, Duration::from_millis(100)))
         });
-        [due, watched].into_iter().flatten().min()
+        [due, watched, up.until_late(now)].into_iter().flatten().min()
     }
 
     /// Whether a worker has something to do.
@@ -74,6 +74,12 @@ impl Plan {
         pace.is_some_and(|pace| pace < Duration::from_micros(100))
     }
 
+    /// The task of which a worker has to say something next, if it has one.
+    pub(crate) fn next_of(&self, index: usize) -> Option<u32> {
+        let first = self.places[index].up.as_ref()?.given.front()?;
+        Some(first.number.wrapping_add(first.done))
+    }
+
     /// A worker has ended; `running` is what its ledger says that it was at, after all outcomes were taken out of it.
     pub(crate) fn died(&mut self, index: usize, running: Option<u32>, exit: &Exit, now: Instant) {
         let Some(up) = self.places[index].up.take() else { return };
@@ -83,7 +89,7 @@ impl Plan {
             let next = first.number.wrapping_add(first.done);
             // It can be at that one alone; or at the one before, whose result had come by the socket already. What else it
             // may say is as good as that.
-            if running.is_some_and(|running| running != next.wrapping_sub(1)) {
+            if running.is_some() && running != up.last {
                 lost = Some((one_of(&first.chunk, first.done), next));
                 first.done += 1;
             }

@@ -53,17 +53,27 @@ impl Plan {
         let id = self.next_job;
         self.next_job += 1;
         let inbox = VecDeque::new();
-        let (waker, ended) = Default::default();
+        let (waker, ended, failed) = Default::default();
         let pace = self.paces.get(&std::ptr::from_ref(wants.entry).addr()).copied();
         let trusted = TRUSTED_AT_FIRST;
-        let job = Job { wants, inbox, waker, pace, trusted, cancelled: false, single, over: false, ended };
+        let (cancelled, over) = (false, false);
+        let job = Job { wants, inbox, waker, pace, trusted, cancelled, single, over, ended, failed };
         self.jobs.insert(id, job);
         self.open += 1;
         Ok(id)
     }
 
-    /// What it wants from now on.
-    pub(crate) fn change(&mut self, job: JobId, wants: Wants) {
+    /// What it wants from now on. If its task has failed already, and would have been tried again, it is.
+    pub(crate) fn change(&mut self, job: JobId, wants: Wants, now: Instant) {
+        let Some(of) = self.jobs.get_mut(&job) else { return };
+        // Not of one that is closed: it may be on its way out, with no job left.
+        if let Some(task) = of.failed.take_if(|task| !self.closed && wants.tries_again(task)) {
+            of.inbox.clear();
+            of.over = false;
+            self.open += 1;
+            self.failed -= 1;
+            self.put_off(task, now);
+        }
         let Some(of) = self.jobs.get_mut(&job) else { return };
         let before = std::mem::replace(&mut of.wants, wants);
         if before.priority != wants.priority {
@@ -155,6 +165,7 @@ impl Plan {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         job.cancelled = true;
         job.inbox.clear();
+        job.failed = None;
         self.outside.remove(&(Reverse(job.wants.priority), id));
         if !std::mem::replace(&mut job.over, true) {
             self.open -= 1;

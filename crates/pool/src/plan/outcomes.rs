@@ -135,6 +135,8 @@ impl Plan {
         up.seen = None;
         let Some(given) = up.given.front_mut() else { return };
         given.done += count;
+        up.last = Some(given.number.wrapping_add(given.done).wrapping_sub(1));
+        up.held = up.held.filter(|held| Some(*held) != up.last);
         if given.done < given.chunk.load.count() {
             return;
         }
@@ -216,24 +218,30 @@ impl Plan {
             _ => None,
         };
         task.deaths += u32::from(died.is_some());
-        let poisoned = wants.poison_after.is_some_and(|most| task.deaths >= most);
-        if task.tried < wants.retries && !poisoned {
-            self.retried += 1;
-            let pause = FIRST_PAUSE.saturating_mul(1 << task.tried.min(16)).min(LONGEST_PAUSE);
-            task.tried += 1;
-            self.next_later += 1;
-            self.later.insert((now + pause, self.next_later), task);
-            // Somebody has to look at the clock.
-            self.calls.extend(0..self.places.len());
-            return;
+        if wants.tries_again(&task) {
+            return self.put_off(task, now);
         }
         self.failed += 1;
         let what = match died {
-            Some(last) if task.deaths >= 2 || poisoned => {
+            Some(last) if task.deaths >= 2 || wants.is_poisoned(&task) => {
                 What::Failed(TaskFault::Poisoned { deaths: task.deaths, last }, Some(index))
             }
             _ => What::Failed(why, Some(index)),
         };
         self.deliver(task.job, Delivery { first: task.first, what });
+        if let Some(job) = self.jobs.get_mut(&task.job).filter(|job| job.single) {
+            job.failed = Some(task);
+        }
+    }
+
+    /// Has a task tried once more, after a pause.
+    pub(super) fn put_off(&mut self, mut task: Chunk, now: Instant) {
+        self.retried += 1;
+        let pause = FIRST_PAUSE.saturating_mul(1 << task.tried.min(16)).min(LONGEST_PAUSE);
+        task.tried += 1;
+        self.next_later += 1;
+        self.later.insert((now + pause, self.next_later), task);
+        // Somebody has to look at the clock.
+        self.calls.extend(0..self.places.len());
     }
 }

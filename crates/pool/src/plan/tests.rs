@@ -15,6 +15,7 @@ use hatchery_wire::encode;
 use proptest::prelude::*;
 use tokio::time::Instant;
 
+use super::back::LONG;
 use super::choice::QUEUE;
 use super::{End, Found, JobId, Nonsense, Order, Plan, Priority, Rules, Size, Staffing, Wants, What};
 use crate::row::{self, Load, Row};
@@ -43,6 +44,8 @@ enum Step {
     /// A task is found to take too long.
     End(usize),
     Cancel(usize),
+    /// What a worker has not begun is taken back.
+    TakeBack(usize),
     Wait,
     Resize(usize),
     /// A worker that was to be started does, or does not.
@@ -68,6 +71,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => prop::bool::weighted(0.8).prop_map(Step::Start),
         1 => (0..MOST).prop_map(Step::Heavy),
         1 => (0..JOBS).prop_map(Step::Cancel),
+        2 => (0..WORKERS).prop_map(Step::TakeBack),
         2 => Just(Step::Wait),
     ]
 }
@@ -82,6 +86,8 @@ struct Worker {
     /// Whether what is first in the queue is the rest of a chunk that has begun.
     has_begun: bool,
     puts_down: bool,
+    /// Whether its lane is held behind that.
+    held: bool,
 }
 
 struct World {
@@ -153,6 +159,13 @@ impl World {
                 self.jobs[job].2 = true;
                 self.plan.cancel(self.jobs[job].0);
             }
+            Step::TakeBack(index) => {
+                let worker = self.workers[index].as_mut().filter(|worker| !worker.held);
+                if let Some((worker, (number, _))) = worker.and_then(|it| it.running.map(|now| (it, now))) {
+                    worker.held = true;
+                    self.plan.take_back(index, number, self.now);
+                }
+            }
             Step::Wait => {
                 self.now += Duration::from_secs(10);
                 self.plan.hand_out(self.now);
@@ -219,6 +232,10 @@ impl World {
                     Order::Run { .. } => unreachable!("all are in rows"),
                     Order::Skip { number } => drop(worker.skip.insert(number)),
                     Order::PutDown => worker.puts_down = true,
+                    Order::Back => {
+                        worker.queue.clear();
+                        worker.has_begun = false;
+                    }
                     Order::Leave => leaves = true,
                 }
             }
@@ -278,10 +295,9 @@ impl World {
 
     fn work(&mut self, index: usize, kind: u8) {
         self.begin(index);
-        let Some((number, task)) = self.workers[index].as_mut().and_then(|worker| worker.running.take())
-        else {
-            return;
-        };
+        let Some(worker) = &mut self.workers[index] else { return };
+        let Some((number, task)) = worker.running.take() else { return };
+        worker.held = false;
         let mut bytes = Vec::new();
         if kind == VALUE {
             row::put(&mut bytes, &task.to_le_bytes());
@@ -446,6 +462,147 @@ fn tasks_wait_longer_before_each_further_try() {
     }
 }
 
+/// A plan with two workers, and a job with so many tasks in one chunk, all of which the first worker has.
+fn all_given(tasks: u32, max_tasks: Option<u64>) -> (Plan, JobId, Instant) {
+    let now = Instant::now();
+    let mut plan = Plan::new(Rules { prefetch: 1, max_tasks }, 2);
+    let job = plan.begin(wants(0)).unwrap();
+    plan.arrived(0, now);
+    let mut bytes = Vec::new();
+    (0..tasks).for_each(|task| row::put(&mut bytes, &task.to_le_bytes()));
+    plan.enter(job, 0, Load::Row(Row { bytes: bytes.into(), count: tasks }), now);
+    plan.orders(0);
+    (plan, job, now)
+}
+
+/// The tasks that a worker is told to run, and with which number the first one.
+fn told(plan: &mut Plan, index: usize) -> Vec<(u32, Vec<u32>)> {
+    let orders = plan.orders(index).into_iter().filter_map(|order| match order {
+        Order::Run { number, load: Load::Row(row), .. } => {
+            let mut rest = &row.bytes[..];
+            let tasks = std::iter::from_fn(|| row::next(&mut rest));
+            Some((number, tasks.map(|task| u32::from_le_bytes(task.try_into().unwrap())).collect()))
+        }
+        _ => None,
+    });
+    orders.collect()
+}
+
+#[test]
+fn what_is_behind_a_task_that_takes_long_goes_to_a_worker_that_has_nothing_to_do() {
+    let (mut plan, _, mut now) = all_given(6, None);
+    assert_eq!(plan.results(0, &[found(0, VALUE)], &nothing(), now), Ok(1));
+    assert_eq!(plan.due_to_hold(0, Some(1), now + LONG), None, "there is nobody else");
+    plan.arrived(1, now);
+    assert_eq!(plan.next_look(0, now), Some(LONG));
+    now += LONG - Duration::from_millis(1);
+    assert_eq!(plan.due_to_hold(0, Some(1), now), None, "it may be over soon");
+    now += Duration::from_millis(1);
+    assert_eq!(plan.due_to_hold(0, Some(0), now), None, "that has finished");
+    assert_eq!(plan.due_to_hold(0, Some(5), now), None, "there is nothing behind it");
+    assert_eq!(plan.due_to_hold(0, Some(6), now), None, "it has no such task");
+    assert_eq!(plan.due_to_hold(0, Some(1), now), Some(1));
+    plan.take_back(0, 1, now);
+    assert_eq!(told(&mut plan, 1), [(0, vec![2, 3])], "half of it");
+    assert_eq!(plan.waiting(), 2, "the other half is whose turn it is first");
+    assert_eq!(plan.due_to_hold(0, Some(1), now), None, "it is held already");
+    assert!(matches!(plan.orders(0)[..], [Order::Back]));
+    // It is done after all.
+    assert_eq!(plan.results(0, &[found(1, VALUE)], &nothing(), now), Ok(1));
+    assert_eq!(told(&mut plan, 0), [(6, vec![4, 5])]);
+}
+
+#[test]
+fn a_death_behind_what_was_taken_back_charges_nobody() {
+    let (mut plan, job, now) = all_given(4, None);
+    plan.arrived(1, now);
+    plan.take_back(0, 0, now + LONG);
+    // Its result came by the socket, and it was given something else, before it could say that it runs no more.
+    plan.alone(0, 0, VALUE, hatchery_wire::Body::default(), now).unwrap();
+    assert!(plan.is_busy(0));
+    plan.died(0, Some(0), &Exit::new(Status::Unknown), now);
+    let mail = plan.take(job, Waker::noop());
+    assert!(mail.iter().all(|mail| !matches!(mail.what, What::Failed(..))), "{mail:?}");
+}
+
+#[test]
+fn what_was_taken_back_does_not_count_for_what_a_worker_may_run() {
+    let (mut plan, _, now) = all_given(4, Some(4));
+    plan.arrived(1, now);
+    plan.take_back(0, 0, now + LONG);
+    plan.orders(0);
+    assert_eq!(plan.results(0, &[found(0, VALUE)], &nothing(), now), Ok(1));
+    assert!(!plan.orders(0).iter().any(|order| matches!(order, Order::Leave)), "it has run one of four");
+    assert!(plan.is_busy(0));
+}
+
+#[test]
+fn retries_count_for_what_has_failed_before_they_were_said() {
+    let now = Instant::now();
+    let mut plan = Plan::new(Rules { prefetch: 1, max_tasks: None }, 1);
+    plan.arrived(0, now);
+    let load = || Load::Row(Row { bytes: nothing(), count: 1 });
+    let dies = |plan: &mut Plan, number| {
+        plan.orders(0);
+        plan.died(0, Some(number), &Exit::new(Status::Signal(9)), now);
+        plan.arrived(0, now);
+    };
+    let job = plan.submit(wants(0), load(), now).unwrap();
+    dies(&mut plan, 0);
+    assert!(plan.has_mail(job) && plan.is_idle() && plan.failed == 1);
+    plan.change(job, Wants { poison_after: Some(1), ..wants(1) }, now);
+    assert!(plan.has_mail(job), "it has had all the deaths that it may");
+    plan.change(job, wants(1), now);
+    assert!(!plan.has_mail(job) && !plan.is_idle() && plan.failed == 0);
+    plan.hand_out(now + Duration::from_secs(1));
+    dies(&mut plan, 0);
+    let mail = plan.take(job, Waker::noop()).pop_front().unwrap();
+    assert!(matches!(mail.what, What::Failed(TaskFault::Poisoned { deaths: 2, .. }, _)), "{mail:?}");
+
+    let job = plan.submit(wants(0), load(), now).unwrap();
+    dies(&mut plan, 0);
+    plan.close();
+    plan.change(job, wants(1), now);
+    assert!(plan.has_mail(job) && plan.is_idle(), "nobody may wait for it any more");
+    plan.cancel(job);
+    plan.change(job, wants(9), now);
+    assert!(plan.is_idle(), "nobody wants it");
+}
+
+#[test]
+fn to_give_up_after_no_death_is_to_give_up_after_one() {
+    let now = Instant::now();
+    for (poison_after, dies) in [(0, true), (1, true), (0, false)] {
+        let mut plan = Plan::new(Rules { prefetch: 1, max_tasks: None }, 1);
+        plan.arrived(0, now);
+        let wants = Wants { poison_after: Some(poison_after), ..wants(3) };
+        let job = plan.submit(wants, Load::Row(Row { bytes: nothing(), count: 1 }), now).unwrap();
+        if dies {
+            plan.died(0, Some(0), &Exit::new(Status::Signal(9)), now);
+            let mail = plan.take(job, Waker::noop()).pop_front().unwrap();
+            assert!(matches!(mail.what, What::Failed(TaskFault::Poisoned { deaths: 1, .. }, _)), "{mail:?}");
+        } else {
+            let mut bytes = Vec::new();
+            let panic = Panic { message: "no luck".into(), place: None };
+            row::put(&mut bytes, &encode(&panic).unwrap().to_bytes());
+            let found = Found { number: 0, kind: PANIC, from: 0, to: bytes.len() };
+            assert_eq!(plan.results(0, &[found], &bytes.into(), now), Ok(1));
+            assert!(!plan.has_mail(job), "a panic is no death");
+        }
+    }
+}
+
+#[test]
+fn that_a_task_was_not_begun_may_come_by_the_socket() {
+    let (mut plan, job, now) = all_given(3, None);
+    plan.alone(0, 0, VALUE, hatchery_wire::Body::default(), now).unwrap();
+    assert_eq!(plan.alone(0, 1, SKIPPED, hatchery_wire::Body::default(), now), Err(Nonsense));
+    plan.cancel(job);
+    // Nor has what comes behind it in its row.
+    assert_eq!(plan.alone(0, 1, SKIPPED, hatchery_wire::Body::default(), now), Ok(()));
+    assert!(!plan.is_busy(0));
+}
+
 /// Two small tasks, given to the one worker there is.
 fn two_given(retries: u32) -> (Plan, JobId, Instant) {
     let now = Instant::now();
@@ -513,7 +670,7 @@ fn single_tasks_beyond_the_line_get_in_by_themselves_and_are_over_with_their_out
     };
     let jobs: Vec<_> = (0..many + 3).map(|task| submit(&mut plan, task)).collect();
     plan.cancel(jobs[QUEUE + 1]);
-    plan.change(jobs[QUEUE + 2], Wants { priority: Priority::High, ..wants(0) });
+    plan.change(jobs[QUEUE + 2], Wants { priority: Priority::High, ..wants(0) }, now);
     assert_eq!(plan.waiting(), many + 2);
     plan.arrived(0, now);
     let mut ran = Vec::new();

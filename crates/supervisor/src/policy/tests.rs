@@ -169,6 +169,25 @@ fn healthy_deaths_cost_nothing_if_early_ones_count_alone() {
 }
 
 #[test]
+fn early_deaths_wait_and_cost_nothing_if_failed_starts_count_alone() {
+    let failed = Rules { count_deaths: CountDeaths::FailedStarts, ..rules(Strategy::OneForOne, 1) };
+    let mut state = running_by(failed, &[(1, Permanent)]);
+    for number in 0..20 {
+        let (died, actions) = after(state, &[dies_early(1)]);
+        assert!(matches!(actions[..], [Action::Wait(1, wait, _)] if wait == number), "{actions:?}");
+        let (again, actions) = after(died, &[Event::Elapsed(1, number)]);
+        assert!(matches!(actions[..], [Action::Start(1, _)]), "{actions:?}");
+        (state, _) = after(again, &[Event::Ready(1)]);
+    }
+    let (state, actions) = after(state, &[dies(1)]);
+    assert!(matches!(actions[..], [Action::Start(1, _)]), "{actions:?}");
+    let (state, actions) = after(state, &[fails(1)]);
+    assert!(matches!(actions[..], [Action::Wait(1, ..)]), "{actions:?}");
+    let (_, actions) = after(state, &[Event::Elapsed(1, 20), fails(1)]);
+    assert_eq!(actions.last(), Some(&Action::Finish(Ending::Exhausted(1))));
+}
+
+#[test]
 fn one_for_all_stops_the_others_newest_first_and_starts_all_in_order() {
     let (state, actions) = after(group(Strategy::OneForAll), &[dies(2)]);
     assert_eq!(actions, [Action::Stop(3)]);
