@@ -162,7 +162,7 @@ async fn run(
     interrupt: &Interrupt,
 ) -> hatchery::Result<Run> {
     let begun = Instant::now();
-    // Pictures may kill as many workers as they like. Chaos kills some that have not begun one, too.
+    // Pictures may kill as many workers as they like; but chaos kills some before they are ready, too.
     let pool = Pool::builder().workers(workers).intensity(10_000, Duration::from_secs(60)).start().await?;
     let bar = ProgressBar::new(pictures.len() as u64).with_style(style());
     let (mut totals, mut killed, mut amid) = (Totals::default(), BTreeSet::new(), 0);
