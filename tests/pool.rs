@@ -3,6 +3,7 @@
 mod pool_deaths;
 mod pool_ends;
 mod pool_hard;
+mod pool_lanes;
 mod pool_results;
 mod pool_sizes;
 mod pool_state;

@@ -28,7 +28,7 @@ use crate::pool::Pool;
 use crate::post::{Life, Postings};
 use crate::shared::Shared;
 use crate::staff::Staff;
-use crate::terms::{Named, Once, Recipe};
+use crate::terms::{MOST_LANES, Named, Once, Recipe};
 
 /// Chunks that a worker has at most besides the one that it works on. As they take about a millisecond each, these are far
 /// more than it takes to bring the next one; and as many are taken from inputs that may be without end.
@@ -54,6 +54,7 @@ pub struct PoolBuilder {
     finaliser: Option<(&'static TaskEntry, Prepared)>,
     prefetch: usize,
     max_tasks: Option<u64>,
+    lanes: u16,
     intensity: Option<(u32, Duration)>,
     start_timeout: Option<Duration>,
     settings: Settings,
@@ -84,6 +85,7 @@ impl PoolBuilder {
             finaliser: None,
             prefetch: 1,
             max_tasks: None,
+            lanes: 1,
             intensity: None,
             start_timeout: None,
             settings: Settings::default(),
@@ -239,6 +241,38 @@ impl PoolBuilder {
         self
     }
 
+    /// How many asynchronous tasks a worker runs at the same time; 1 unless told otherwise, and 1,024 at most: more is taken
+    /// for 1,024.
+    ///
+    /// They take turns on one thread, as tasks of a runtime of one thread do. A synchronous task has that thread for itself:
+    /// a worker runs one of them at a time, and its asynchronous ones stand still meanwhile.
+    ///
+    /// A task of several that is cancelled or takes too long is dropped, at the point where it waits, and the others go on. If
+    /// it does not come to such a point within a second, or is a synchronous one, its worker is killed. A death costs all tasks
+    /// that ran in the worker: as many as this at most.
+    ///
+    /// ```
+    /// use hatchery::prelude::*;
+    ///
+    /// #[hatchery::task]
+    /// async fn fetched(url: String) -> usize {
+    ///     tokio::time::sleep(Duration::from_millis(10)).await; // waits for somebody else, mostly
+    ///     url.len()
+    /// }
+    ///
+    /// #[hatchery::main]
+    /// async fn main() -> hatchery::Result<()> {
+    ///     let pool = Pool::builder().workers(1).concurrency(50).start().await?;
+    ///     let urls = (0..100).map(|page| format!("https://example.org/{page}"));
+    ///     assert_eq!(pool.map(fetched, urls).await?.len(), 100);
+    ///     pool.shutdown().await
+    /// }
+    /// ```
+    pub fn concurrency(mut self, tasks: usize) -> Self {
+        self.lanes = u16::try_from(tasks).unwrap_or(MOST_LANES).clamp(1, MOST_LANES);
+        self
+    }
+
     /// How many restarts of workers that fail, within how much time, are still normal; one more, and the pool ends, and its
     /// tasks fail with `is_init_failed`. Twice as many as there are workers, and four, in 60 s unless told otherwise.
     ///
@@ -349,7 +383,7 @@ impl PoolBuilder {
     }
 
     pub(crate) fn shared(&self) -> Arc<Shared> {
-        let rules = Rules { prefetch: self.prefetch, max_tasks: self.max_tasks };
+        let rules = Rules { prefetch: self.prefetch, max_tasks: self.max_tasks, lanes: self.lanes };
         let shared = Shared::new(rules, self.size(), self.most_memory);
         shared.with(|plan| plan.state = self.state.as_ref().map(|(state, _)| *state));
         shared
@@ -363,7 +397,8 @@ impl PoolBuilder {
     ) -> std::result::Result<JoinHandle<()>, StartError> {
         let life = self.life().map_err(|fault| StartError::refused(keeper::name(0), fault))?;
         let start_timeout = self.start_timeout.unwrap_or(START_TIMEOUT);
-        let postings = Arc::new(Postings { life, settings: self.settings.clone(), start_timeout });
+        let postings =
+            Arc::new(Postings { lanes: self.lanes, life, settings: self.settings.clone(), start_timeout });
         // Dropped, it gives them up, and with them the handles that keep the supervisor.
         let mut starts = JoinSet::new();
         for index in 0..self.size().min {

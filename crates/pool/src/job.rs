@@ -31,7 +31,7 @@ use crate::row::{self, Load, Row};
 ///
 /// # Cancel safety
 /// Dropping it cancels the task: one that waits never runs, and one that runs is ended, with its worker, in whose place another
-/// one is started. [`detach`](Job::detach) lets it run.
+/// one is started; or by itself where others run beside it ([`concurrency`](crate::builder::PoolBuilder::concurrency)). [`detach`](Job::detach) lets it run.
 #[must_use = "dropping a job cancels its task: await it, or `detach` it"]
 pub struct Job<R> {
     pool: Pool,
@@ -83,8 +83,9 @@ impl<R> Job<R> {
     }
 
     /// How long the task may run, from when it begins; as long as it takes unless told otherwise. One that takes longer is
-    /// ended, with its worker; it may get a sixteenth more. Where this is said of a task that runs already, it counts from
-    /// then.
+    /// ended, with its worker, or by itself where others run beside it
+    /// ([`concurrency`](crate::builder::PoolBuilder::concurrency)); it may get a sixteenth more. Where this is said of a task
+    /// that runs already, it counts from then.
     pub fn timeout(self, timeout: Duration) -> Self {
         self.want(|wants| wants.timeout = Some(timeout))
     }
@@ -109,7 +110,7 @@ impl<R> Job<R> {
         self.want(|wants| wants.priority = priority)
     }
 
-    /// Ends the task: it never runs, or it is ended where it is, with its worker. The job resolves with `is_cancelled`, unless
+    /// Ends the task: it never runs, or it is ended where it is, with its worker, or by itself where others run beside it. The job resolves with `is_cancelled`, unless
     /// its result is there already.
     pub fn cancel(&mut self) {
         if let (Some(id), false) = (self.id(), self.is_finished()) {

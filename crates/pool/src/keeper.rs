@@ -24,7 +24,7 @@ use crate::plan::{Found, Order};
 use crate::post::Arrived;
 use crate::row::{self, Load};
 use crate::shared::Shared;
-use crate::terms::{Named, TARGET, id, outcome};
+use crate::terms::{Named, TARGET, id, numbers, outcome};
 use crate::worker::Greeting;
 
 #[cfg(test)]
@@ -103,10 +103,14 @@ async fn attend(shared: &Shared, index: usize, arrived: Arrived) {
     if let Some(pid) = keeper.pid {
         shared.no_pid(index, pid);
     }
-    let (running, is_doubted) = (keeper.ledger.cursor(0).running, keeper.is_doubted);
+    let (ledger, is_doubted) = (&keeper.ledger, keeper.is_doubted);
     shared.with(|plan| {
         // Whatever such a ledger says, a task that spoils it is not to be tried for ever.
-        let running = if is_doubted { plan.next_of(index) } else { running };
+        let next = |lane| plan.next_of(index, lane);
+        let doubted: Vec<_> = (0..ledger.shape().lanes()).map(|lane| next(lane as u16)).collect();
+        let running = |lane| {
+            if is_doubted { doubted[usize::from(lane)] } else { ledger.cursor(u32::from(lane)).running }
+        };
         plan.died(index, running, &exit, Instant::now());
     });
 }
@@ -145,8 +149,9 @@ struct Keeper<'a> {
     taken: VecDeque<Taken>,
 }
 
-/// Outcomes, and what they lie in.
+/// Outcomes of one lane, and what they lie in.
 struct Taken {
+    lane: u16,
     found: Vec<Found>,
     used: usize,
     bytes: Bytes,
@@ -306,10 +311,10 @@ impl Keeper<'_> {
         }
         // What lies in the ledger has finished before.
         self.look();
-        let number = u32::try_from(envelope.id).ok();
-        let told = number.zip(outcome(envelope.kind)).map(|(number, kind)| {
+        let (_, lane, number) = numbers(envelope.id);
+        let told = outcome(envelope.kind).map(|kind| {
             let now = Instant::now();
-            self.shared.with(|plan| plan.alone(self.index, number, kind, envelope.body, now))
+            self.shared.with(|plan| plan.alone(self.index, lane, number, kind, envelope.body, now))
         });
         if told != Some(Ok(())) {
             self.end();
@@ -323,11 +328,23 @@ impl Keeper<'_> {
         let drained = self.ledger.drain(|record| {
             let from = bytes.len();
             row::put(&mut bytes, record.bytes);
-            found.push(Found { number: record.task, kind: record.kind, from, to: bytes.len() });
+            // There are no more lanes than that.
+            let lane = record.lane as u16;
+            found.push(Found { number: record.task, lane, kind: record.kind, from, to: bytes.len() });
         });
         let any = !found.is_empty();
-        if any {
-            self.taken.push_back(Taken { found, used: 0, bytes: bytes.into() });
+        let bytes = Bytes::from(bytes);
+        // They come lane by lane.
+        match found.first().zip(found.last()) {
+            Some((first, last)) if first.lane == last.lane => {
+                self.taken.push_back(Taken { lane: first.lane, found, used: 0, bytes });
+            }
+            _ => self.taken.extend(found.chunk_by(|one, next| one.lane == next.lane).map(|found| Taken {
+                lane: found[0].lane,
+                found: found.to_vec(),
+                used: 0,
+                bytes: bytes.clone(),
+            })),
         }
         self.hand_in();
         if drained.is_err() || self.taken.iter().map(Taken::size).sum::<usize>() > MOST_EARLY {
@@ -338,13 +355,21 @@ impl Keeper<'_> {
 
     /// Hands in the outcomes whose turn it is.
     fn hand_in(&mut self) {
-        while let Some(Taken { found, used, bytes }) = self.taken.front_mut() {
+        let mut at = 0;
+        // Lanes of which one waits: what comes behind it does, too.
+        let mut waits: Vec<u16> = Vec::new();
+        while let Some(Taken { lane, found, used, bytes }) = self.taken.get_mut(at) {
+            if waits.contains(lane) {
+                at += 1;
+                continue;
+            }
             let now = Instant::now();
-            match self.shared.with(|plan| plan.results(self.index, &found[*used..], bytes, now)) {
-                Ok(count) if *used + count == found.len() => drop(self.taken.pop_front()),
+            match self.shared.with(|plan| plan.results(self.index, *lane, &found[*used..], bytes, now)) {
+                Ok(count) if *used + count == found.len() => drop(self.taken.remove(at)),
                 Ok(count) => {
                     *used += count;
-                    return;
+                    waits.push(*lane);
+                    at += 1;
                 }
                 Err(_) => return self.doubt(),
             }
@@ -392,16 +417,21 @@ impl Keeper<'_> {
 
     fn order(&mut self, order: Order) {
         let envelope = match order {
-            Order::Run { entry, number, load } => {
+            Order::Run { entry, lane, number, load } => {
                 let task = self.number_of(entry);
                 match load {
                     Load::Row(row) => {
-                        Envelope::new(Kind::Tell, TARGET, id(task, number), Body::from_bytes(row.bytes))
+                        Envelope::new(Kind::Tell, TARGET, id(task, lane, number), Body::from_bytes(row.bytes))
                     }
-                    Load::Alone(body) => Envelope::new(Kind::Ask, TARGET, id(task, number), body),
+                    Load::Alone(body) => Envelope::new(Kind::Ask, TARGET, id(task, lane, number), body),
                 }
             }
-            Order::Skip { number } => Envelope::new(Kind::Unbind, TARGET, id(0, number), Body::default()),
+            Order::Skip { lane, number } => {
+                Envelope::new(Kind::Unbind, TARGET, id(0, lane, number), Body::default())
+            }
+            Order::Stop { lane, number } => {
+                Envelope::new(Kind::Withdraw, TARGET, id(0, lane, number), Body::default())
+            }
             Order::PutDown => {
                 // The thread that runs tasks reads nothing before it is through with a chunk.
                 let asks = Greeting { put_down: Some(self.start) };
@@ -427,31 +457,40 @@ impl Keeper<'_> {
         if number == next {
             let named = Named { name: entry.name.to_owned(), place: entry.place.to_string() };
             let body = encode(&named).unwrap_or_default();
-            let _ = self.connection.queue(Envelope::new(Kind::Bind, TARGET, id(number, 0), body));
+            let _ = self.connection.queue(Envelope::new(Kind::Bind, TARGET, id(number, 0, 0), body));
         }
         number
     }
 
-    /// Ends a task whose time is over, or that nobody wants any more; whether one was too quick for that.
+    /// Ends tasks whose time is over, or that nobody wants any more; whether one was too quick for that.
     fn end_what_is_to_end(&mut self) -> bool {
         if self.is_ending {
             return false;
         }
-        let running = self.ledger.cursor(0).running;
-        let to_end = self.shared.with(|plan| plan.due_to_end(self.index, running, Instant::now()));
-        let Some((number, why)) = to_end else { return false };
-        match self.ledger.close_running(0, number) {
-            Ok(true) => {
-                self.shared.with(|plan| plan.was_ended(self.index, number, why));
-                self.end();
-                false
+        let running = |lane| self.ledger.cursor(u32::from(lane)).running;
+        let all = self.shared.with(|plan| plan.due_to_end(self.index, running, Instant::now()));
+        let (mut dies, mut quick) = (false, false);
+        for due in &all {
+            // Those that are not due yet come last, and end only if it dies anyway.
+            if !due.now && !dies {
+                break;
             }
-            Ok(false) => true,
-            Err(_) => {
-                self.doubt();
-                false
+            match self.ledger.close_running(u32::from(due.lane), due.number) {
+                Ok(true) => {
+                    self.shared.with(|plan| plan.was_ended(self.index, due));
+                    dies = true;
+                }
+                Ok(false) => quick = true,
+                Err(_) => {
+                    self.doubt();
+                    return false;
+                }
             }
         }
+        if dies {
+            self.end();
+        }
+        quick && !dies
     }
 
     /// Takes back what the worker has not begun, if it takes long and another one has nothing to do; whether it did.

@@ -123,7 +123,8 @@ impl<I: Inputs, R> Map<I, R> {
     }
 
     /// How long each task may run, from when it begins; as long as it takes unless told otherwise. One that takes longer is
-    /// ended, with its worker, and the others of its chunk go to another one. It may get a sixteenth more.
+    /// ended, with its worker, and the others of its chunk go to another one; where others run beside it, it is ended by itself
+    /// ([`concurrency`](crate::builder::PoolBuilder::concurrency)). It may get a sixteenth more.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.wants.timeout = Some(timeout);
         self

@@ -13,6 +13,7 @@ mod back;
 mod choice;
 mod deaths;
 mod jobs;
+mod lines;
 mod outcomes;
 mod staffing;
 #[cfg(test)]
@@ -28,6 +29,7 @@ use hatchery_process::task::{StateType, TaskEntry};
 use hatchery_wire::Body;
 use tokio::time::Instant;
 
+use self::lines::{Line, Up};
 pub(crate) use self::staffing::{Size, Staffing};
 use self::staffing::{Stand, Wanted};
 use crate::row::{Load, Row};
@@ -61,6 +63,8 @@ pub(crate) struct Rules {
     pub(crate) prefetch: usize,
     /// Tasks that a worker runs before another one takes its place.
     pub(crate) max_tasks: Option<u64>,
+    /// Asynchronous tasks that a worker runs at the same time: it has as many lines, and its ledger as many lanes.
+    pub(crate) lanes: u16,
 }
 
 pub(crate) type JobId = u64;
@@ -123,54 +127,6 @@ struct Place {
     starts: u64,
 }
 
-/// A worker that is there.
-#[derive(Debug)]
-struct Up {
-    given: VecDeque<Given>,
-    /// The number of the next task that it is given.
-    next: u32,
-    /// Tasks it may still be given.
-    left: u64,
-    /// What it is to be told.
-    orders: Vec<Order>,
-    /// It is given nothing more.
-    leaving: bool,
-    /// It is to be told to leave once it has nothing more to do.
-    replaced: bool,
-    /// A task that was ended from outside, and why: the worker dies of that.
-    ended: Option<(u32, End)>,
-    /// What ran when it was looked at, and since when at least.
-    seen: Option<(u32, Instant)>,
-    /// When it began with the first of what it was given.
-    began: Instant,
-    /// The task behind which its lane is held.
-    held: Option<u32>,
-    /// The task whose outcome came last.
-    last: Option<u32>,
-}
-
-#[derive(Debug)]
-struct Given {
-    chunk: Chunk,
-    number: u32,
-    done: u32,
-    withdrawn: bool,
-    /// What of it has not begun is for others.
-    returned: bool,
-    /// How long it should take, judged when it was given.
-    expected: Duration,
-}
-
-impl Given {
-    /// What of it has not been done.
-    fn rest(self) -> Chunk {
-        let mut chunk = self.chunk;
-        drop(chunk.load.split_to(self.done));
-        chunk.first += u64::from(self.done);
-        chunk
-    }
-}
-
 /// Why a task was ended from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
@@ -181,10 +137,12 @@ pub(crate) enum End {
 /// What a worker is to be told.
 #[derive(Clone, Debug)]
 pub(crate) enum Order {
-    /// Run these, of which the first has this number.
-    Run { entry: &'static TaskEntry, number: u32, load: Load },
-    /// Do not begin those of which the first has this number.
-    Skip { number: u32 },
+    /// Run these in this lane; the first has this number.
+    Run { entry: &'static TaskEntry, lane: u16, number: u32, load: Load },
+    /// Nobody wants those any more of which the first has this number.
+    Skip { lane: u16, number: u32 },
+    /// End the task of this number, if it runs and can be ended.
+    Stop { lane: u16, number: u32 },
     /// Begin nothing more of the chunk that runs.
     PutDown,
     /// Do not begin anything that it was told before this, and go on: its lane is held.
@@ -193,10 +151,21 @@ pub(crate) enum Order {
     Leave,
 }
 
+/// A task that is to be ended from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Due {
+    pub(crate) lane: u16,
+    pub(crate) number: u32,
+    pub(crate) why: End,
+    /// Whether the worker is to be killed for it. Else it was asked to end it, and has some time left for that.
+    pub(crate) now: bool,
+}
+
 /// The outcome of a task, as it was found in a ledger: which bytes of what was read.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Found {
     pub(crate) number: u32,
+    pub(crate) lane: u16,
     pub(crate) kind: u8,
     /// Where its length begins.
     pub(crate) from: usize,
@@ -304,8 +273,7 @@ impl Plan {
 
     /// Tasks that workers have and have not finished.
     pub(crate) fn given(&self) -> u64 {
-        let given = self.places.iter().flat_map(|place| &place.up).flat_map(|up| &up.given);
-        given.map(|given| u64::from(given.chunk.load.count() - given.done)).sum()
+        self.places.iter().flat_map(|place| &place.up).map(Up::open).sum()
     }
 
     /// Workers that are up.
@@ -318,21 +286,16 @@ impl Plan {
         let places = self.places.iter().enumerate().filter(|(_, place)| place.is_taken());
         let told = places.map(|(index, place)| {
             let up = place.up.as_ref();
-            let given = up.iter().flat_map(|up| &up.given);
-            let has = given.map(|given| u64::from(given.chunk.load.count() - given.done)).sum();
-            let works = up.filter(|_| has > 0);
+            let works = up.filter(|up| up.busy() > 0);
+            let since = |since: Instant| now.saturating_duration_since(since);
             Told {
                 index,
                 is_up: up.is_some(),
                 is_leaving: place.is_leaving() || up.is_some_and(|up| up.leaving),
                 tasks: place.tasks,
-                busy: place.busy + works.map_or(Duration::ZERO, |up| now.saturating_duration_since(up.began)),
-                running: works.map(|up| {
-                    let number = up.given.front().map(|given| given.number.wrapping_add(given.done));
-                    let seen = up.seen.filter(|(seen, _)| Some(*seen) == number);
-                    now.saturating_duration_since(seen.map_or(up.began, |(_, since)| since))
-                }),
-                given: has,
+                busy: place.busy + works.map_or(Duration::ZERO, |up| since(up.counted)),
+                running: works.and_then(|up| up.lines.iter().filter_map(Line::since).min()).map(since),
+                given: up.map_or(0, Up::open),
                 starts: place.starts,
             }
         });

@@ -12,7 +12,7 @@ use hatchery_actor::handle::ActorRef;
 use hatchery_actor::seat::Seat;
 use hatchery_actor::settings::Settings;
 use hatchery_process::worker::Worker;
-use hatchery_shm::{Ledger, Shape};
+use hatchery_shm::{Ledger, Shape, ShapeError};
 use hatchery_supervisor::spec::ChildSpec;
 use hatchery_wire::{Fd, encode};
 
@@ -23,6 +23,15 @@ use crate::worker::{PoolWorker, WorkerRef};
 
 /// Bytes of a ledger's ring: some thousand small results. More of them wait for the pool only while it does something else.
 const RING: u32 = 128 * 1024;
+/// Bytes of all rings of a ledger that has several, unless that leaves them smaller than [`LEAST_RING`].
+const RINGS: u32 = 1 << 20;
+const LEAST_RING: u32 = 4 * 1024;
+
+/// The shape of the ledger of a worker that runs so many tasks at the same time.
+fn shape(lanes: u16) -> Result<Shape, ShapeError> {
+    let lanes = u32::from(lanes);
+    Shape::new(lanes, (RINGS / lanes.max(1)).clamp(LEAST_RING, RING))
+}
 
 /// A worker that is there, as its pool gets it.
 pub(crate) struct Arrived {
@@ -36,6 +45,8 @@ pub(crate) struct Arrived {
 
 /// What all workers of a pool are started with.
 pub(crate) struct Postings {
+    /// How many tasks each runs at the same time.
+    pub(crate) lanes: u16,
     pub(crate) life: Life,
     pub(crate) settings: Settings,
     pub(crate) start_timeout: Duration,
@@ -44,7 +55,7 @@ pub(crate) struct Postings {
 impl Postings {
     /// The worker of this number.
     pub(crate) fn spec(&self, index: usize, shared: &Arc<Shared>) -> ChildSpec<Post> {
-        let post = Post::new(index, shared.clone(), self.life.clone());
+        let post = Post::new(index, shared.clone(), self.lanes, self.life.clone());
         let shutdown = Shutdown::graceful(keeper::LEAVES_WITHIN);
         let spec = ChildSpec::new(post).settings(self.settings.clone()).shutdown(shutdown);
         spec.start_timeout(self.start_timeout)
@@ -58,6 +69,7 @@ pub(crate) struct Post {
     /// How often it was started.
     starts: AtomicU64,
     shared: Arc<Shared>,
+    lanes: u16,
     life: Life,
 }
 
@@ -70,9 +82,9 @@ pub(crate) struct Life {
 }
 
 impl Post {
-    pub(crate) fn new(index: usize, shared: Arc<Shared>, life: Life) -> Post {
+    pub(crate) fn new(index: usize, shared: Arc<Shared>, lanes: u16, life: Life) -> Post {
         let worker = Worker::to_be_given(keeper::name(index));
-        Post { worker, index, starts: AtomicU64::new(0), shared, life }
+        Post { worker, index, starts: AtomicU64::new(0), shared, lanes, life }
     }
 
     /// What is made for one start.
@@ -81,7 +93,7 @@ impl Post {
             return Err(Fault::Closed { why: "its pool is ending".to_owned() });
         }
         let refused = |error: String| Fault::Refused(format!("no ledger or socket for a worker: {error}"));
-        let shape = Shape::new(1, RING).map_err(|error| refused(error.to_string()))?;
+        let shape = shape(self.lanes).map_err(|error| refused(error.to_string()))?;
         let ledger = Ledger::create(shape).map_err(|error| refused(error.to_string()))?;
         let memory = ledger.share().map_err(|error| refused(error.to_string()))?;
         let (here, there) = UnixStream::pair().map_err(|error| refused(error.to_string()))?;

@@ -243,7 +243,8 @@ mod tests {
 
     #[test]
     fn why_a_start_failed_is_forgotten_when_the_pool_begins_again() {
-        let shared = Shared::new(Rules { prefetch: 1, max_tasks: None }, Size::fixed(2), None);
+        let rules = Rules { prefetch: 1, max_tasks: None, lanes: 1 };
+        let shared = Shared::new(rules, Size::fixed(2), None);
         let why = || shared.no_workers("it was stopped".to_owned());
         assert!(matches!(why(), TaskFault::Fault(Fault::Closed { .. })));
         shared.start_failed(1, &Fault::StartFailed("no disk".to_owned()));

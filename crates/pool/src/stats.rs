@@ -52,7 +52,7 @@ pub struct WorkerStats {
     pub tasks: u64,
     /// How long it and its earlier incarnations have worked.
     pub busy: Duration,
-    /// How long the task that it runs has run. Of tasks of less than 2 ms it may be as if the one before still ran.
+    /// How long the task that it runs has run; the oldest one, of several. Of tasks of less than 2 ms it may be as if the one before still ran.
     pub running: Option<Duration>,
     /// Tasks that it has and has not finished.
     pub given: u64,

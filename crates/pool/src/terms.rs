@@ -2,18 +2,21 @@
 //!
 //! | from the pool | |
 //! |---|---|
-//! | `Bind` | from here on the task number in the upper half of an `id` stands for the task that the body names |
-//! | `Tell` | a row of tasks; the lower half of its `id` is the number of the first one, the next ones count on |
+//! | `Bind` | from here on the task number in an `id` stands for the task that the body names |
+//! | `Tell` | a row of tasks, for one lane; the lower half of its `id` is the number of the first one, the next ones count on |
 //! | `Ask` | one task, whose arguments are the body |
-//! | `Unbind` | the row, or the task, of this number is not to be begun any more |
+//! | `Unbind` | nobody wants the row, or the task, of this number any more: it is not to be begun, and what of it can be ended is |
+//! | `Withdraw` | the task of this number has run for too long, and is to be ended if it can be |
 //! | `Drain` | what came before this, and had not begun when the pool held the lane, is not to be begun any more, and nothing is said of it |
 //! | `End` | there will be no more |
 //!
 //! | from the worker | |
 //! |---|---|
 //! | `Release` | there is something in the ledger |
-//! | `Reply`, `Error`, `Fault` | the outcome of the task of this number, for which the ledger had no room |
+//! | `Reply`, `Error`, `Fault`, `Withdraw` | the outcome of the task of this number, for which the ledger had no room; `Withdraw`: it was ended |
 //! | `Unbind` | neither the task of this number nor what comes behind it in its row was begun; if the ledger had no room for that |
+//!
+//! An `id` is the number of a task in its upper 20 bits, a lane in the 12 behind them, and in the lower half the number of a run.
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -30,18 +33,23 @@ pub(crate) const PANIC: u8 = 1;
 pub(crate) const FAULT: u8 = 2;
 /// Neither it nor what comes behind it in its row was begun, nor will it be.
 pub(crate) const SKIPPED: u8 = 3;
+/// It had begun, and was ended as it was asked for; the worker goes on.
+pub(crate) const STOPPED: u8 = 4;
 
 /// Everything goes to one target, so it stays in its order.
 pub(crate) const TARGET: u32 = 0;
 
-/// A number of a task and the number of the first of its runs.
-pub(crate) fn id(task: u32, first: u32) -> u64 {
-    u64::from(task) << 32 | u64::from(first)
+/// The most tasks that a worker can run at the same time.
+pub(crate) const MOST_LANES: u16 = Shape::MAX_LANES as u16;
+
+/// A number of a task, a lane, and the number of the first of its runs. No program has a million tasks.
+pub(crate) fn id(task: u32, lane: u16, first: u32) -> u64 {
+    u64::from(task) << 44 | u64::from(lane) << 32 | u64::from(first)
 }
 
 /// The same back.
-pub(crate) fn numbers(id: u64) -> (u32, u32) {
-    ((id >> 32) as u32, id as u32)
+pub(crate) fn numbers(id: u64) -> (u32, u16, u32) {
+    ((id >> 44) as u32, (id >> 32) as u16 & 0xfff, id as u32)
 }
 
 /// The kind of outcome that a kind of envelope brings.
@@ -51,6 +59,7 @@ pub(crate) fn outcome(kind: Kind) -> Option<u8> {
         Kind::Error => Some(PANIC),
         Kind::Fault => Some(FAULT),
         Kind::Unbind => Some(SKIPPED),
+        Kind::Withdraw => Some(STOPPED),
         _ => None,
     }
 }
@@ -61,6 +70,7 @@ pub(crate) fn kind_of(outcome: u8) -> Kind {
         VALUE => Kind::Reply,
         PANIC => Kind::Error,
         SKIPPED => Kind::Unbind,
+        STOPPED => Kind::Withdraw,
         _ => Kind::Fault,
     }
 }

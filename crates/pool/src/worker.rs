@@ -1,7 +1,11 @@
 //! The inside of a worker: an actor that answers for it, and beside it one thread that runs tasks, with a socket of its own.
 //!
 //! A task may block as long as it likes: it keeps nobody but those behind it. Each result is in the ledger, or with the
-//! kernel, before the ledger says that its task has finished.
+//! kernel, before the ledger says that its task has finished. A worker whose ledger has several lanes runs as many
+//! asynchronous tasks at the same time (`lanes.rs`).
+
+mod awake;
+mod lanes;
 
 use std::any::Any;
 use std::collections::{HashMap, VecDeque};
@@ -29,9 +33,12 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::oneshot;
 
+use self::lanes::Lanes;
 use crate::row;
 use crate::state::Kept;
-use crate::terms::{FAULT, Named, Once, PANIC, Recipe, SKIPPED, TARGET, VALUE, WorkerArgs, kind_of, numbers};
+use crate::terms::{
+    FAULT, Named, Once, PANIC, Recipe, SKIPPED, TARGET, VALUE, WorkerArgs, id, kind_of, numbers,
+};
 use crate::thread::{Thread, complain, is_ended};
 
 /// What sits in a worker of a pool.
@@ -86,8 +93,9 @@ impl AnyActor for PoolWorker {
 
     async fn start(args: WorkerArgs, cx: &Context) -> Result<PoolWorker, Error> {
         let WorkerArgs { start, socket, memory, shape, initializer, state, finaliser } = args;
-        let lane = Lane::open(memory.into_inner(), shape)?.pop();
-        let lane = lane.ok_or_else(|| Error::msg("the ledger has no lane"))?;
+        let mut lanes = Lane::open(memory.into_inner(), shape)?.into_iter();
+        let lane = lanes.next().ok_or_else(|| Error::msg("the ledger has no lane"))?;
+        let others = lanes.collect();
         let tasks: UnixStream = socket.into_inner().into();
         let socket = tasks.try_clone()?;
         let (stopping, put_down) = <(Arc<AtomicBool>, Arc<AtomicBool>)>::default();
@@ -110,7 +118,7 @@ impl AnyActor for PoolWorker {
                 }
             };
             let _ = ready.send(Ok(()));
-            if let Err(error) = thread.serve(tasks, lane, &mut kept) {
+            if let Err(error) = thread.serve(tasks, lane, others, &mut kept) {
                 complain(&error);
                 // Its pool does not know, and ends it neither if its finaliser hangs nor if the drop of its state does.
                 let _kept = ManuallyDrop::new(kept);
@@ -217,24 +225,25 @@ impl Thread {
     }
 
     /// Runs what comes, until there is no more.
-    fn serve(&self, socket: UnixStream, lane: Lane, kept: &mut Kept) -> Result<(), Error> {
+    fn serve(&self, socket: UnixStream, lane: Lane, others: Vec<Lane>, kept: &mut Kept) -> Result<(), Error> {
         let runtime = Builder::new_current_thread().enable_io().build()?;
         let guard = runtime.enter();
         let connection = Connection::new(socket, Limits::default())?;
         drop(guard);
-        let mut desk = Desk {
-            thread: self,
-            kept,
-            runtime,
-            connection,
-            lane,
-            out: Vec::new(),
-            waiting: 0,
-            unseen: 0,
-            has_put_down: false,
-        };
-        desk.serve()
+        let (at, out, waiting, unseen, has_put_down) = (0, Vec::new(), 0, 0, false);
+        let mut desk =
+            Desk { thread: self, kept, runtime, connection, lane, at, out, waiting, unseen, has_put_down };
+        if others.is_empty() { desk.serve() } else { Lanes::new(desk, others).serve() }
     }
+}
+
+/// The task of this number.
+fn entry_of(
+    tasks: &HashMap<u32, Result<&'static TaskEntry, Fault>>,
+    task: u32,
+) -> Result<&'static TaskEntry, Fault> {
+    let unknown = || Err(Fault::Refused(format!("no task has the number {task}")));
+    tasks.get(&task).cloned().unwrap_or_else(unknown)
 }
 
 /// How to run a synchronous task where many follow one another.
@@ -253,6 +262,8 @@ struct Desk<'a> {
     runtime: Runtime,
     connection: Connection,
     lane: Lane,
+    /// The number of the lane.
+    at: u16,
     /// Results are encoded to here.
     out: Vec<u8>,
     /// Chunks that have come and wait.
@@ -281,23 +292,19 @@ impl Desk<'_> {
                 came.push_back(envelope);
             }
             self.waiting = came.iter().filter(|other| matches!(other.kind, Kind::Tell | Kind::Ask)).count();
-            let (task, first) = numbers(envelope.id);
+            let (task, _, first) = numbers(envelope.id);
             let skipped = |came: &VecDeque<Envelope>| {
-                came.iter().any(|other| other.kind == Kind::Unbind && numbers(other.id).1 == first)
+                came.iter().any(|other| other.kind == Kind::Unbind && numbers(other.id).2 == first)
             };
             let then = match envelope.kind {
                 Kind::Bind => {
-                    let Named { name, place } = decode(&envelope.body)?;
-                    let entry = registry::task(&name, &place);
-                    let suits = |entry: &'static TaskEntry| self.kept.suits(entry).map(|()| entry);
-                    tasks.insert(task, entry.and_then(suits));
+                    tasks.insert(task, self.named(&envelope.body)?);
                     Then::Next
                 }
                 Kind::Unbind => Then::Next,
                 Kind::End => return Ok(()),
                 Kind::Tell | Kind::Ask => {
-                    let unknown = || Err(Fault::Refused(format!("no task has the number {task}")));
-                    let entry = tasks.get(&task).cloned().unwrap_or_else(unknown);
+                    let entry = entry_of(&tasks, task);
                     let alone = envelope.kind == Kind::Ask;
                     if skipped(&came) {
                         self.skip(first)?
@@ -316,6 +323,13 @@ impl Desk<'_> {
                 return Ok(());
             }
         }
+    }
+
+    /// What a number stands for from now on.
+    fn named(&self, body: &Body) -> Result<Result<&'static TaskEntry, Fault>, Error> {
+        let Named { name, place } = decode(body)?;
+        let suits = |entry: &'static TaskEntry| self.kept.suits(entry).map(|()| entry);
+        Ok(registry::task(&name, &place).and_then(suits))
     }
 
     /// Drops what the pool has taken back, once it has said so; whether there is more to come.
@@ -365,16 +379,7 @@ impl Desk<'_> {
             }
             let leaves = self.thread.stopping.load(Ordering::Relaxed);
             let next = (!leaves && !rest.is_empty()).then(|| number.wrapping_add(1));
-            match &entry {
-                Ok(TaskEntry { packed: Some(packed), .. }) => {
-                    self.packed(Quick::Plain(*packed), number, args, next)?;
-                }
-                Ok(TaskEntry { run: TaskRun::OnState(OnState { packed: Some(packed), .. }), .. }) => {
-                    self.packed(Quick::OnState(*packed), number, args, next)?
-                }
-                Ok(entry) => self.run(entry, number, Body::from_bytes(Bytes::copy_from_slice(args)), next)?,
-                Err(fault) => self.encoded(number, FAULT, fault, next)?,
-            }
+            self.one_of_row(&entry, number, args, next)?;
             if leaves {
                 return Ok(Then::Leave);
             }
@@ -392,6 +397,26 @@ impl Desk<'_> {
         Ok(Then::Next)
     }
 
+    /// Runs one task of a row.
+    #[inline]
+    fn one_of_row(
+        &mut self,
+        entry: &Result<&'static TaskEntry, Fault>,
+        number: u32,
+        args: &[u8],
+        next: Option<u32>,
+    ) -> Result<(), Error> {
+        match entry {
+            Ok(TaskEntry { packed: Some(packed), .. }) => {
+                self.packed(Quick::Plain(*packed), number, args, next)
+            }
+            Ok(TaskEntry { run: TaskRun::OnState(OnState { packed: Some(packed), .. }), .. }) => {
+                self.packed(Quick::OnState(*packed), number, args, next)
+            }
+            entry => self.whole(entry, number, Body::from_bytes(Bytes::copy_from_slice(args)), next),
+        }
+    }
+
     /// Runs one task whose arguments are a message of their own.
     fn one(
         &mut self,
@@ -400,11 +425,22 @@ impl Desk<'_> {
         args: Body,
     ) -> Result<Then, Error> {
         self.begin_on_state(entry.as_ref().is_ok_and(|entry| entry.borrows().is_some()), number);
-        match entry {
-            Ok(entry) => self.run(entry, number, args, None)?,
-            Err(fault) => self.encoded(number, FAULT, &fault, None)?,
-        }
+        self.whole(&entry, number, args, None)?;
         Ok(Then::Next)
+    }
+
+    /// Runs one task whose arguments may be large.
+    fn whole(
+        &mut self,
+        entry: &Result<&'static TaskEntry, Fault>,
+        number: u32,
+        args: Body,
+        next: Option<u32>,
+    ) -> Result<(), Error> {
+        match entry {
+            Ok(entry) => self.run(entry, number, args, next),
+            Err(fault) => self.encoded(number, FAULT, fault, next),
+        }
     }
 
     /// Begins a task. If the state that it borrows is missing, that is built anew before, so that no task is charged with what
@@ -557,10 +593,11 @@ impl Desk<'_> {
     }
 
     fn send_then(&mut self, number: u32, kind: u8, body: Body, next: Next) -> Result<(), Error> {
-        let envelope = Envelope::new(kind_of(kind), TARGET, u64::from(number), body);
+        let id = id(0, self.at, number);
+        let envelope = Envelope::new(kind_of(kind), TARGET, id, body);
         if let Err(error) = self.connection.queue(envelope) {
             let fault = encode(&Fault::BadAnswer(error.to_string()))?;
-            self.connection.queue(Envelope::new(Kind::Fault, TARGET, u64::from(number), fault))?;
+            self.connection.queue(Envelope::new(Kind::Fault, TARGET, id, fault))?;
         }
         self.runtime.block_on(self.connection.flush())?;
         match self.lane.finish_elsewhere(next) {

@@ -55,6 +55,8 @@ pub struct Ledger {
 /// A result that a worker has left in its ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record<'a> {
+    /// The lane in which it lay.
+    pub lane: u32,
     /// The number of its task, as the worker says.
     pub task: u32,
     /// What kind of result it is: between the worker and its pool.
@@ -284,7 +286,7 @@ impl<W: Words> Reader<W> {
             self.words.store(self.place.tail, u64::from(self.tail), Release);
             written -= words;
             count += 1;
-            visit(Record { task, kind, bytes });
+            visit(Record { lane: self.lane, task, kind, bytes });
         }
         Ok(count)
     }

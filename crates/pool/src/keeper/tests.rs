@@ -63,7 +63,7 @@ async fn attended(shared: &Shared, arrived: Arrived) {
 
 /// What the two sides of a worker have that has been given so many tasks.
 fn made(tasks: u32) -> (Arc<Shared>, JobId, Arrived, UnixStream, Lane) {
-    let shared = Shared::new(Rules { prefetch: 1, max_tasks: None }, Size::fixed(1), None);
+    let shared = Shared::new(Rules { prefetch: 1, max_tasks: None, lanes: 1 }, Size::fixed(1), None);
     let wants =
         Wants { entry: &ENTRY, timeout: None, retries: 0, poison_after: None, priority: Priority::Normal };
     let row = Row { bytes: Bytes::from(vec![0; 4 * tasks as usize]), count: tasks };

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Chunk, Given, Order, Plan, Up};
+use super::lines::{Given, Up, runs_alone};
+use super::{Chunk, Order, Plan};
 
 /// A chunk is given to a worker before it has finished the one before only if it should come to it within this time.
 const SOON: Duration = Duration::from_millis(5);
@@ -27,19 +28,8 @@ impl Plan {
         let left = self.rules.max_tasks.unwrap_or(u64::MAX);
         let place = &mut self.places[index];
         place.starts += 1;
-        place.up = Some(Up {
-            given: VecDeque::new(),
-            next: 0,
-            left,
-            orders: Vec::new(),
-            leaving: place.is_leaving(),
-            replaced: false,
-            ended: None,
-            seen: None,
-            began: now,
-            held: None,
-            last: None,
-        });
+        let leaving = place.is_leaving();
+        place.up = Some(Up { leaving, ..Up::new(self.rules.lanes, left, now) });
         self.hand_out(now);
         self.may_be_idle(index);
     }
@@ -56,7 +46,8 @@ impl Plan {
             let Some(queue) = self.ready.iter().rposition(|queue| !queue.is_empty()) else { break };
             let Some(chunk) = self.ready[queue].front() else { return };
             let expected = self.expected(chunk);
-            let Some(index) = self.free_worker(expected) else {
+            let alone = self.jobs.get(&chunk.job).is_none_or(|job| runs_alone(job.wants.entry));
+            let Some((index, lane)) = self.free_line(expected, alone) else {
                 // Another one might.
                 self.staff_called |= self.may_start();
                 break;
@@ -76,11 +67,27 @@ impl Plan {
             let number = up.next;
             up.next = up.next.wrapping_add(count);
             up.left -= u64::from(count);
-            if up.given.is_empty() {
-                up.began = now;
+            if up.busy() == 0 {
+                up.counted = now;
             }
-            up.orders.push(Order::Run { entry: job.wants.entry, number, load: chunk.load.clone() });
-            up.given.push_back(Given { chunk, number, done: 0, withdrawn: false, returned: false, expected });
+            let line = &mut up.lines[usize::from(lane)];
+            if line.given.is_empty() {
+                line.began = now;
+                // It is the last of the idle ones, or the first line, which is not among them.
+                if up.idle.last() == Some(&lane) {
+                    up.idle.pop();
+                }
+            }
+            up.orders.push(Order::Run { entry: job.wants.entry, lane, number, load: chunk.load.clone() });
+            line.given.push_back(Given {
+                chunk,
+                number,
+                done: 0,
+                withdrawn: false,
+                returned: false,
+                alone,
+                expected,
+            });
             self.calls.push(index);
         }
     }
@@ -99,17 +106,22 @@ impl Plan {
         pace.map_or(UNKNOWN, |pace| pace.saturating_mul(chunk.load.count()))
     }
 
-    /// Who has least to do, and can take a chunk that should take so long.
-    pub(super) fn free_worker(&self, expected: Duration) -> Option<usize> {
+    /// Which line of which worker has least to do, and can take a chunk that should take so long.
+    pub(super) fn free_line(&self, expected: Duration, alone: bool) -> Option<(usize, u16)> {
         let able = self.places.iter().enumerate().filter_map(|(index, place)| {
             let up = place.up.as_ref().filter(|up| up.can_take_more())?;
-            let given = up.given.len();
-            let soon = || expected <= SOON && up.given.iter().all(|other| other.expected <= SOON);
-            let ahead = || up.given.iter().map(|other| other.expected).sum::<Duration>() + expected;
+            let lane = up.shortest(alone);
+            let others = &up.lines[usize::from(lane)].given;
+            let given = others.len();
+            // Of several lines the others keep the worker at work; and what is given before its turn may stand behind one that
+            // waits for long, while another line comes free.
+            let queues = || up.lines.len() == 1 || alone && others.iter().all(|other| other.alone);
+            let soon = || expected <= SOON && others.iter().all(|other| other.expected <= SOON);
+            let ahead = || others.iter().map(|other| other.expected).sum::<Duration>() + expected;
             let more = || given <= self.rules.prefetch || (given < MOST_AHEAD && ahead() <= AHEAD);
-            (given == 0 || (soon() && more())).then_some((given, index))
+            (given == 0 || (queues() && soon() && more())).then(|| (given, up.crowd(lane), index, lane))
         });
-        able.min().map(|(_, index)| index)
+        able.min().map(|(.., index, lane)| (index, lane))
     }
 
     /// What a worker is to be told.

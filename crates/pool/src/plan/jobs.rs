@@ -10,7 +10,8 @@ use hatchery_actor::task_handle::TaskFault;
 use tokio::time::Instant;
 
 use super::choice::{AHEAD, MOST_AHEAD};
-use super::{Chunk, Delivery, Given, Job, JobId, Order, Plan, Wants, What};
+use super::lines::{Given, runs_alone};
+use super::{Chunk, Delivery, Job, JobId, Order, Plan, Wants, What};
 use crate::row::Load;
 
 /// How long a chunk should take: long against the way to a worker and back, short against the patience of people.
@@ -134,14 +135,17 @@ impl Plan {
         })
     }
 
-    /// How many workers there may be, and how many chunks of so many tasks each may have.
+    /// How many may work on the job at the same time, and how many chunks of so many tasks each may have.
     pub(crate) fn breadth(&self, job: JobId, size: u32) -> (usize, usize) {
-        let pace = self.jobs.get(&job).and_then(|job| job.pace);
-        let quick = pace.map_or(0, |pace| {
+        let workers = self.most().max(1);
+        let of = self.jobs.get(&job);
+        let alone = of.is_none_or(|job| runs_alone(job.wants.entry));
+        let lanes = if alone { 1 } else { usize::from(self.rules.lanes) };
+        let quick = of.and_then(|job| job.pace).map_or(0, |pace| {
             let one = pace.saturating_mul(size).as_nanos().max(1);
             usize::try_from(AHEAD.as_nanos() / one).unwrap_or(MOST_AHEAD).min(MOST_AHEAD)
         });
-        (self.most().max(1), quick.max(1 + self.rules.prefetch))
+        (workers * lanes, quick.max(1 + self.rules.prefetch))
     }
 
     /// A chunk of so many tasks of a job has taken so long.
@@ -174,13 +178,14 @@ impl Plan {
         self.later.retain(|_, chunk| chunk.job != id);
         for (index, place) in self.places.iter_mut().enumerate() {
             let Some(up) = &mut place.up else { continue };
-            let mut concerned = false;
-            for given in up.given.iter_mut().filter(|given| given.chunk.job == id && !given.withdrawn) {
-                given.withdrawn = true;
-                concerned = true;
-                up.orders.push(Order::Skip { number: given.number });
+            let before = up.orders.len();
+            for (lane, line) in (0..).zip(&mut up.lines) {
+                for given in line.given.iter_mut().filter(|given| given.chunk.job == id && !given.withdrawn) {
+                    given.withdrawn = true;
+                    up.orders.push(Order::Skip { lane, number: given.number });
+                }
             }
-            if concerned {
+            if up.orders.len() > before {
                 self.calls.push(index);
             }
         }
@@ -231,7 +236,7 @@ impl Plan {
         all.extend(outside.map(|((_, job), load)| Chunk { job, first: 0, load, tried: 0, deaths: 0 }));
         for place in &mut self.places {
             let Some(up) = &mut place.up else { continue };
-            all.extend(std::mem::take(&mut up.given).into_iter().map(Given::rest));
+            all.extend(up.take_all().map(Given::rest));
         }
         for chunk in all {
             for number in chunk.first..chunk.first + u64::from(chunk.load.count()) {

@@ -17,6 +17,7 @@ use hatchery_actor::task_handle::TaskFault;
 use hatchery_supervisor::errors::StartError;
 use tokio::time::Instant;
 
+use super::lines::Up;
 use super::{Order, Place, Plan};
 
 /// How long the next start waits after one that failed; each further one twice as long, up to [`LONGEST_PAUSE`].
@@ -142,7 +143,7 @@ impl Plan {
     pub(super) fn may_be_idle(&mut self, index: usize) {
         if self.size.is_elastic() && self.looks_at.is_none() && self.count(Place::counts) > self.size.min {
             let up = self.places[index].up.as_ref();
-            self.staff_called |= up.is_some_and(|up| up.given.is_empty());
+            self.staff_called |= up.is_some_and(|up| up.busy() == 0);
         }
     }
 
@@ -195,7 +196,7 @@ impl Plan {
         }
         let idle = self.retire_idle(now);
         for (index, place) in self.places.iter_mut().enumerate() {
-            let has_nothing = place.up.as_ref().is_none_or(|up| up.given.is_empty());
+            let has_nothing = place.up.as_ref().is_none_or(|up| up.busy() == 0);
             if place.stand == Stand::Leaving && has_nothing {
                 place.stand = Stand::Removing;
                 todo.push(Staffing::Remove(index));
@@ -242,10 +243,7 @@ impl Plan {
     /// Who has least to do; of several, the one that came last.
     fn least_busy(&self) -> Option<usize> {
         let held = self.places.iter().enumerate().filter(|(_, place)| place.stand == Stand::Held);
-        let load = |place: &Place| {
-            let given = place.up.iter().flat_map(|up| &up.given);
-            given.map(|given| u64::from(given.chunk.load.count() - given.done)).sum::<u64>()
-        };
+        let load = |place: &Place| place.up.as_ref().map_or(0, Up::open);
         held.rev().min_by_key(|(_, place)| load(place)).map(|(index, _)| index)
     }
 
@@ -261,8 +259,8 @@ impl Plan {
                 return None;
             }
             let place = &self.places[index];
-            let idle = place.up.as_ref().filter(|up| place.stand == Stand::Held && up.given.is_empty());
-            let Some(until) = idle.and_then(|up| up.began.checked_add(self.size.idle)) else { continue };
+            let idle = place.up.as_ref().filter(|up| place.stand == Stand::Held && up.busy() == 0);
+            let Some(until) = idle.and_then(|up| up.counted.checked_add(self.size.idle)) else { continue };
             if until <= now {
                 self.retire(index);
                 spare -= 1;
@@ -284,10 +282,10 @@ impl Plan {
 
     /// A worker is to make room for another one at its place, as soon as what it is at is done.
     pub(crate) fn replace(&mut self, index: usize) {
-        let up = self.places[index].up.as_mut().filter(|up| !up.leaving && up.ended.is_none());
+        let up = self.places[index].up.as_mut().filter(|up| !up.leaving && !up.ending);
         let Some(up) = up else { return };
         (up.leaving, up.replaced) = (true, true);
-        if up.given.is_empty() {
+        if up.busy() == 0 {
             up.replaced = false;
             up.orders.push(Order::Leave);
         }
@@ -297,13 +295,19 @@ impl Plan {
     /// Has what a worker has not begun go to others.
     fn give_back(&mut self, index: usize) {
         let Some(up) = &mut self.places[index].up else { return };
-        let open = up.given.iter_mut().filter(|given| !given.withdrawn && !given.returned);
-        for given in open {
-            given.returned = true;
-            up.orders.push(Order::Skip { number: given.number });
+        let Up { lines, orders, .. } = up;
+        // Of several, one that has begun would be ended by this.
+        let begun = usize::from(lines.len() > 1);
+        for (lane, line) in (0..).zip(&mut *lines) {
+            let open = line.given.iter_mut().skip(begun).filter(|given| !given.withdrawn && !given.returned);
+            for given in open {
+                given.returned = true;
+                orders.push(Order::Skip { lane, number: given.number });
+            }
         }
-        if up.given.front().is_some_and(|given| given.chunk.load.count() - given.done > 1) {
-            up.orders.push(Order::PutDown);
+        let [line] = &lines[..] else { return self.calls.push(index) };
+        if line.given.front().is_some_and(|given| given.chunk.load.count() - given.done > 1) {
+            orders.push(Order::PutDown);
         }
         self.calls.push(index);
     }

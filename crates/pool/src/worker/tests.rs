@@ -25,7 +25,7 @@ fn seven(_: Body) -> TaskOutcome {
 
 fn bind(number: u32, task: &TaskEntry) -> Envelope {
     let named = Named { name: task.name.to_owned(), place: task.place.to_string() };
-    Envelope::new(Kind::Bind, TARGET, id(number, 0), encode(&named).unwrap())
+    Envelope::new(Kind::Bind, TARGET, id(number, 0, 0), encode(&named).unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -39,7 +39,7 @@ async fn a_task_that_borrows_what_is_not_there_fails_alone_whoever_sends_it() {
         Thread { actors: Handle::current(), actor, stopping: Arc::default(), put_down: Arc::default() };
     let served = tokio::task::spawn_blocking(move || {
         let mut kept = Kept::new(None, &thread).unwrap();
-        thread.serve(there, lane, &mut kept)
+        thread.serve(there, lane, Vec::new(), &mut kept)
     });
 
     let mut row = Vec::new();
@@ -48,10 +48,10 @@ async fn a_task_that_borrows_what_is_not_there_fails_alone_whoever_sends_it() {
     let mut pool = Connection::new(here, Limits::default()).unwrap();
     for envelope in [
         bind(0, &BORROWS),
-        Envelope::new(Kind::Tell, TARGET, id(0, 0), Body::from_bytes(row.into())),
-        Envelope::new(Kind::Ask, TARGET, id(0, 2), Body::default()),
+        Envelope::new(Kind::Tell, TARGET, id(0, 0, 0), Body::from_bytes(row.into())),
+        Envelope::new(Kind::Ask, TARGET, id(0, 0, 2), Body::default()),
         bind(1, &PLAIN),
-        Envelope::new(Kind::Ask, TARGET, id(1, 3), Body::default()),
+        Envelope::new(Kind::Ask, TARGET, id(1, 0, 3), Body::default()),
         Envelope::new(Kind::End, TARGET, 0, Body::default()),
     ] {
         pool.send(envelope).await.unwrap();
@@ -101,8 +101,18 @@ fn at_the_desk(
     let connection = connection(&own, there);
     let out = Vec::new();
     let (waiting, unseen, has_put_down) = Default::default();
-    let mut desk =
-        Desk { thread: &thread, kept, runtime: own, connection, lane, out, waiting, unseen, has_put_down };
+    let mut desk = Desk {
+        thread: &thread,
+        kept,
+        runtime: own,
+        connection,
+        lane,
+        at: 0,
+        out,
+        waiting,
+        unseen,
+        has_put_down,
+    };
     does(&mut desk, &mut pool, &pools, &mut ledger);
     drop(desk);
     let mut said = Vec::new();
@@ -134,7 +144,7 @@ fn what_was_taken_back_is_dropped_and_what_comes_behind_that_is_done() {
     let (mut ledger, said) = at_the_desk(|desk, pool, runtime, ledger| {
         // Told by its pool: two rows of a task that it does not know, of which the second one is given away, and another one.
         let mut send = |kind, number, body| {
-            runtime.block_on(pool.send(Envelope::new(kind, TARGET, id(1, number), body))).unwrap();
+            runtime.block_on(pool.send(Envelope::new(kind, TARGET, id(1, 0, number), body))).unwrap();
         };
         send(Kind::Tell, 1, tasks(1));
         send(Kind::Drain, 0, Body::from_bytes(Bytes::new()));
