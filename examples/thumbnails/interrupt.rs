@@ -1,7 +1,7 @@
 //! Hears Ctrl-C and SIGTERM from the program's start to its end.
 //!
 //! `tree.run_until_signal()` does that for as long as a tree runs. Here there is something to tidy up before and after
-//! it as well, so the program listens itself and stops its trees with `tree.stop()`.
+//! as well, and a pool to be ended, so the program listens itself.
 
 use std::io;
 

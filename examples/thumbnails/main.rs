@@ -1,4 +1,4 @@
-//! Thumbnails of a directory tree, made by supervised worker processes that may be killed at any moment.
+//! Thumbnails of a directory tree, made by a pool of worker processes that may be killed at any moment.
 //!
 //! ```text
 //! cargo run --release --example thumbnails                      # renders samples first
@@ -17,27 +17,27 @@ mod chaos;
 mod report;
 mod verify;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use hatchery::prelude::*;
-use hatchery::{CallError, Exit};
+use hatchery::{Exit, TaskError};
 use indicatif::{ProgressBar, ProgressStyle};
 use rustix::process::Signal;
+use tokio::task::JoinSet;
 
 use crate::args::Args;
 use crate::chaos::chaos;
 use crate::interrupt::Interrupt;
-use crate::picture::Failure;
+use crate::picture::{Failure, Thumbnail};
 use crate::report::{Kills, Run};
 use crate::scan::Picture;
-use crate::totals::{Summary, Totals, TotalsHandle};
+use crate::totals::Totals;
 
 /// How many sample pictures are rendered.
 const SAMPLES: usize = 48;
-/// How often a picture is sent whose worker died.
+/// How often a picture is tried whose worker died.
 const ATTEMPTS: u32 = 20;
 /// Under chaos the pictures are done again until so many kills have hit a worker amid one, or …
 const ENOUGH_HITS: u64 = 5;
@@ -46,34 +46,10 @@ const ROUNDS: u32 = 50;
 /// How long one picture may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Makes one thumbnail at a time, in a process of its own: a decoder that crashes takes nothing else with it.
-struct Resizer {
-    /// Another worker, which it speaks to itself: what becomes of a picture does not go through the root.
-    totals: TotalsHandle,
-}
-
-#[hatchery::actor]
-impl Resizer {
-    fn start(totals: TotalsHandle) -> Self {
-        Resizer { totals }
-    }
-
-    /// Makes a thumbnail, or finds that it cannot, and has that counted; then it answers.
-    async fn resize(&mut self, name: String, source: PathBuf, target: PathBuf) -> hatchery::Result<()> {
-        let outcome = picture::make_thumbnail(&source, &target);
-        Ok(self.totals.done(name, outcome).await?)
-    }
-
-    /// How many it had before it in its seat.
-    fn predecessors(&self) -> u64 {
-        hatchery::current().incarnation() - 1
-    }
-}
-
-/// A picture on its way, with how often it has been sent.
-struct Errand {
-    picture: Picture,
-    attempt: u32,
+/// Makes one thumbnail, in a worker: a decoder that crashes takes no other picture with it.
+#[hatchery::task]
+fn resize(source: PathBuf, target: PathBuf) -> Result<Thumbnail, Failure> {
+    picture::make_thumbnail(&source, &target)
 }
 
 #[hatchery::main]
@@ -177,21 +153,36 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await?.map_err(hatchery::Error::msg)
 }
 
-/// One run over all pictures: a tree of its own, so that its restarts and its end are its own.
+/// One run over all pictures: a pool of its own, so that its restarts and its end are its own.
 async fn run(
     pictures: &[Picture],
     out: &Path,
     workers: usize,
-    chaos: bool,
+    with_chaos: bool,
     interrupt: &Interrupt,
 ) -> hatchery::Result<Run> {
-    // Pictures may kill their workers, each of them as often as it is sent, and chaos kills some more.
-    let tree =
-        Supervisor::new(Strategy::OneForOne).intensity(10_000, Duration::from_secs(60)).start().await?;
     let begun = Instant::now();
+    // Pictures may kill as many workers as they like; but chaos kills some before they are ready, too.
+    let pool = Pool::builder().workers(workers).intensity(10_000, Duration::from_secs(60)).start().await?;
     let bar = ProgressBar::new(pictures.len() as u64).with_style(style());
+    let (mut totals, mut killed, mut amid) = (Totals::default(), BTreeSet::new(), 0);
+    let done = async {
+        if !with_chaos {
+            return round(&pool, workers, pictures, &mut totals, &mut amid, &bar).await;
+        }
+        // Again and again, until enough workers were hit amid a picture.
+        for _ in 0..ROUNDS {
+            bar.reset();
+            round(&pool, workers, pictures, &mut totals, &mut amid, &bar).await?;
+            if amid >= ENOUGH_HITS {
+                break;
+            }
+        }
+        Ok(())
+    };
     let done = tokio::select! {
-        done = all_done(&tree, pictures, workers, chaos, &bar) => done,
+        done = done => done,
+        never = chaos(&mut killed), if with_chaos => match never {},
         interrupted = interrupt.heard() => Err(interrupted),
     };
     if done.is_ok() {
@@ -199,13 +190,16 @@ async fn run(
     } else {
         bar.abandon()
     }
-    // The workers finish the picture they are at and leave. If the tree has given up, this is where it says why.
-    let stopped = tree.stop().await;
+    let restarts = pool.stats().workers.iter().map(|worker| worker.restarts).sum();
+    // If it has given up, this is where it says why.
+    let stopped = pool.shutdown().await;
     let wall = begun.elapsed();
     // What those that were killed left behind; every worker is gone now.
     part_file::remove_leftovers(out).map_err(hatchery::Error::msg)?;
     stopped?;
-    let Done { summary, restarts, kills } = done?;
+    done?;
+    let summary = totals.summary();
+    assert_eq!(summary.thumbnails + summary.failures.len(), pictures.len(), "each counts once");
     Ok(Run {
         workers,
         files: pictures.len(),
@@ -214,150 +208,67 @@ async fn run(
         bytes_in: summary.bytes_in,
         bytes_out: summary.bytes_out,
         restarts,
-        kills,
+        kills: with_chaos.then_some(Kills { all: killed.len() as u64, amid }),
         wall,
     })
-}
-
-/// What a tree knows when all pictures are done.
-struct Done {
-    summary: Summary,
-    restarts: u64,
-    kills: Option<Kills>,
-}
-
-async fn all_done(
-    tree: &Tree,
-    pictures: &[Picture],
-    workers: usize,
-    with_chaos: bool,
-    bar: &ProgressBar,
-) -> hatchery::Result<Done> {
-    let totals = tree.start_child(worker::<Totals>("totals", ())).await?;
-    // What it has counted dies with it. A pinned handle never reaches a successor that would begin at nothing.
-    let totals = totals.pinned().ok_or_else(|| hatchery::Error::msg("the totals ended at once"))?;
-    let mut resizers = Vec::new();
-    for n in 1..=workers {
-        let resizer = worker::<Resizer>(format!("resizer-{n}"), totals.clone());
-        resizers.push(tree.start_child(resizer).await?);
-    }
-    let kills = if with_chaos {
-        let mut killed = BTreeSet::new();
-        let amid = tokio::select! {
-            hits = rounds_amid_chaos(pictures, &totals, &resizers, bar) => hits?,
-            never = chaos(&resizers, &mut killed) => match never {},
-        };
-        Some(Kills { all: killed.len() as u64, amid })
-    } else {
-        round(pictures, &totals, &resizers, bar).await?;
-        None
-    };
-    let mut restarts = 0;
-    for resizer in &resizers {
-        restarts += predecessors(resizer).await?;
-    }
-    let summary = totals.summary().await?;
-    assert_eq!(summary.thumbnails + summary.failures.len(), pictures.len(), "each counts once");
-    Ok(Done { summary, restarts, kills })
-}
-
-/// How many incarnations a seat has had before the present one, or before the next if it is vacant.
-async fn predecessors(resizer: &ResizerHandle) -> hatchery::Result<u64> {
-    loop {
-        match resizer.predecessors().await {
-            // It ended just before. How often this can happen, the tree's intensity says.
-            Err(error) if error.is_crash() || error.is_stopping() => {}
-            answer => return Ok(answer?),
-        }
-    }
 }
 
 fn style() -> ProgressStyle {
     ProgressStyle::with_template("{wide_bar} {pos}/{len}  {elapsed}").expect("the template is well-formed")
 }
 
-/// All pictures again and again, until enough workers were hit amid one; how many that were.
-async fn rounds_amid_chaos(
-    pictures: &[Picture],
-    totals: &TotalsHandle,
-    resizers: &[ResizerHandle],
-    bar: &ProgressBar,
-) -> hatchery::Result<u64> {
-    let mut hits = 0;
-    for _ in 0..ROUNDS {
-        bar.reset();
-        hits += round(pictures, totals, resizers, bar).await?;
-        if hits >= ENOUGH_HITS {
-            break;
-        }
-    }
-    Ok(hits)
-}
-
-/// Every picture once: keeps every resizer busy until nothing is left. How many were killed amid a picture.
-async fn round(
-    pictures: &[Picture],
-    totals: &TotalsHandle,
-    resizers: &[ResizerHandle],
-    bar: &ProgressBar,
-) -> hatchery::Result<u64> {
-    let errands = pictures.iter().map(|picture| Errand { picture: picture.clone(), attempt: 1 });
-    let queue: Queue = Arc::new(Mutex::new(errands.collect()));
-    let mut hands = tokio::task::JoinSet::new();
-    for resizer in resizers {
-        hands.spawn(feed(resizer.clone(), queue.clone(), totals.clone(), bar.clone()));
-    }
-    let mut hits = 0;
-    while let Some(hit) = hands.join_next().await {
-        hits += hit??;
-    }
-    Ok(hits)
-}
-
-type Queue = Arc<Mutex<VecDeque<Errand>>>;
-
-/// Sends one picture after the other to one resizer, which has it counted. A picture whose worker died goes back into the
-/// queue, and is counted here if it does so too often.
+/// Every picture once. Adds up what became of them, and how many workers were killed amid one.
 ///
-/// How often that was a kill. Each was of another incarnation: there is one request at a time, and one that waits for
-/// the next incarnation is not the old one's.
-async fn feed(
-    resizer: ResizerHandle,
-    queue: Queue,
-    totals: TotalsHandle,
-    bar: ProgressBar,
-) -> hatchery::Result<u64> {
-    let queue = || queue.lock().expect("nobody panics with it");
-    let next = || queue().pop_front();
-    let mut hits = 0;
-    while let Some(mut errand) = next() {
-        let Picture { name, source, target } = errand.picture.clone();
-        let undone = match resizer.resize(name.clone(), source, target).timeout(PATIENCE).await {
-            Ok(()) => None,
-            // The tree has given up: no picture will be done any more.
-            Err(error) if error.is_closed() => return Err(error.into()),
-            // It could not be counted: no sum would be right.
-            Err(error) if error.handler_error().is_some() => return Err(error.into()),
-            Err(error) if error.is_crash() || error.is_stopping() => {
-                hits += u64::from(killed_amid_it(&error));
-                if errand.attempt < ATTEMPTS {
-                    errand.attempt += 1;
-                    queue().push_back(errand);
-                    continue;
-                }
-                Some(format!("sent {ATTEMPTS} times: {error}"))
-            }
-            Err(error) => Some(error.to_string()),
-        };
-        if let Some(reason) = undone {
-            totals.done(name, Err(Failure::Undone(reason))).await?;
+/// Dropped early, it ends those that are under way.
+async fn round(
+    pool: &Pool,
+    workers: usize,
+    pictures: &[Picture],
+    totals: &mut Totals,
+    amid: &mut u64,
+    bar: &ProgressBar,
+) -> hatchery::Result<()> {
+    let (mut left, mut under_way) = (pictures.iter(), JoinSet::new());
+    loop {
+        // One for each worker, and one that waits for it; however many pictures there are.
+        while under_way.len() < 2 * workers {
+            let Some(picture) = left.next() else { break };
+            under_way.spawn(one(pool.clone(), picture.clone()));
         }
+        let Some(done) = under_way.join_next().await else { return Ok(()) };
+        let Done { name, outcome, hits } = done??;
+        totals.done(name, outcome);
+        *amid += hits;
         bar.inc(1);
     }
-    Ok(hits)
 }
 
-/// Whether the worker was killed when it had this picture: not while it waited for one, or started.
-fn killed_amid_it(error: &CallError<hatchery::Error>) -> bool {
-    error.maybe_executed() && error.exit().and_then(Exit::signal) == Some(Signal::KILL.as_raw())
+/// What became of a picture.
+struct Done {
+    name: String,
+    outcome: Result<Thumbnail, Failure>,
+    /// How many workers were killed that had it at hand.
+    hits: u64,
+}
+
+/// One picture, which is tried again if its worker dies. Not so if it takes too long, or panics: it would do so again.
+async fn one(pool: Pool, picture: Picture) -> Result<Done, TaskError> {
+    let Picture { name, source, target } = picture;
+    let (mut hits, mut attempt) = (0, 1);
+    let outcome = loop {
+        match pool.submit(resize, (source.clone(), target.clone())).timeout(PATIENCE).await {
+            Ok(outcome) => break outcome,
+            // The pool has given up: no picture will be done any more.
+            Err(error) if error.is_closed() || error.is_init_failed() => return Err(error),
+            Err(error) if error.is_worker_died() => {
+                hits += u64::from(error.exit().and_then(Exit::signal) == Some(Signal::KILL.as_raw()));
+                if attempt == ATTEMPTS {
+                    break Err(Failure::Undone(format!("tried {ATTEMPTS} times: {error}")));
+                }
+                attempt += 1;
+            }
+            Err(error) => break Err(Failure::Undone(error.to_string())),
+        }
+    };
+    Ok(Done { name, outcome, hits })
 }

@@ -1,12 +1,8 @@
-//! The actor that adds up what was done, in a process of its own.
+//! Adds up what was done.
 //!
-//! Each resizer has a file counted before it answers. So whatever was answered is counted, and a resizer that dies between
-//! the two has made and counted a picture that will be made and counted again. That does no harm: files are counted by
-//! their names, each once.
+//! Under chaos every picture may be done several times. That does no harm: files are counted by their names, each once.
 
 use std::collections::BTreeMap;
-
-use serde::{Deserialize, Serialize};
 
 use crate::picture::{Failure, Thumbnail};
 
@@ -17,7 +13,7 @@ pub(crate) struct Totals {
 }
 
 /// The sums.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Summary {
     pub(crate) thumbnails: usize,
     pub(crate) failures: Vec<(String, Failure)>,
@@ -25,12 +21,7 @@ pub(crate) struct Summary {
     pub(crate) bytes_out: u64,
 }
 
-#[hatchery::actor]
 impl Totals {
-    fn start() -> Self {
-        Totals::default()
-    }
-
     /// A file is done. Said again the later word counts; but a thumbnail that was made once is there, whatever became of
     /// later attempts.
     pub(crate) fn done(&mut self, name: String, outcome: Result<Thumbnail, Failure>) {
@@ -62,11 +53,11 @@ mod tests {
     }
 
     fn undone(name: &str) -> (String, Result<Thumbnail, Failure>) {
-        (name.into(), Err(Failure::Undone("sent 20 times".into())))
+        (name.into(), Err(Failure::Undone("tried 20 times".into())))
     }
 
     fn sums(words: impl IntoIterator<Item = (String, Result<Thumbnail, Failure>)>) -> Summary {
-        let mut totals = Totals::start();
+        let mut totals = Totals::default();
         words.into_iter().for_each(|(name, outcome)| totals.done(name, outcome));
         totals.summary()
     }

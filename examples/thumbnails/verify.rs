@@ -125,9 +125,9 @@ mod tests {
 
     #[test]
     fn only_broken_pictures_may_fail_and_no_sound_ones() {
-        let undone = ("lost.png".to_string(), Failure::Undone("sent 20 times".into()));
+        let undone = ("lost.png".to_string(), Failure::Undone("tried 20 times".into()));
         let failures = [broken("bad.png"), undone];
-        assert_eq!(unexpected(&failures, false), ["lost.png: sent 20 times"]);
-        assert_eq!(unexpected(&failures, true), ["bad.png: broken", "lost.png: sent 20 times"]);
+        assert_eq!(unexpected(&failures, false), ["lost.png: tried 20 times"]);
+        assert_eq!(unexpected(&failures, true), ["bad.png: broken", "lost.png: tried 20 times"]);
     }
 }

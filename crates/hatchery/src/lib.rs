@@ -189,4 +189,6 @@ mod readme {}
 mod guide {
     #[doc = include_str!("../../../docs/guide/supervision.md")]
     mod supervision {}
+    #[doc = include_str!("../../../docs/guide/pools.md")]
+    mod pools {}
 }
