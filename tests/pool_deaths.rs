@@ -128,6 +128,70 @@ async fn of_10_000_tasks_those_fail_that_were_killed_and_no_others() {
 }
 
 #[hatchery::test]
+async fn of_10_000_tasks_of_which_100_are_killed_once_all_results_are_there_with_one_retry() {
+    let dir = tempfile::tempdir().unwrap();
+    let dies = |number: u64| number % 100 == 42;
+    let pool = pool(2).await;
+    let inputs = inputs(&dir, |number| if dies(number) { "once" } else { "ok" }, 10_000);
+    let results = tokio::time::timeout(Duration::from_secs(120), pool.map(acts, inputs).retries(1).each());
+    for (number, result) in (0..).zip(results.await.unwrap()) {
+        assert_eq!(result.unwrap(), number);
+        assert_eq!(times(dir.path(), number), 1 + usize::from(dies(number)), "runs of {number}");
+    }
+    over(pool).await;
+}
+
+#[hatchery::test]
+async fn where_an_error_ends_all_it_ends_what_runs_and_nothing_more_begins() {
+    for how in ["abort", "other"] {
+        let dir = tempfile::tempdir().unwrap();
+        let pool = pool(2).await;
+        let hows = |number: u64| match number {
+            0 => "hang",
+            1 => how,
+            _ => "ok",
+        };
+        let inputs = inputs(&dir, hows, 1_000);
+        let mut results = pool.map(acts, inputs).chunk_size(1).cancel_on_error(true).unordered();
+        // The first one runs on the one worker; on the other one the second fails.
+        let mut error = None;
+        while let Some(result) = ends("next", results.next()).await {
+            error = result.err().or(error);
+        }
+        let error = error.unwrap();
+        assert!(if how == "abort" { error.is_worker_died() } else { error.is_panic() }, "{error}");
+        let first = runner(dir.path(), 0).unwrap();
+        becomes_true("the one that ran has ended", || !runs(first)).await;
+        let ran = (0..1_000).filter(|number| times(dir.path(), *number) > 0).count();
+        over(pool).await;
+        assert_eq!((0..1_000).filter(|number| times(dir.path(), *number) > 0).count(), ran);
+        assert!(ran < 1_000, "all of them ran");
+    }
+}
+
+/// The lowest rank, the limit of open files and a variable of this process.
+#[hatchery::task]
+fn limits() -> (i32, u64, String) {
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(0);
+    let rank = rustix::process::getpriority_process(None).unwrap();
+    (rank, files, std::env::var("GREETING").unwrap_or_default())
+}
+
+#[hatchery::test]
+async fn what_workers_may_have_holds_for_those_that_take_their_place_as_well() {
+    let builder = Pool::builder().workers(1).nice(7).open_files_limit(300).env("GREETING", "hello");
+    let pool = ends("start", builder.start()).await.unwrap();
+    for _ in 0..2 {
+        let of = ends("limits", pool.submit(limits, ())).await.unwrap();
+        assert_eq!(of, (7, 300, "hello".to_owned()));
+        let pid = ends("pid", pool.submit(own_pid, ())).await.unwrap();
+        send(pid, Signal::KILL);
+        becomes_true("it is gone", || !runs(pid)).await;
+    }
+    over(pool).await;
+}
+
+#[hatchery::test]
 async fn with_retries_all_results_are_there_once() {
     let dir = tempfile::tempdir().unwrap();
     let pool = pool(2).await;

@@ -174,6 +174,8 @@ impl<R> fmt::Debug for TaskHandle<R> {
 pub struct TaskError {
     whose: String,
     why: TaskFault,
+    /// How the last of several workers ended, if that is why.
+    last: Option<Fault>,
 }
 
 /// What ended a task, or kept it from beginning.
@@ -208,7 +210,9 @@ impl fmt::Display for TaskError {
             TaskFault::Panicked(panic) => panic.fmt(f),
             TaskFault::Cancelled => f.write_str("it was cancelled"),
             TaskFault::Poisoned { deaths, last } => {
-                write!(f, "{deaths} workers died of it, and it is not tried again: the last one {last}")
+                let (workers, which) =
+                    if *deaths == 1 { ("worker", "it") } else { ("workers", "the last one") };
+                write!(f, "{deaths} {workers} died of it, and it is not tried again: {which} {last}")
             }
             TaskFault::InitFailed(why) => write!(f, "the workers of its pool do not start: {why}"),
         }
@@ -233,7 +237,13 @@ impl TaskError {
     /// Of this task, by its path, or its name and its worker's.
     #[doc(hidden)]
     pub fn new(whose: String, why: TaskFault) -> TaskError {
-        TaskError { whose, why }
+        let last = match &why {
+            TaskFault::Poisoned { last, .. } => {
+                Some(Fault::Ended { exit: Box::new((**last).clone()), maybe_executed: true })
+            }
+            _ => None,
+        };
+        TaskError { whose, why, last }
     }
 
     /// The library's own reason.
@@ -241,7 +251,7 @@ impl TaskError {
     pub fn fault(&self) -> Option<&Fault> {
         match &self.why {
             TaskFault::Fault(fault) => Some(fault),
-            _ => None,
+            _ => self.last.as_ref(),
         }
     }
 
@@ -256,8 +266,9 @@ impl TaskError {
         }
     }
 
-    /// Whether its worker died while it ran: it was killed, aborted, or exited, perhaps by the task itself. The same as
-    /// [`is_crash`](TaskError::is_crash); [`exit`](TaskError::exit) says how. In a pool a panic is no death.
+    /// Whether its worker died while it ran: it was killed, aborted, or exited, perhaps by the task itself; also if that was
+    /// more than once. The same as [`is_crash`](TaskError::is_crash); [`exit`](TaskError::exit) says how. In a pool a panic is
+    /// no death.
     pub fn is_worker_died(&self) -> bool {
         self.is_crash()
     }
@@ -280,7 +291,8 @@ impl TaskError {
         self.why == TaskFault::Cancelled
     }
 
-    /// Whether it was tried more than once, as asked, and has killed two workers or more.
+    /// Whether it is given up because workers died of it: it has used up its retries and killed two or more, or as many as
+    /// `poison_after` allows. [`exit`](TaskError::exit) says how the last one ended.
     pub fn is_poisoned(&self) -> bool {
         self.deaths().is_some()
     }

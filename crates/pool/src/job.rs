@@ -181,12 +181,14 @@ impl<R> Future for Job<R> {
                 TaskFault::Cancelled
             }
             State::Inside(id) => {
-                let mail = this.pool.shared().with(|plan| {
-                    let mail = plan.take(id, cx.waker()).pop_front();
+                let waker = cx.waker().clone();
+                let (mail, _) = this.pool.shared().with(|plan| {
+                    let (mut mail, old) = plan.take(id, waker);
+                    let mail = mail.pop_front();
                     if mail.is_some() {
                         plan.leave(id);
                     }
-                    mail
+                    (mail, old)
                 });
                 let Some(delivery) = mail else {
                     this.state = State::Inside(id);

@@ -344,7 +344,9 @@ impl<I: Inputs, R> Flow<I, R> {
                 continue;
             }
             // In this order: what happens from now on wakes this task, an end of the pool while inputs are waited for as well.
-            self.arrived.extend(self.map.pool.shared().with(|plan| plan.take(job, cx.waker())));
+            let waker = cx.waker().clone();
+            let (arrived, _) = self.map.pool.shared().with(|plan| plan.take(job, waker));
+            self.arrived.extend(arrived);
             self.fill(job, cx);
             let next = if self.ordered {
                 let early = self.arrived.drain(..).map(|delivery| (delivery.first, delivery.what));

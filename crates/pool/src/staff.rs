@@ -92,9 +92,11 @@ impl Staff {
                 });
             }
             Staffing::Remove(index) => {
+                let shared = self.shared.clone();
                 tasks.spawn(async move {
                     // Its keeper learns of its end, also if this fails because that has come before.
                     let _ = tree.terminate_child(&keeper::name(index)).await;
+                    shared.forget_failure(index);
                     Done::Removed
                 });
             }

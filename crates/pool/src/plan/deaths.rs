@@ -10,6 +10,8 @@ use tokio::time::Instant;
 use super::lines::{Given, Up};
 use super::{Chunk, Due, End, Order, Plan, Stand, one_of};
 
+/// For how long a worker is not blamed that it ends no task, because it may be building its state anew.
+const RENEWAL: Duration = Duration::from_secs(30);
 /// How often a worker is looked at whose task is to end.
 const OFTEN: Duration = Duration::from_millis(1);
 /// How long a worker has to end a task by itself where others run beside it, for which its death would be the end: long for
@@ -32,12 +34,17 @@ impl Plan {
         let Some(up) = self.places[index].up.as_mut().filter(|up| !up.ending) else { return all };
         let busy = up.busy();
         let is_one = up.lines.len() == 1;
-        // While this one runs, its worker cannot end any other.
+        // While this one runs, its worker cannot end any other; nor while the state that it borrows is built anew before it, of
+        // which the ledger says nothing.
+        let jobs = &self.jobs;
+        let borrows =
+            |given: &Given| jobs.get(&given.chunk.job).is_some_and(|job| job.wants.entry.borrows().is_some());
+        let first = &up.lines[0];
+        let builds = now.saturating_duration_since(first.began) < RENEWAL;
         let stands = !is_one
-            && up.lines[0]
-                .given
-                .front()
-                .is_some_and(|given| given.alone && running(0).is_some_and(|it| given.has(it)));
+            && first.given.front().is_some_and(|given| {
+                given.alone && running(0).map_or(builds && borrows(given), |it| given.has(it))
+            });
         let Up { lines, orders, .. } = up;
         let told = orders.len();
         for (lane, line) in (0..).zip(lines) {

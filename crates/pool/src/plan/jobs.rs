@@ -106,15 +106,16 @@ impl Plan {
         self.hand_out(now);
     }
 
-    /// What has come for a job; `waker` is woken when something more comes.
-    pub(crate) fn take(&mut self, job: JobId, waker: &Waker) -> VecDeque<Delivery> {
-        let Some(job) = self.jobs.get_mut(&job) else { return VecDeque::new() };
+    /// What has come for a job, and a waker that is not needed any more: to be dropped where nothing is locked, since that is
+    /// foreign code. `waker` is woken when something more comes.
+    pub(crate) fn take(&mut self, job: JobId, waker: Waker) -> (VecDeque<Delivery>, Option<Waker>) {
+        let Some(job) = self.jobs.get_mut(&job) else { return (VecDeque::new(), Some(waker)) };
         // Also if something has: it need not be what is waited for.
-        match &job.waker {
-            Some(known) if known.will_wake(waker) => {}
-            _ => job.waker = Some(waker.clone()),
-        }
-        std::mem::take(&mut job.inbox)
+        let old = match &job.waker {
+            Some(known) if known.will_wake(&waker) => Some(waker),
+            _ => job.waker.replace(waker),
+        };
+        (std::mem::take(&mut job.inbox), old)
     }
 
     /// Why all further tasks of the job fail at once, if its pool has ended.

@@ -235,7 +235,7 @@ mod tests {
         }
 
         fn outcome(&mut self, job: JobId) -> Option<What> {
-            self.plan.take(job, std::task::Waker::noop()).pop_front().map(|mail| mail.what)
+            self.plan.take(job, std::task::Waker::noop().clone()).0.pop_front().map(|mail| mail.what)
         }
     }
 
@@ -330,6 +330,32 @@ mod tests {
         let (due, asked) = one.due(0);
         assert!(due.len() == 1 && !due[0].now && asked.is_empty(), "it would not hear it: {due:?}");
         assert!(one.due(1_100).0[0].now);
+    }
+
+    #[test]
+    fn while_state_is_built_anew_nobody_is_blamed_for_what_it_does_not_hear() {
+        use hatchery_process::task::{OnState, RunOnState, StateType};
+        static BORROWS: TaskEntry = TaskEntry::new(
+            "borrows",
+            Place::new("", 0, 0),
+            TaskRun::OnState(OnState {
+                state: StateType::of::<u8>(),
+                run: RunOnState::Sync(|_, _| unreachable!()),
+                packed: None,
+            }),
+            None,
+        );
+        let mut one = One::new(2);
+        one.plan.state = Some(StateType::of::<u8>());
+        let late = one.job(&ASYNC);
+        one.job(&BORROWS);
+        // The ledger does not say yet that it runs.
+        one.told.retain(|told| told.0 > 0);
+        one.due(0);
+        assert!(!one.due(60).0[0].now);
+        assert!(!one.due(5_000).0[0].now, "it may be building");
+        assert!(!one.due(20_000).0[0].now && one.due(6_000).0[0].now, "but not for ever");
+        assert!(one.outcome(late).is_none());
     }
 
     #[test]

@@ -337,7 +337,7 @@ impl World {
             }
         }
         for job in 0..JOBS {
-            for delivery in self.plan.take(self.jobs[job].0, Waker::noop()) {
+            for delivery in self.plan.take(self.jobs[job].0, Waker::noop().clone()).0 {
                 let tasks = (job as u64) << 32 | delivery.first;
                 match delivery.what {
                     What::Row(row) => {
@@ -630,7 +630,7 @@ fn a_death_behind_what_was_taken_back_charges_nobody() {
     plan.alone(0, 0, 0, VALUE, hatchery_wire::Body::default(), now).unwrap();
     assert!(plan.is_busy(0));
     plan.died(0, |_| Some(0), &Exit::new(Status::Unknown), now);
-    let mail = plan.take(job, Waker::noop());
+    let mail = plan.take(job, Waker::noop().clone()).0;
     assert!(mail.iter().all(|mail| !matches!(mail.what, What::Failed(..))), "{mail:?}");
 }
 
@@ -667,7 +667,7 @@ fn retries_count_for_what_has_failed_before_they_were_said() {
     assert!(plan.staff_called, "there may be no worker left who could run it");
     plan.hand_out(now + Duration::from_secs(1));
     dies(&mut plan, 0);
-    let mail = plan.take(job, Waker::noop()).pop_front().unwrap();
+    let mail = plan.take(job, Waker::noop().clone()).0.pop_front().unwrap();
     assert!(matches!(mail.what, What::Failed(TaskFault::Poisoned { deaths: 2, .. }, _)), "{mail:?}");
 
     let job = plan.submit(wants(0), load(), now).unwrap();
@@ -690,7 +690,7 @@ fn to_give_up_after_no_death_is_to_give_up_after_one() {
         let job = plan.submit(wants, Load::Row(Row { bytes: nothing(), count: 1 }), now).unwrap();
         if dies {
             plan.died(0, |_| Some(0), &Exit::new(Status::Signal(9)), now);
-            let mail = plan.take(job, Waker::noop()).pop_front().unwrap();
+            let mail = plan.take(job, Waker::noop().clone()).0.pop_front().unwrap();
             assert!(matches!(mail.what, What::Failed(TaskFault::Poisoned { deaths: 1, .. }, _)), "{mail:?}");
         } else {
             let mut bytes = Vec::new();
@@ -733,7 +733,7 @@ fn a_death_behind_a_result_that_came_by_the_socket_charges_nobody() {
     // The ledger still names it: it was not told any more that the result has left.
     plan.alone(0, 0, 0, VALUE, hatchery_wire::Body::default(), now).unwrap();
     plan.died(0, |_| Some(0), &Exit::new(Status::Unknown), now);
-    let mail = plan.take(job, Waker::noop());
+    let mail = plan.take(job, Waker::noop().clone()).0;
     assert!(mail.iter().all(|mail| !matches!(mail.what, What::Failed(..))), "{mail:?}");
     // The second one waits for another worker.
     plan.arrived(0, now);
@@ -751,7 +751,7 @@ fn a_task_that_travels_alone_and_whose_worker_died_is_tried_again_once_and_as_it
     for last in [false, true] {
         plan.orders(0);
         plan.died(0, |_| Some(0), &Exit::new(Status::Unknown), now);
-        let failed = plan.take(job, Waker::noop()).len();
+        let failed = plan.take(job, Waker::noop().clone()).0.len();
         assert_eq!(failed, usize::from(last));
         plan.arrived(0, now);
         assert!(!plan.is_busy(0), "there is nothing to do before its pause is over");
@@ -898,7 +898,7 @@ fn starts_that_fail_are_tried_again_later_and_later_and_without_any_worker_the_p
         now = next;
     }
     assert_eq!(todo(&mut plan, now + Duration::from_secs(60)), []);
-    let mail = plan.take(job, Waker::noop()).pop_front().unwrap();
+    let mail = plan.take(job, Waker::noop().clone()).0.pop_front().unwrap();
     assert!(matches!(mail.what, What::Failed(TaskFault::InitFailed(_), None)), "{mail:?}");
 }
 
