@@ -217,7 +217,8 @@ async fn a_task_that_kills_each_worker_is_poisoned_when_its_retries_are_used_up(
     let pool = pool(1).await;
     let act = |number: u64, how: &str| pool.submit(acts, (number, how.to_owned(), dir.path().to_owned()));
     let error = ends("poison", act(1, "abort").retries(2)).await.unwrap_err();
-    assert!(error.is_poisoned() && !error.is_worker_died(), "{error}");
+    assert!(error.is_poisoned() && error.is_worker_died(), "{error}");
+    assert_eq!(error.exit().unwrap().signal(), Some(6), "how the last one ended");
     assert_eq!((error.deaths(), times(dir.path(), 1)), (Some(3), 3));
     let error = ends("early", act(2, "abort").retries(9).poison_after(2)).await.unwrap_err();
     assert_eq!((error.deaths(), times(dir.path(), 2)), (Some(2), 2));

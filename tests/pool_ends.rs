@@ -53,6 +53,20 @@ async fn each_worker_runs_the_initializer_once_and_the_finaliser_once() {
     assert_eq!(begun(&dir), 6);
 }
 
+#[hatchery::task]
+fn has_no_database() -> Result<(), String> {
+    Err("no database main.db".to_owned())
+}
+
+#[hatchery::test]
+async fn what_an_initializer_says_is_in_the_error_of_the_start() {
+    let start = Pool::builder().workers(1).initializer(has_no_database, ()).start();
+    let error = ends("start", start).await.map(drop).unwrap_err();
+    assert!(error.to_string().contains("no database main.db"), "{error}");
+    let error = ends("start", Pool::builder().workers(0).start()).await.map(drop).unwrap_err();
+    assert!(error.to_string().contains("ask for 1 at least"), "{error}");
+}
+
 #[hatchery::test]
 async fn an_initializer_that_fails_fails_the_start_and_nothing_is_tried_again() {
     for (how, said) in [

@@ -254,6 +254,26 @@ fn picky_at_length(number: u8) -> (Picky, String) {
 }
 
 #[hatchery::test]
+async fn an_error_of_many_tasks_says_which_input_it_was() {
+    let pool = pool(2).await;
+    let inputs = (0..100_u8).map(|number| if number % 10 == 3 { 2 } else { 0 });
+    for chunk in [1, 7, 100] {
+        let mut results = pool.map(picky, inputs.clone()).chunk_size(chunk).unordered();
+        let mut failed = Vec::new();
+        while let Some(result) = ends("next", results.next()).await {
+            failed.extend(result.err().map(|error| (error.input(), error.to_string())));
+        }
+        failed.sort();
+        let numbers: Vec<_> = failed.iter().map(|(input, _)| input.unwrap()).collect();
+        assert_eq!(numbers, (0..10).map(|ten| ten * 10 + 3).collect::<Vec<u64>>());
+        assert!(failed[1].1.contains(", input 13: "), "{failed:?}");
+    }
+    let error = ends("map", pool.map(picky, inputs).into_future()).await.unwrap_err();
+    assert_eq!(error.input(), Some(3));
+    over(pool).await;
+}
+
+#[hatchery::test]
 async fn where_an_error_ends_all_so_does_a_result_that_cannot_be_decoded() {
     let pool = pool(1).await;
     // The third of them is 2.

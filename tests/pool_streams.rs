@@ -1,7 +1,7 @@
 //! Tasks over the items of a stream, as they come.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use futures_core::Stream;
 use hatchery::TaskError;
@@ -82,4 +82,28 @@ async fn a_stream_of_items_ends_when_its_pool_does_and_is_dropped_with_its_resul
     assert!(ends("the end", results.next()).await.is_none());
     drop(results);
     assert!(sends.is_closed());
+}
+
+/// Ends its pool while it is asked for its first item, of which there is none.
+struct Ends(Option<Pool>);
+
+impl Stream for Ends {
+    type Item = u64;
+
+    fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<u64>> {
+        if let Some(pool) = self.0.take() {
+            // It has ended when that has been polled; and nobody is woken for its sake.
+            let mut ends = Box::pin(pool.terminate());
+            let _ = ends.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        }
+        Poll::Pending
+    }
+}
+
+#[hatchery::test]
+async fn an_end_of_the_pool_is_heard_while_inputs_are_waited_for() {
+    let pool = pool().await;
+    let mut results = pool.map_stream(square, Ends(Some(pool.clone()))).stream();
+    assert!(ends("next", results.next()).await.unwrap().is_err_and(|error| error.is_closed()));
+    assert!(ends("the end", results.next()).await.is_none());
 }

@@ -171,11 +171,17 @@ impl<R> fmt::Debug for TaskHandle<R> {
 ///
 /// What the function itself returned is never this, also if it is an `Err`.
 #[derive(Clone, PartialEq, Eq)]
-pub struct TaskError {
+pub struct TaskError(Box<Parts>);
+
+/// In a box, since a result is mostly none of these.
+#[derive(Clone, PartialEq, Eq)]
+struct Parts {
     whose: String,
     why: TaskFault,
     /// How the last of several workers ended, if that is why.
     last: Option<Fault>,
+    /// Which of many inputs it had.
+    input: Option<u64>,
 }
 
 /// What ended a task, or kept it from beginning.
@@ -201,9 +207,19 @@ pub enum TaskFault {
 
 impl fmt::Display for TaskError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "task {}: ", self.whose)?;
-        match &self.why {
-            TaskFault::Fault(Fault::Ended { exit, .. }) if self.whose.contains(" in ") => {
+        write!(f, "task {}", self.0.whose)?;
+        match self.0.input {
+            Some(input) => write!(f, ", input {input}: ")?,
+            None => f.write_str(": ")?,
+        }
+        match &self.0.why {
+            TaskFault::Fault(Fault::Timeout { maybe_executed: true }) if self.0.whose.contains(" in ") => {
+                f.write_str("it took longer than it may, and was ended")
+            }
+            TaskFault::Fault(Fault::Closed { why }) if self.0.whose.contains(" in ") => {
+                write!(f, "nobody runs it: {why}")
+            }
+            TaskFault::Fault(Fault::Ended { exit, .. }) if self.0.whose.contains(" in ") => {
                 write!(f, "its worker died: {exit}")
             }
             TaskFault::Fault(fault) => fault.fmt(f),
@@ -243,15 +259,29 @@ impl TaskError {
             }
             _ => None,
         };
-        TaskError { whose, why, last }
+        TaskError(Box::new(Parts { whose, why, last, input: None }))
+    }
+
+    /// The same of the task with this input of many.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn of_input(mut self, input: u64) -> TaskError {
+        self.0.input = Some(input);
+        self
+    }
+
+    /// Which input its task had, if it was one of many: the first one is 0. So that those know that take outcomes as they
+    /// come.
+    pub fn input(&self) -> Option<u64> {
+        self.0.input
     }
 
     /// The library's own reason.
     #[doc(hidden)]
     pub fn fault(&self) -> Option<&Fault> {
-        match &self.why {
+        match &self.0.why {
             TaskFault::Fault(fault) => Some(fault),
-            _ => self.last.as_ref(),
+            _ => self.0.last.as_ref(),
         }
     }
 
@@ -259,7 +289,7 @@ impl TaskError {
 
     /// Whether the function may have run.
     pub fn maybe_executed(&self) -> bool {
-        match &self.why {
+        match &self.0.why {
             TaskFault::Fault(fault) => fault.maybe_executed(),
             TaskFault::InitFailed(_) => false,
             TaskFault::Panicked(_) | TaskFault::Cancelled | TaskFault::Poisoned { .. } => true,
@@ -280,7 +310,7 @@ impl TaskError {
 
     /// The panic that ended it.
     pub fn panic(&self) -> Option<&Panic> {
-        match &self.why {
+        match &self.0.why {
             TaskFault::Panicked(panic) => Some(panic),
             _ => self.exit().and_then(Exit::panic),
         }
@@ -288,7 +318,7 @@ impl TaskError {
 
     /// Whether it was cancelled.
     pub fn is_cancelled(&self) -> bool {
-        self.why == TaskFault::Cancelled
+        self.0.why == TaskFault::Cancelled
     }
 
     /// Whether it is given up because workers died of it: it has used up its retries and killed two or more, or as many as
@@ -299,7 +329,7 @@ impl TaskError {
 
     /// How many workers it has killed, if it [is poisoned](TaskError::is_poisoned).
     pub fn deaths(&self) -> Option<u32> {
-        match self.why {
+        match self.0.why {
             TaskFault::Poisoned { deaths, .. } => Some(deaths),
             _ => None,
         }
@@ -308,7 +338,7 @@ impl TaskError {
     /// Whether it did not run because the workers of its pool do not start: their initializer fails, or they end before
     /// they have begun.
     pub fn is_init_failed(&self) -> bool {
-        matches!(self.why, TaskFault::InitFailed(_))
+        matches!(self.0.why, TaskFault::InitFailed(_))
     }
 }
 

@@ -93,7 +93,8 @@ impl PoolBuilder {
     }
 
     /// How many workers; as many as there are processors for this process unless told otherwise. With
-    /// [`min_workers`](PoolBuilder::min_workers) it is how many there may be. [`Pool::resize`] changes it.
+    /// [`min_workers`](PoolBuilder::min_workers) it is how many there may be. [`Pool::resize`] changes it. A start with 0 is
+    /// refused.
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = Some(workers);
         self
@@ -225,7 +226,7 @@ impl PoolBuilder {
         self
     }
 
-    /// How many tasks a worker runs before another one takes its place; without end unless told otherwise.
+    /// How many tasks a worker runs before another one takes its place; without end unless told otherwise. 0 is taken for 1.
     #[doc(alias = "maxtasksperchild")]
     pub fn max_tasks_per_worker(mut self, tasks: u64) -> Self {
         self.max_tasks = Some(tasks.max(1));
@@ -242,14 +243,16 @@ impl PoolBuilder {
     }
 
     /// How many asynchronous tasks a worker runs at the same time; 1 unless told otherwise, and 1,024 at most: more is taken
-    /// for 1,024.
+    /// for 1,024, and 0 for 1.
     ///
     /// They take turns on one thread, as tasks of a runtime of one thread do. A synchronous task has that thread for itself:
-    /// a worker runs one of them at a time, and its asynchronous ones stand still meanwhile.
+    /// a worker runs one of them at a time, and its asynchronous ones stand still meanwhile. So does one that borrows the
+    /// worker's state, be it asynchronous or not.
     ///
     /// A task of several that is cancelled or takes too long is dropped, at the point where it waits, and the others go on. If
     /// it does not come to such a point within a second, or is a synchronous one, its worker is killed. A death costs all tasks
-    /// that ran in the worker: as many as this at most.
+    /// that ran in the worker: as many as this at most. Those that are tried again may meet there once more, so a task that
+    /// kills its worker each time can use up the retries of others.
     ///
     /// ```
     /// use hatchery::prelude::*;
@@ -274,7 +277,7 @@ impl PoolBuilder {
     }
 
     /// How many restarts of workers that fail, within how much time, are still normal; one more, and the pool ends, and its
-    /// tasks fail with `is_init_failed`. Twice as many as there are workers, and four, in 60 s unless told otherwise.
+    /// tasks fail with `is_init_failed`. Twice as many as there are workers at first, and four, in 60 s unless told otherwise.
     ///
     /// Workers that were ready do not count when they die: a death while a task runs is charged to that task, and another
     /// one to nobody. One that dies within a second of being ready, and without having been given a task, is started again
@@ -366,6 +369,12 @@ impl PoolBuilder {
 
     /// Whether it wants what cannot be had together.
     pub(crate) fn check(&self) -> std::result::Result<(), Fault> {
+        if self.workers == Some(0) {
+            return Err(Fault::Refused(
+                "a pool without workers runs nothing: ask for 1 at least; with `min_workers(0)` they come when tasks wait"
+                    .to_owned(),
+            ));
+        }
         let (least, most) = (self.min_workers.unwrap_or(0), self.count());
         if least > most {
             return Err(Fault::Refused(format!(

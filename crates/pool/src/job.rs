@@ -25,13 +25,15 @@ use crate::row::{self, Load, Row};
 ///
 /// # Errors
 /// [`TaskError`]: the worker died (`is_worker_died`), the task panicked (`is_panic`) or took longer than its
-/// [`timeout`](Job::timeout) (`is_timeout`), it was cancelled (`is_cancelled`), its arguments or its result cannot be
-/// encoded or decoded, it borrows state that the pool has not, or the pool has ended (`is_closed`). An `Err` that the function
+/// [`timeout`](Job::timeout) (`is_timeout`), its [`retries`](Job::retries) were used up by two deaths or more (`is_poisoned`), it
+/// was cancelled (`is_cancelled`), its arguments or its result cannot be encoded or decoded, it borrows state that the pool has
+/// not, the workers do not start any more (`is_init_failed`), or the pool has ended (`is_closed`). An `Err` that the function
 /// returns is its result.
 ///
 /// # Cancel safety
 /// Dropping it cancels the task: one that waits never runs, and one that runs is ended, with its worker, in whose place another
-/// one is started; or by itself where others run beside it ([`concurrency`](crate::builder::PoolBuilder::concurrency)). [`detach`](Job::detach) lets it run.
+/// one is started; or by itself where others run beside it ([`concurrency`](crate::builder::PoolBuilder::concurrency)).
+/// [`detach`](Job::detach) lets it run.
 #[must_use = "dropping a job cancels its task: await it, or `detach` it"]
 pub struct Job<R> {
     pool: Pool,
@@ -127,7 +129,8 @@ impl<R> Job<R> {
         }
     }
 
-    /// Lets it run, and does without its result.
+    /// Lets it run, and does without its result. It runs as long as its pool is there: who leaves `main` and wants it to be done
+    /// has the pool [`shutdown`](Pool::shutdown) before.
     ///
     /// # Panics
     /// Outside of a tokio runtime.

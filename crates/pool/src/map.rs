@@ -244,6 +244,9 @@ impl<I: Inputs, R> fmt::Debug for Map<I, R> {
 /// If the pool ends, what is under way fails, and so does the next input; no more are taken, and the stream ends. If taking an
 /// input panics, that is the panic of whoever polls; one who polls again gets an error, and then the end.
 ///
+/// # Errors
+/// An item is the [`TaskError`] of its task alone, as those of a [`Job`](crate::job::Job#errors).
+///
 /// # Cancel safety
 /// [`next`](Results::next) loses nothing. Dropping the stream cancels what has not finished.
 #[must_use = "it does nothing until it is polled"]
@@ -288,6 +291,8 @@ struct Flow<I: Inputs, R> {
     given: u64,
     /// The row that is being given.
     current: Row,
+    /// The number of the input whose outcome is the next one to be given.
+    input: u64,
     arrived: VecDeque<Delivery>,
     /// Outcomes that come before their turn.
     early: BTreeMap<u64, What>,
@@ -313,6 +318,7 @@ impl<I: Inputs, R> Flow<I, R> {
             taken: 0,
             given: 0,
             current: Row::default(),
+            input: 0,
             arrived: VecDeque::new(),
             early: BTreeMap::new(),
             open: VecDeque::new(),
@@ -334,7 +340,8 @@ impl<I: Inputs, R> Flow<I, R> {
             }
             let Some(job) = self.job else {
                 let refused = self.refused.take();
-                return Poll::Ready(refused.map(|why| Err(self.error(None, why))));
+                let error = |why| self.map.pool.shared().error(self.map.wants.entry, None, why);
+                return Poll::Ready(refused.map(|why| Err(error(why))));
             };
             if std::mem::take(&mut self.is_taking) {
                 // That has panicked. What was taken in that chunk is lost, and so are its outcomes.
@@ -351,11 +358,14 @@ impl<I: Inputs, R> Flow<I, R> {
             let next = if self.ordered {
                 let early = self.arrived.drain(..).map(|delivery| (delivery.first, delivery.what));
                 self.early.extend(early);
-                self.early.remove(&self.given)
+                self.early.remove_entry(&self.given)
             } else {
-                self.arrived.pop_front().map(|delivery| delivery.what)
+                self.arrived.pop_front().map(|delivery| (delivery.first, delivery.what))
             };
-            match next {
+            if let Some((first, _)) = next {
+                self.input = first;
+            }
+            match next.map(|(_, what)| what) {
                 Some(What::Row(row)) => self.current = row,
                 Some(What::Alone(body)) => {
                     self.given += 1;
@@ -395,6 +405,7 @@ impl<I: Inputs, R> Flow<I, R> {
             used = self.current.bytes.len() - rest.len();
             self.current.count -= 1;
             self.given += 1;
+            self.input += 1;
         }
         bytes::Buf::advance(&mut self.current.bytes, used);
     }
@@ -408,11 +419,13 @@ impl<I: Inputs, R> Flow<I, R> {
         bytes::Buf::advance(&mut self.current.bytes, used);
         self.current.count -= 1;
         self.given += 1;
-        match result {
+        let result = match result {
             Some(Ok(result)) => Ok(result),
             Some(Err(error)) => Err(self.bad(&error)),
             None => Err(self.error(None, TaskFault::Fault(Fault::BadAnswer("it is cut short".to_owned())))),
-        }
+        };
+        self.input += 1;
+        result
     }
 
     #[cold]
@@ -422,7 +435,7 @@ impl<I: Inputs, R> Flow<I, R> {
 
     #[cold]
     fn error(&self, worker: Option<usize>, why: TaskFault) -> TaskError {
-        self.map.pool.shared().error(self.map.wants.entry, worker, why)
+        self.map.pool.shared().error(self.map.wants.entry, worker, why).of_input(self.input)
     }
 
     /// Takes inputs while there are workers for them, and inputs.

@@ -127,7 +127,8 @@ impl Pool {
 
     /// Has a task run over the items of a stream, as they come. All else is as with [`map`](Pool::map).
     ///
-    /// An item goes to a worker as soon as one is free; those that come together travel together. The stream is polled by
+    /// Any `futures_core::Stream` will do: one that `futures` builds, `tokio_stream::wrappers::ReceiverStream` around a tokio
+    /// channel, or one of this library, as the items of a method that streams. An item goes to a worker as soon as one is free; those that come together travel together. The stream is polled by
     /// whoever polls the results, and no further ahead than there are workers for. If it never ends, neither do the results.
     ///
     /// ```

@@ -47,11 +47,15 @@ impl Progress {
         }
     }
 
-    /// Tasks that are over, one way or the other.
+    /// Tasks that have a result, or have failed for good. Not those that were cancelled, nor those whose arguments could not be
+    /// encoded, which never were tasks of the pool.
     pub fn finished(&self) -> u64 {
         self.done + self.failed
     }
 }
+
+/// The longest time between two items: none has to be added to a moment that is later than any clock goes.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 /// How a pool gets on: a stream, for progress bars and logs.
 ///
@@ -107,7 +111,7 @@ impl ProgressStream {
 
     /// How far items are apart at least; 50 ms unless told otherwise.
     pub fn every(mut self, pause: Duration) -> Self {
-        self.every = pause;
+        self.every = pause.min(LONGEST);
         self.waits = None;
         self
     }

@@ -196,11 +196,12 @@ impl Thread {
         if !outcome.failed() {
             return Ok(());
         }
-        let said = outcome.into_result().map(|body| decode::<Result<(), Error>>(&body));
-        Err(match said {
-            Err(fault) => fault.into(),
-            Ok(Ok(Err(error))) => error,
-            Ok(_) => Error::msg("it returned an error"),
+        let body = outcome.into_result()?;
+        // Errors of other types than these say nothing to who does not know them.
+        Err(match (decode::<Result<(), Error>>(&body), decode::<Result<(), String>>(&body)) {
+            (Ok(Err(error)), _) => error,
+            (_, Ok(Err(text))) => Error::msg(text),
+            _ => Error::msg("it returned an error"),
         })
     }
 

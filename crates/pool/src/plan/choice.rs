@@ -64,6 +64,8 @@ impl Plan {
                 break;
             };
             let Some(mut chunk) = self.ready[queue].remove(at) else { return };
+            // In its place, so that nobody waits outside for ever while others keep the line full.
+            self.let_one_in();
             let Some(up) = &mut self.places[index].up else { return };
             let most = u32::try_from(up.left).unwrap_or(u32::MAX);
             if chunk.load.count() > most {
@@ -128,9 +130,14 @@ impl Plan {
     /// Has those who wait outside get in line, as far as there is room.
     pub(super) fn let_in(&mut self) {
         while !self.outside.is_empty() && self.ready.iter().map(VecDeque::len).sum::<usize>() < QUEUE {
-            let Some(((Reverse(priority), job), load)) = self.outside.pop_first() else { return };
-            self.ready[priority as usize].push_back(Chunk { job, first: 0, load, tried: 0, deaths: 0 });
+            self.let_one_in();
         }
+    }
+
+    /// Has the first one of those who wait outside get in line.
+    fn let_one_in(&mut self) {
+        let Some(((Reverse(priority), job), load)) = self.outside.pop_first() else { return };
+        self.ready[priority as usize].push_back(Chunk { job, first: 0, load, tried: 0, deaths: 0 });
     }
 
     /// How long a chunk should take.

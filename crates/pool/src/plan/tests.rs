@@ -770,6 +770,27 @@ fn a_task_that_travels_alone_and_whose_worker_died_is_tried_again_once_and_as_it
 }
 
 #[test]
+fn a_single_task_gets_its_turn_while_maps_keep_the_line_full() {
+    let now = Instant::now();
+    let mut plan = Plan::new(Rules { prefetch: 0, max_tasks: None, lanes: 1 }, 1);
+    let job = plan.begin(wants(0)).unwrap();
+    let enter = |plan: &mut Plan, first| {
+        let row = Row { bytes: nothing(), count: 1 };
+        plan.enter(job, first, Load::Row(row), now);
+    };
+    (0..2 * QUEUE as u64).for_each(|first| enter(&mut plan, first));
+    let high = Wants { priority: Priority::High, ..wants(0) };
+    let urgent = plan.submit(high, Load::Row(Row { bytes: nothing(), count: 1 }), now).unwrap();
+    plan.arrived(0, now);
+    for number in 0..3 {
+        plan.orders(0);
+        enter(&mut plan, 2 * QUEUE as u64 + u64::from(number));
+        plan.results(0, 0, &[found(number, VALUE)], &nothing(), now).unwrap();
+    }
+    assert!(plan.has_mail(urgent), "it goes before all others, as soon as one of them was given away");
+}
+
+#[test]
 fn single_tasks_beyond_the_line_get_in_by_themselves_and_are_over_with_their_outcome() {
     let now = Instant::now();
     let mut plan = Plan::new(Rules { prefetch: 0, max_tasks: None, lanes: 1 }, 1);
