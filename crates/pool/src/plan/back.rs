@@ -67,11 +67,7 @@ impl Plan {
                 chunk.first += count;
             }
         }
-        for chunk in back.into_iter().rev() {
-            if let Some(job) = self.jobs.get(&chunk.job).filter(|job| !job.cancelled) {
-                self.ready[job.wants.priority as usize].push_front(chunk);
-            }
-        }
+        back.into_iter().rev().for_each(|chunk| self.put_back(chunk));
         self.hand_out(now);
     }
 }

@@ -50,8 +50,7 @@ impl Plan {
     pub(crate) fn hand_out(&mut self, now: Instant) {
         while let Some(due) = self.later.first_entry().filter(|entry| entry.key().0 <= now) {
             let chunk = due.remove();
-            let queue = self.jobs.get(&chunk.job).map_or(1, |job| job.wants.priority as usize);
-            self.ready[queue].push_front(chunk);
+            self.put_back(chunk);
         }
         loop {
             self.let_in();

@@ -196,7 +196,10 @@ impl Plan {
 
     /// The job is over for whoever began it.
     pub(crate) fn leave(&mut self, job: JobId) {
-        self.cancel(job);
+        // A single task that is over waits and runs nowhere, so nothing has to be looked through for it.
+        if !self.jobs.get(&job).is_some_and(|job| job.single && job.over) {
+            self.cancel(job);
+        }
         if let Some(job) = self.jobs.remove(&job) {
             self.wakes.extend(job.waker);
         }

@@ -184,17 +184,26 @@ impl Plan {
             return;
         }
         let took = now.saturating_duration_since(line.began);
-        line.began = now;
-        place.busy += now.saturating_duration_since(up.counted);
-        up.counted = now;
-        let done = line.given.pop_front();
-        if line.given.is_empty() && lane > 0 {
-            up.idle.push(lane);
-        }
+        let done = self.take_first(index, lane, now);
         if let Some(Given { chunk, withdrawn: false, .. }) = done {
             self.paced(chunk.job, chunk.load.count(), took);
         }
         self.finished_chunk(index, now);
+    }
+
+    /// Takes the chunk out of a line with which its worker is through, and counts how long it was busy.
+    fn take_first(&mut self, index: usize, lane: u16, now: Instant) -> Option<Given> {
+        let place = &mut self.places[index];
+        let up = place.up.as_mut()?;
+        place.busy += now.saturating_duration_since(up.counted);
+        up.counted = now;
+        let line = up.lines.get_mut(usize::from(lane))?;
+        (line.began, line.seen, line.asked) = (now, None, None);
+        let given = line.given.pop_front();
+        if line.given.is_empty() && lane > 0 {
+            up.idle.push(lane);
+        }
+        given
     }
 
     /// A worker has come to the end of a chunk, or has put it down.
@@ -213,17 +222,7 @@ impl Plan {
 
     /// A worker has begun neither the task that is next in a line nor what comes behind that in its chunk, and will not.
     fn put_down(&mut self, index: usize, lane: u16, now: Instant) {
-        let place = &mut self.places[index];
-        let Some(up) = &mut place.up else { return };
-        place.busy += now.saturating_duration_since(up.counted);
-        up.counted = now;
-        let Some(line) = up.lines.get_mut(usize::from(lane)) else { return };
-        (line.began, line.seen, line.asked) = (now, None, None);
-        let given = line.given.pop_front();
-        if line.given.is_empty() && lane > 0 {
-            up.idle.push(lane);
-        }
-        if let Some(given) = given.filter(|given| !given.withdrawn) {
+        if let Some(given) = self.take_first(index, lane, now).filter(|given| !given.withdrawn) {
             self.put_back(given.rest());
         }
         self.finished_chunk(index, now);
