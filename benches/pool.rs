@@ -93,26 +93,6 @@ async fn figures() -> hatchery::Result<()> {
     let pool = &pool;
     pool.map(square, 0..1_000).await?;
 
-    if let Ok(only) = std::env::var("ONLY") {
-        for _ in 0..5 {
-            let t = match only.as_str() {
-                "map" => timed(100, || async { pool.map(square, 0..many).await }).await?,
-                "chunks" => timed(100, || async { pool.map(square, 0..many).chunk_size(4096).await }).await?,
-                "ones" => timed(9, || async { pool.map(square, 0..alone).chunk_size(1).await }).await?,
-                "mib" => {
-                    let mib = vec![7_u8; 1 << 20];
-                    timed(100, || async { pool.submit(same, mib.clone()).await }).await?
-                }
-                "large" => {
-                    let mib = vec![7_u8; 64 << 20];
-                    timed(5, || async { pool.submit(same, mib.clone()).await }).await?
-                }
-                _ => timed(3, || async { pool.map(spin_10_ms, 0..40).await }).await?,
-            };
-            println!("{only} {t:?}");
-        }
-        return pool.shutdown().await;
-    }
     let only = std::env::args().skip_while(|arg| arg != "--only").nth(1);
     if let Some(only) = only {
         return again_and_again(pool, &only).await;
