@@ -250,9 +250,13 @@ impl PoolBuilder {
     /// worker's state, be it asynchronous or not.
     ///
     /// A task of several that is cancelled or takes too long is dropped, at the point where it waits, and the others go on. If
-    /// it does not come to such a point within a second, or is a synchronous one, its worker is killed. A death costs all tasks
-    /// that ran in the worker: as many as this at most. Those that are tried again may meet there once more, so a task that
-    /// kills its worker each time can use up the retries of others.
+    /// it does not come to such a point within a second, or is a synchronous one, its worker is killed.
+    ///
+    /// A death costs all tasks that ran in the worker: as many as this at most. Those that are tried again run alone from then
+    /// on, each in a worker where nothing runs beside it, so that a task that kills its worker each time costs others one
+    /// try at most; without retries they fail with it. They have half of the workers for that at most, or the one there is,
+    /// where others have their turn between two of them. If the pool killed the worker for a task that did not yield, those
+    /// beside it are not charged with a death (`poison_after`).
     ///
     /// ```
     /// use hatchery::prelude::*;

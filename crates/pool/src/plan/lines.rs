@@ -13,6 +13,7 @@ use std::time::Duration;
 use hatchery_process::task::{TaskEntry, TaskRun};
 use tokio::time::Instant;
 
+use super::suspects::Turn;
 use super::{Chunk, End, Order};
 
 /// A worker that is there.
@@ -36,6 +37,7 @@ pub(super) struct Up {
     pub(super) held: Option<u32>,
     /// A task of it was ended from outside: it dies of that.
     pub(super) ending: bool,
+    pub(super) turn: Turn,
     /// Up to when the time that it was busy is counted.
     pub(super) counted: Instant,
 }
@@ -118,6 +120,7 @@ impl Up {
             replaced: false,
             held: None,
             ending: false,
+            turn: Turn::All,
             counted: now,
         }
     }
@@ -157,6 +160,7 @@ impl Up {
     /// Takes all that it was given.
     pub(super) fn take_all(&mut self) -> impl Iterator<Item = Given> + '_ {
         self.idle = (1..).take(self.lines.len() - 1).collect();
+        self.turn = Turn::All;
         self.lines.iter_mut().flat_map(|line| std::mem::take(&mut line.given))
     }
 }

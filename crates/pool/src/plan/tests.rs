@@ -6,6 +6,7 @@ mod lines;
 mod model;
 mod retries;
 mod staffing;
+mod suspects;
 
 use bytes::Bytes;
 use hatchery_actor::actor::Place;

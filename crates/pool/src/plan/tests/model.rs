@@ -1,6 +1,6 @@
 //! The plan against workers that are but a queue each, over random sequences of what can happen.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -113,6 +113,11 @@ pub(super) struct World {
     /// How often each task ran, and failed.
     ran: HashMap<u64, u32>,
     struck: HashMap<u64, u32>,
+    /// How often its worker died of nobody knows what, in company and at all; and which have run in one of several lines when
+    /// that ended.
+    beside: HashMap<u64, u32>,
+    deaths: HashMap<u64, u32>,
+    suspects: HashSet<u64>,
     outcomes: HashMap<u64, bool>,
 }
 
@@ -140,8 +145,24 @@ impl World {
         let workers = (0..MOST).map(|_| None).collect();
         let filled = (0..MOST).map(|index| index < size.min).collect();
         let (starting, ran, struck, outcomes) = Default::default();
+        let (beside, deaths, suspects) = Default::default();
         let now = Instant::now();
-        World { plan, now, workers, filled, starting, jobs, retries, lanes, ran, struck, outcomes }
+        World {
+            plan,
+            now,
+            workers,
+            filled,
+            starting,
+            jobs,
+            retries,
+            lanes,
+            ran,
+            struck,
+            beside,
+            deaths,
+            suspects,
+            outcomes,
+        }
     }
 
     pub(super) fn step(&mut self, step: Step) {
@@ -178,7 +199,7 @@ impl World {
                     line.stuck = line.running.is_some();
                 }
             }
-            Step::Die(index) => self.die(index),
+            Step::Die(index) => self.die(index, false),
             Step::Limit(job, limit) => {
                 let wants = wants_of(job, self.retries, limit);
                 self.plan.change(self.jobs[job].0, wants, self.now);
@@ -259,7 +280,7 @@ impl World {
         }
         if due.first().is_some_and(|due| due.now) {
             due.iter().for_each(|due| self.plan.was_ended(index, due));
-            self.die(index);
+            self.die(index, true);
         }
         self.carry();
     }
@@ -279,6 +300,10 @@ impl World {
                             tasks.map(|task| u64::from_le_bytes(task.try_into().unwrap())).collect();
                         assert!(lane == 0 || tasks[0] >> 32 > 0, "a synchronous task in line {lane}");
                         let told = Told { first: number, next: number, tasks, skipped: false };
+                        let has = worker.lines.iter().flat_map(Line::has).collect::<Vec<_>>();
+                        let is_suspect = |task: &u64| self.suspects.contains(task);
+                        let alone = has.is_empty() || !has.iter().chain(&told.tasks).any(is_suspect);
+                        assert!(alone, "a suspect has company: {has:?}, {:?}", told.tasks);
                         worker.lines[usize::from(lane)].queue.push_back(told);
                     }
                     Order::Run { .. } => unreachable!("all are in rows"),
@@ -339,6 +364,12 @@ impl World {
                     What::Failed(why, _) => {
                         assert_eq!(self.outcomes.insert(tasks, false), None, "a second outcome");
                         assert_eq!(self.struck[&tasks], self.retries + 1, "given up early or late: {why:?}");
+                        let deaths = self.deaths.get(&tasks).copied().unwrap_or(0);
+                        match why {
+                            TaskFault::Poisoned { deaths: told, .. } => assert_eq!(told, deaths),
+                            TaskFault::Fault(Fault::Ended { .. }) => assert!(deaths < 2, "{deaths} deaths"),
+                            _ => {}
+                        }
                     }
                 }
             }
@@ -386,12 +417,18 @@ impl World {
         self.begin(index, lane);
     }
 
-    /// A worker dies: each line loses the one that ran.
-    fn die(&mut self, index: usize) {
+    /// A worker dies, or is killed for what runs: each line loses the one that ran.
+    fn die(&mut self, index: usize, killed: bool) {
         let Some(worker) = self.workers[index].take() else { return };
-        for (_, task) in worker.lines.iter().filter_map(|line| line.running) {
-            *self.struck.entry(task).or_default() += 1;
+        let ran: Vec<_> = worker.lines.iter().filter_map(|line| Some(line.running?.1)).collect();
+        for task in &ran {
+            *self.struck.entry(*task).or_default() += 1;
+            *self.deaths.entry(*task).or_default() += u32::from(!killed);
+            let beside = self.beside.entry(*task).or_default();
+            *beside += u32::from(ran.len() > 1);
+            assert!(*beside <= 1, "{task} has died of others twice");
         }
+        self.suspects.extend(ran.into_iter().filter(|_| self.lanes > 1));
         let running = |lane| worker.lines[usize::from(lane)].running.map(|(number, _)| number);
         self.plan.died(index, running, &Exit::new(Status::Signal(9)), self.now);
     }
@@ -439,6 +476,12 @@ impl World {
 }
 
 impl Line {
+    /// All tasks that it has.
+    fn has(&self) -> impl Iterator<Item = u64> {
+        let waiting = self.queue.iter().flat_map(|told| &told.tasks).copied();
+        self.running.map(|(_, task)| task).into_iter().chain(waiting)
+    }
+
     fn is_done(&self) -> bool {
         self.queue.is_empty() && self.running.is_none()
     }
