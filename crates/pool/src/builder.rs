@@ -23,6 +23,7 @@ use tokio::task::{JoinError, JoinHandle, JoinSet};
 
 use crate::child::PoolChild;
 use crate::keeper;
+use crate::memory;
 use crate::plan::{Rules, Size};
 use crate::pool::Pool;
 use crate::post::{Life, Postings};
@@ -143,8 +144,8 @@ impl PoolBuilder {
     /// It is looked at after tasks, every 10 ms at most, and every 250 ms while a long task runs. Nothing is killed for it: the
     /// task that runs goes on, and its result counts. What else the worker was given goes to others, it runs its finaliser and
     /// leaves, and another one starts. So this is for tasks that leave memory behind; against one that takes too much at a
-    /// time there is a hard limit ([`memory_limit`](PoolBuilder::memory_limit)). Where `/proc` is not mounted, nobody knows how much a worker
-    /// has, and none is replaced.
+    /// time there is a hard limit ([`memory_limit`](PoolBuilder::memory_limit)). Where a process does not find
+    /// its own memory in `/proc`, the start of the pool fails.
     pub fn max_rss(mut self, bytes: u64) -> Self {
         self.most_memory = Some(bytes);
         self
@@ -436,8 +437,9 @@ impl PoolBuilder {
     /// What its workers run besides tasks.
     ///
     /// # Errors
-    /// Arguments cannot be encoded, or the finaliser borrows what is not there.
+    /// Arguments cannot be encoded, the finaliser borrows what is not there, or a limit for memory could not be kept.
     pub(crate) fn life(&self) -> std::result::Result<Life, Fault> {
+        memory::can_be_weighed(self.most_memory, memory::resident(std::process::id()))?;
         let initializer = self.initializer.clone().transpose()?;
         let within = self.start_timeout.unwrap_or(START_TIMEOUT);
         let recipe = |build: Prepared| build.map(|build| Recipe { build, within });

@@ -210,7 +210,8 @@ impl Pool {
         self.join().await
     }
 
-    /// Kills the workers and ends all jobs, with `is_closed`; waits for no task. Resolves when the workers are gone.
+    /// Kills the workers and ends all jobs, with `is_closed`; waits for no task. Resolves when the workers are gone, which is a
+    /// matter of milliseconds: none is asked to leave, so neither SIGTERM nor a finaliser comes into it.
     ///
     /// # Errors
     /// It had ended before: its workers could not be started any more.
