@@ -11,8 +11,8 @@ use hatchery_actor::handle::AnyHandle;
 use hatchery_actor::settings;
 use hatchery_actor::settings::Settings;
 use hatchery_process::launch::START_TIMEOUT;
-use hatchery_process::state::{BuildsState, RunsInPool};
-use hatchery_process::task::{Runs, StateType, TaskEntry};
+use hatchery_process::state::BuildsState;
+use hatchery_process::task::{Runs, RunsInPool, StateType, TaskEntry};
 use hatchery_supervisor::builder::Supervisor;
 use hatchery_supervisor::errors::StartError;
 use hatchery_supervisor::policy::CountDeaths;
@@ -160,8 +160,8 @@ impl PoolBuilder {
     /// A task that each worker runs once, before its first one, on the thread that runs its tasks. If it fails, so does
     /// the start of the worker.
     pub fn initializer<T: Runs>(mut self, task: T, args: T::Args) -> Self {
-        let entry = Runs::entry(&task);
-        self.initializer = Some(prepared(entry.name, entry.place, Runs::encode_args(&task, &args)));
+        let entry = task.entry();
+        self.initializer = Some(prepared(entry.name, entry.place, task.encode_args(&args)));
         self
     }
 

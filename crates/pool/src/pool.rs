@@ -7,7 +7,7 @@ use futures_core::Stream;
 use hatchery_actor::error::{Error, Result};
 use hatchery_actor::fault::Fault;
 use hatchery_actor::task_handle::TaskFault;
-use hatchery_process::state::RunsInPool;
+use hatchery_process::task::RunsInPool;
 use hatchery_supervisor::errors::StartError;
 use hatchery_supervisor::tree::Tree;
 use tokio::time::Instant;
