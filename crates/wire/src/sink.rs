@@ -6,7 +6,7 @@ use std::io;
 use bytes::Bytes;
 
 use crate::chunks::SHARED_FROM;
-use crate::{Body, descriptors};
+use crate::{Body, descriptors, memory};
 
 /// An encoded value of at most this size is copied to memory of just its size, and what it was encoded to is used again;
 /// a larger one keeps that memory.
@@ -141,6 +141,8 @@ impl Sink<'_> {
             }
             self.pieces.push(large);
         } else {
+            self.tail.reserve(bytes.len());
+            memory::will_fill(self.tail);
             self.tail.extend_from_slice(bytes);
         }
     }
