@@ -114,12 +114,12 @@ impl Arguments {
     /// What is encoded of owned `__args`: large byte strings are moved.
     fn owned(&self) -> TokenStream {
         match &*self.0 {
-            [ty] if is_bytes(ty) => quote!(&::hatchery::__private::ByteString::from(__args)),
+            [ty] if is_bytes(ty) => quote!(&::hatchery::__private::ByteString::in_row(__args)),
             many if many.len() > 1 && many.iter().any(is_bytes) => {
                 let fields = many.iter().enumerate().map(|(index, ty)| {
                     let index = syn::Index::from(index);
                     if is_bytes(ty) {
-                        quote!(::hatchery::__private::ByteString::from(__args.#index))
+                        quote!(::hatchery::__private::ByteString::in_row(__args.#index))
                     } else {
                         quote!(&__args.#index)
                     }

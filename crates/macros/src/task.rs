@@ -224,7 +224,7 @@ impl Task {
     /// What is encoded of its result.
     fn value(&self) -> TokenStream {
         if is_bytes(&self.result) {
-            quote!(&::hatchery::__private::ByteString::from(__result))
+            quote!(&::hatchery::__private::ByteString::in_row(__result))
         } else {
             quote!(&__result)
         }
@@ -529,8 +529,8 @@ mod tests {
         assert_contains(&text, "Decoding::<(u32, ::hatchery::__private::ByteString)>");
         assert_contains(&text, "Encoding(&(&__args.0, ::hatchery::__private::ByteSlice(&__args.1)))");
         assert_contains(&text, "shrink(__arg0, __arg1.into_vec())");
-        assert_contains(&text, "Encoding(&(&__args.0, ::hatchery::__private::ByteString::from(__args.1)))");
-        assert_contains(&text, "Encoding(&::hatchery::__private::ByteString::from(__result))");
+        assert_contains(&text, "Encoding(&(&__args.0, ::hatchery::__private::ByteString::in_row(__args.1)))");
+        assert_contains(&text, "Encoding(&::hatchery::__private::ByteString::in_row(__result))");
         assert_contains(&text, "take_bytes(__body)");
         assert_contains(&expanded("fn len(image: Vec<u8>) -> usize { 0 }"), "ByteSlice(__args)");
         assert!(!expanded("fn f(x: u8) -> Result<Vec<u8>, String> { g(x) }").contains("Byte"));

@@ -155,7 +155,7 @@ pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Body, EncodeError> {
 }
 
 /// Encodes a value as [`encode`] does, behind what is in `out` already; `None` if it is there then. A value with
-/// descriptors, or with large byte strings, which are not copied, is given back as a body of its own, and `out` is as it
+/// descriptors, or with byte strings of 64 KiB or more, which are not copied, is given back as a body of its own, and `out` is as it
 /// was.
 ///
 /// # Errors

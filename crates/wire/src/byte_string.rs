@@ -101,6 +101,14 @@ impl ByteString {
     }
 }
 
+impl ByteString {
+    /// The same for one that is encoded behind others, where only large ones are not copied.
+    #[inline]
+    pub fn in_row(bytes: Vec<u8>) -> ByteString {
+        ByteString(if bytes.len() < sink::ALONE_FROM { Inner::Few(bytes) } else { Inner::Many(bytes.into()) })
+    }
+}
+
 impl From<Vec<u8>> for ByteString {
     #[inline]
     fn from(bytes: Vec<u8>) -> Self {
@@ -158,10 +166,12 @@ impl<'de> Visitor<'de> for Visit {
             return Ok(ByteString(Inner::Few(bytes.to_vec())));
         }
         let many = SOURCE.with_borrow(|source| match source {
-            Some(source) if source.as_ptr_range().contains(&bytes.as_ptr()) => source.slice_ref(bytes),
-            _ => Bytes::copy_from_slice(bytes),
+            Some(source) if source.as_ptr_range().contains(&bytes.as_ptr()) => {
+                Inner::Many(source.slice_ref(bytes))
+            }
+            _ => Inner::Few(bytes.to_vec()),
         });
-        Ok(ByteString(Inner::Many(many)))
+        Ok(ByteString(many))
     }
 
     fn visit_byte_buf<E: de::Error>(self, bytes: Vec<u8>) -> Result<ByteString, E> {
