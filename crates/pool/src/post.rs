@@ -26,9 +26,6 @@ const RING: u32 = 128 * 1024;
 /// Bytes of all rings of a ledger that has several, unless that leaves them smaller than [`LEAST_RING`].
 const RINGS: u32 = 1 << 20;
 const LEAST_RING: u32 = 4 * 1024;
-/// Bytes that are on their way through a socket, if the kernel allows as many: both sides of it wait for each other less often
-/// when large arguments or results go through.
-const SOCKET: usize = 512 * 1024;
 
 /// The shape of the ledger of a worker that runs so many tasks at the same time.
 fn shape(lanes: u16) -> Result<Shape, ShapeError> {
@@ -100,10 +97,6 @@ impl Post {
         let ledger = Ledger::create(shape).map_err(|error| refused(error.to_string()))?;
         let memory = ledger.share().map_err(|error| refused(error.to_string()))?;
         let (here, there) = UnixStream::pair().map_err(|error| refused(error.to_string()))?;
-        for end in [&here, &there] {
-            // The kernel may grant less.
-            let _ = rustix::net::sockopt::set_socket_send_buffer_size(end, SOCKET);
-        }
         let Life { initializer, state, finaliser } = self.life.clone();
         let args = WorkerArgs {
             start: self.starts.fetch_add(1, Ordering::Relaxed),
