@@ -150,6 +150,15 @@ async fn of_10_000_tasks_of_which_100_are_killed_once_all_results_are_there_with
     over(pool).await;
 }
 
+/// The same; the second one not before the first has begun.
+#[hatchery::task]
+fn acts_in_turn(number: u64, how: String, dir: PathBuf) -> u64 {
+    if number == 1 {
+        eventually("the first one runs", || times(&dir, 0) > 0);
+    }
+    acts(number, how, dir)
+}
+
 #[hatchery::test]
 async fn where_an_error_ends_all_it_ends_what_runs_and_nothing_more_begins() {
     for how in ["abort", "other"] {
@@ -161,7 +170,7 @@ async fn where_an_error_ends_all_it_ends_what_runs_and_nothing_more_begins() {
             _ => "ok",
         };
         let inputs = inputs(&dir, hows, 1_000);
-        let mut results = pool.map(acts, inputs).chunk_size(1).cancel_on_error(true).unordered();
+        let mut results = pool.map(acts_in_turn, inputs).chunk_size(1).cancel_on_error(true).unordered();
         // The first one runs on the one worker; on the other one the second fails.
         let mut error = None;
         while let Some(result) = ends("next", results.next()).await {
