@@ -224,7 +224,7 @@ async fn there_and_back(pool: &Pool, size: usize, times: usize) -> Result<Durati
 
 #[hatchery::task]
 fn own_pid() -> i32 {
-    std::process::id().cast_signed()
+    rustix::process::getpid().as_raw_pid()
 }
 
 /// From SIGKILL to the only worker of a pool to what the next one answers.
