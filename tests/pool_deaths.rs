@@ -247,6 +247,30 @@ async fn a_task_that_kills_each_worker_is_poisoned_when_its_retries_are_used_up(
 }
 
 #[hatchery::test]
+async fn tasks_of_a_map_are_given_up_after_as_many_deaths_as_was_said_though_they_have_retries_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = pool(2).await;
+    let how = |number: u64| match number {
+        4 => "abort",
+        // No deaths.
+        7 => "panic",
+        _ => "ok",
+    };
+    let map = pool.map(acts, inputs(&dir, how, 12)).chunk_size(6).retries(3).poison_after(2);
+    for (number, result) in (0..).zip(ends("each", map.each()).await) {
+        let (deaths, runs) = match how(number) {
+            "abort" => (Some(2), 2),
+            "panic" => (None, 4),
+            _ => (None, 1),
+        };
+        assert_eq!(result.is_ok(), runs == 1, "{number}");
+        assert_eq!(result.err().and_then(|error| error.deaths()), deaths, "{number}");
+        assert_eq!(times(dir.path(), number), runs, "runs of {number}");
+    }
+    over(pool).await;
+}
+
+#[hatchery::test]
 async fn a_task_that_takes_too_long_is_ended_and_the_others_are_untouched() {
     let dir = tempfile::tempdir().unwrap();
     let pool = pool(2).await;

@@ -250,7 +250,7 @@ fn needs(dir: PathBuf) -> hatchery::Result<()> {
 }
 
 #[hatchery::task]
-fn aborts() {
+pub(crate) fn aborts() {
     std::process::abort()
 }
 

@@ -10,6 +10,7 @@ use std::pin::{Pin, pin};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::Poll;
+use std::time::Instant;
 
 use hatchery::prelude::*;
 use hatchery::{Restart, TreeEvent};
@@ -19,7 +20,7 @@ use hatchery_tests::{
 use rustix::process::Signal;
 
 use crate::pool_deaths::{acts, note, runs_in, times};
-use crate::pool_ends::{hangs, workers};
+use crate::pool_ends::{aborts, hangs, workers};
 use crate::pool_results::{over, own_pid, pool, square};
 
 /// Says that it has begun, and goes on for ever.
@@ -377,6 +378,28 @@ async fn a_task_that_hangs_and_hears_no_sigterm_ends_by_its_timeout_or_with_its_
     assert!(workers().is_empty() && ends("the job", job).await.unwrap_err().is_closed());
 }
 
+#[hatchery::test]
+async fn a_pool_that_is_terminated_asks_nobody_to_end_and_waits_for_nobody_who_would_have_to() {
+    let dir = tempfile::tempdir().unwrap();
+    // Whoever leaves in order runs a finaliser, which has 5 s to hang.
+    let pool = ends("start", Pool::builder().workers(2).finaliser(hangs, ()).start()).await.unwrap();
+    let deaf = pool.submit(hears_nothing, dir.path().to_owned());
+    becomes_true("it runs", || times(dir.path(), 0) == 1).await;
+    let mut events = pool.tree().events();
+    let begun = Instant::now();
+    ends("terminate", pool.terminate()).await.unwrap();
+    // It takes milliseconds; what is checked is that none of those 5 s was waited for.
+    assert!(begun.elapsed() < Duration::from_millis(4_500), "{:?}", begun.elapsed());
+    assert!(ends("the job", deaf).await.unwrap_err().is_closed() && workers().is_empty());
+    let mut exits = Vec::new();
+    while let Some(event) = ends("event", events.next()).await {
+        if let TreeEvent::Exited { exit, .. } = event {
+            exits.push(exit.signal());
+        }
+    }
+    assert_eq!(exits, [Some(9), Some(9)]);
+}
+
 /// Leaves somebody behind who holds its output, in a group of its own.
 #[hatchery::task]
 fn leaves_a_helper() -> u32 {
@@ -422,6 +445,56 @@ async fn pools_in_workers_of_pools_begin_and_end_with_their_tasks() {
     let pool = pool(1).await;
     assert_eq!(ends("dive", pool.submit(dives, 2)).await.unwrap().unwrap(), 3);
     over(pool).await;
+    assert!(workers().is_empty());
+}
+
+/// In a worker, with a pool of its own.
+struct Office {
+    pool: Pool,
+}
+
+#[hatchery::actor]
+impl Office {
+    async fn start() -> hatchery::Result<Office> {
+        Ok(Office { pool: Pool::builder().workers(2).start().await? })
+    }
+
+    async fn squares(&self, up_to: u64) -> hatchery::Result<Vec<u64>> {
+        Ok(self.pool.map(square, 0..up_to).await?)
+    }
+
+    async fn loses_one(&self) -> bool {
+        self.pool.submit(aborts, ()).await.is_err_and(|error| error.is_worker_died())
+    }
+
+    fn workers(&self) -> Vec<u32> {
+        self.pool.stats().workers.iter().filter_map(|worker| worker.pid).collect()
+    }
+}
+
+#[hatchery::test]
+async fn a_pool_in_an_actor_of_a_worker_begins_and_ends_with_it() {
+    let tree = Supervisor::new(Strategy::OneForOne).name("town").child(worker::<Office>("office", ()));
+    let tree = ends("start", tree.start()).await.unwrap();
+    let office = tree.get::<Office>("office").unwrap();
+    let squares: Vec<u64> = (0..100).map(|x| x * x).collect();
+    let mut all = Vec::new();
+    for round in 0..2 {
+        assert_eq!(ends("squares", office.squares(100)).await.unwrap(), squares);
+        assert!(ends("a death", office.loses_one()).await.unwrap());
+        assert_eq!(ends("squares", office.squares(100)).await.unwrap(), squares);
+        let pids = ends("workers", office.workers()).await.unwrap();
+        assert!(!pids.is_empty() && pids.iter().all(|pid| !all.contains(pid)), "a pool of its own: {pids:?}");
+        all.extend(&pids);
+        if round == 0 {
+            let before = workers()[0];
+            send(before, Signal::KILL);
+            becomes_true("they are gone", || !pids.iter().any(|pid| runs(*pid))).await;
+            becomes_true("it is started again", || workers().iter().any(|pid| *pid != before)).await;
+        }
+    }
+    ends("stop", tree.stop()).await.unwrap();
+    becomes_true("all are gone", || !all.iter().any(|pid| runs(*pid))).await;
     assert!(workers().is_empty());
 }
 

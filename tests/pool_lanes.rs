@@ -105,6 +105,11 @@ async fn acts(number: u64, how: String, dir: PathBuf) -> (u64, u32) {
         "blocks" => loop {
             std::thread::park();
         },
+        "pauses" => tokio::time::sleep(Duration::from_millis(2)).await,
+        "aborts" => {
+            tokio::task::yield_now().await;
+            std::process::abort()
+        }
         "panics" => {
             tokio::task::yield_now().await;
             panic!("no luck")
@@ -340,6 +345,50 @@ async fn with_retries_all_results_are_there_once() {
     let stats = pool.stats();
     assert_eq!(stats.retried, 20);
     assert!(stats.workers.iter().all(|worker| worker.restarts == 0), "nobody had to be killed: {stats:?}");
+    over(pool).await;
+}
+
+#[hatchery::test]
+async fn tasks_that_kill_each_worker_cost_those_beside_them_one_try_at_most() {
+    for workers in [1, 2] {
+        let dir = tempfile::tempdir().unwrap();
+        let pool = pool(workers, 4).await;
+        let is_deadly = |number: u64| number % 20 == 7;
+        let how = |number| if is_deadly(number) { "aborts" } else { "pauses" };
+        let results = pool.map(acts, inputs(&dir, how, 54)).chunk_size(3).retries(1).each();
+        let results = ends("all", results).await;
+        assert_eq!(results.len(), 54);
+        for (number, result) in (0..).zip(results) {
+            let runs = notes(&dir, &format!("{number} runs"));
+            match result {
+                Ok((value, _)) => assert!(value == number && !is_deadly(number) && runs <= 2, "{number}"),
+                Err(error) => {
+                    assert!(is_deadly(number) && error.is_poisoned(), "{number}: {error}");
+                    assert_eq!((error.deaths(), runs), (Some(2), 2), "{number}");
+                }
+            }
+        }
+        let restarts: u64 = pool.stats().workers.iter().map(|worker| worker.restarts).sum();
+        assert!(
+            (4..=6).contains(&restarts),
+            "three were deadly, twice, and the first time side by side at best"
+        );
+        over(pool).await;
+    }
+}
+
+#[hatchery::test]
+async fn one_that_does_not_yield_costs_those_beside_it_one_try_however_often_it_is_tried_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = pool(1, 4).await;
+    let blocks = job(&pool, &dir, 100, "blocks").timeout(Duration::from_millis(20)).retries(2);
+    run(&dir, 100..101).await;
+    // They begin when the worker has been killed, and when another one has it; or run beside it.
+    let others = pool.map(acts, inputs(&dir, |_| "pauses", 40)).retries(1).poison_after(1).into_future();
+    let (others, blocks) = ends("both", async { tokio::join!(others, blocks) }).await;
+    assert!(others.unwrap().iter().map(|(number, _)| *number).eq(0..40));
+    assert!(blocks.unwrap_err().is_timeout());
+    assert_eq!(notes(&dir, "100 runs"), 3);
     over(pool).await;
 }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use hatchery::prelude::*;
 use hatchery::{Fd, Priority};
-use hatchery_tests::ends;
+use hatchery_tests::{becomes_true, ends};
 use serde::{Deserialize, Serialize};
 
 #[hatchery::task]
@@ -407,6 +407,28 @@ async fn what_has_priority_goes_before_what_waits() {
     ends("first", first).await.unwrap();
     let (low, normal, high) = ends("all", async { tokio::join!(low, normal, high) }).await;
     assert_eq!((high.unwrap(), normal.unwrap(), low.unwrap()), (1, 2, 3));
+    over(pool).await;
+}
+
+#[hatchery::test]
+async fn tasks_of_a_map_that_has_priority_go_before_those_of_one_that_waits_already() {
+    let dir = tempfile::tempdir().unwrap();
+    let gate = dir.path().join("gate");
+    let pool = pool(1).await;
+    let first = pool.submit(waits, gate.display().to_string());
+    becomes_true("it runs", || pool.stats().given == 1).await;
+    // As many as a map has under way for one worker, so all of them wait.
+    let two = || pool.map(order, std::iter::repeat_n(dir.path().display().to_string(), 2)).chunk_size(1);
+    let low = two().priority(Priority::Low).into_future();
+    let normal = two().into_future();
+    let high = two().priority(Priority::High).into_future();
+    let opening = async {
+        becomes_true("all wait", || pool.stats().waiting == 6).await;
+        std::fs::write(&gate, "").unwrap();
+    };
+    let all = async { tokio::join!(low, normal, high, first, opening) };
+    let (low, normal, high, ..) = ends("all", all).await;
+    assert_eq!((high.unwrap(), normal.unwrap(), low.unwrap()), (vec![1, 2], vec![3, 4], vec![5, 6]));
     over(pool).await;
 }
 

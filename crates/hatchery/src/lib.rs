@@ -35,8 +35,8 @@ pub use hatchery_process::door::{Door, Flavor, Outcome, program};
 pub use hatchery_process::logs;
 pub use hatchery_process::process::{Builder as ProcessBuilder, Process, ProcessError};
 pub use hatchery_process::program::{ActiveChild, Current, active_children, config, current, parent};
-pub use hatchery_process::state::{BuildsState, RunsInPool, State, TaskOn};
-pub use hatchery_process::task::{Runs, Task};
+pub use hatchery_process::state::{BuildsState, State, TaskOn};
+pub use hatchery_process::task::{Runs, RunsInPool, Task};
 
 pub use hatchery_actor::actor::{Actor, AnyActor};
 pub use hatchery_actor::ask::{Ask, Tell};
@@ -171,7 +171,7 @@ pub mod __private {
     pub use hatchery_process::registry::{HostedActor, HostedState, HostedTask};
     pub use hatchery_process::state::{Build, Built, StateEntry, built, not_built};
     pub use hatchery_process::task::{
-        LocalFuture, OnState, PackedOutcome, RunOnState, StateType, TaskEntry, TaskOutcome, TaskRun,
+        Caller, LocalFuture, OnState, PackedOutcome, RunOnState, StateType, TaskEntry, TaskOutcome, TaskRun,
     };
     pub use hatchery_process::test::{TestOptions, test};
     pub use hatchery_wire::{Body, ByteString, DecodeError, EncodeError, decode_owned, encode};

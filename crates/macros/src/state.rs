@@ -9,21 +9,12 @@ use syn::{Attribute, FnArg, Item, ItemFn, Type, Visibility};
 use crate::arguments::Arguments;
 use crate::task::{belongs_to_constant, has_a_type};
 use crate::travel::{
-    Refusals, is_context, is_result, refuse_options, result_of, result_parts, shown_at, told_beside,
+    Refusals, constant_or_told, is_context, is_result, refuse_options, result_of, result_parts, shown_at,
 };
 
 pub(crate) fn expand(options: TokenStream, item: TokenStream) -> TokenStream {
-    match State::read(&options, item.clone()) {
-        Ok((state, refusals)) => match refusals.none_or(()) {
-            Ok(()) => state.constant(),
-            Err(error) => {
-                let error = error.to_compile_error();
-                let stand_in = state.stand_in();
-                quote!(#error #stand_in)
-            }
-        },
-        Err(error) => told_beside(&error, &item),
-    }
+    let read = State::read(&options, item.clone());
+    constant_or_told(read, &item, State::constant, State::stand_in)
 }
 
 /// A function that builds what workers keep.

@@ -11,22 +11,13 @@ use syn::{
 
 use crate::arguments::{Arguments, must_travel};
 use crate::travel::{
-    Refusals, is_bytes, is_context, is_result, last_name, peeled, refuse_options, result_of, shown_at,
-    told_beside, written,
+    Refusals, constant_or_told, is_bytes, is_context, is_result, last_name, peeled, refuse_options,
+    result_of, shown_at, written,
 };
 
 pub(crate) fn expand(options: TokenStream, item: TokenStream) -> TokenStream {
-    match Task::read(&options, item.clone()) {
-        Ok((task, refusals)) => match refusals.none_or(()) {
-            Ok(()) => task.constant(),
-            Err(error) => {
-                let error = error.to_compile_error();
-                let stand_in = task.stand_in();
-                quote!(#error #stand_in)
-            }
-        },
-        Err(error) => told_beside(&error, &item),
-    }
+    let read = Task::read(&options, item.clone());
+    constant_or_told(read, &item, Task::constant, Task::stand_in)
 }
 
 /// A function that may run in another process.
@@ -210,12 +201,14 @@ impl Task {
                 );
                 ::hatchery::__private::inventory::submit! { ::hatchery::__private::HostedTask(&__ENTRY) }
                 #made(
-                    &__ENTRY,
+                    ::hatchery::__private::Caller::new(
+                        &__ENTRY,
+                        __encode,
+                        __decode,
+                        __encode_packed,
+                        __decode_packed,
+                    ),
                     #callable as #pointer,
-                    __encode,
-                    __decode,
-                    __encode_packed,
-                    __decode_packed,
                 )
             };
         }
@@ -495,7 +488,7 @@ mod tests {
         assert_contains(&text, "concat!(::core::module_path!(), \"::\", \"square\")");
         assert_contains(
             &text,
-            "::hatchery::Task::new(&__ENTRY, square as fn(u64) -> u64, __encode, __decode, __encode_packed, __decode_packed,)",
+            "::hatchery::Task::new(::hatchery::__private::Caller::new(&__ENTRY, __encode, __decode, __encode_packed, __decode_packed,), square as fn(u64) -> u64,)",
         );
     }
 
@@ -612,7 +605,8 @@ mod tests {
         assert_contains(&text, "RunOnState::Sync(__run)");
         assert_contains(&text, "packed: ::core::option::Option::Some(__run_packed)");
         assert_contains(&text, "classify(__state, __arg0.into_vec())");
-        assert_contains(&text, "::hatchery::TaskOn::new(&__ENTRY, classify as");
+        assert_contains(&text, "::hatchery::TaskOn::new(");
+        assert_contains(&text, ", classify as");
         assert!(!text.contains("must_travel::<Model>"), "state does not travel: {text}");
 
         let text = expanded("fn looks(model: &Model) -> u8 { model.size }");

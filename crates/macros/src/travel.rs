@@ -369,6 +369,24 @@ pub(crate) fn refuse_options(options: &TokenStream, attribute: &str, instead: &s
     ))
 }
 
+/// What a function with an attribute becomes: the constant that it stands for; or what is wrong with it, and what stands in for
+/// that constant, so that those who name it are not refused, too.
+pub(crate) fn constant_or_told<T>(
+    read: syn::Result<(T, Refusals)>,
+    item: &TokenStream,
+    constant: impl Fn(&T) -> TokenStream,
+    stand_in: impl Fn(&T) -> TokenStream,
+) -> TokenStream {
+    let (function, refusals) = match read {
+        Ok(read) => read,
+        Err(error) => return told_beside(&error, item),
+    };
+    match refusals.none_or(()) {
+        Ok(()) => constant(&function),
+        Err(error) => told_beside(&error, &stand_in(&function)),
+    }
+}
+
 /// The error, and the item as it was written so that nothing else that names it fails too.
 pub(crate) fn told_beside(error: &syn::Error, item: &TokenStream) -> TokenStream {
     let error = error.to_compile_error();

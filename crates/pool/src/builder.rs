@@ -11,8 +11,8 @@ use hatchery_actor::handle::AnyHandle;
 use hatchery_actor::settings;
 use hatchery_actor::settings::Settings;
 use hatchery_process::launch::START_TIMEOUT;
-use hatchery_process::state::{BuildsState, RunsInPool};
-use hatchery_process::task::{Runs, StateType, TaskEntry};
+use hatchery_process::state::BuildsState;
+use hatchery_process::task::{Runs, RunsInPool, StateType, TaskEntry};
 use hatchery_supervisor::builder::Supervisor;
 use hatchery_supervisor::errors::StartError;
 use hatchery_supervisor::policy::CountDeaths;
@@ -23,6 +23,7 @@ use tokio::task::{JoinError, JoinHandle, JoinSet};
 
 use crate::child::PoolChild;
 use crate::keeper;
+use crate::memory;
 use crate::plan::{Rules, Size};
 use crate::pool::Pool;
 use crate::post::{Life, Postings};
@@ -143,8 +144,8 @@ impl PoolBuilder {
     /// It is looked at after tasks, every 10 ms at most, and every 250 ms while a long task runs. Nothing is killed for it: the
     /// task that runs goes on, and its result counts. What else the worker was given goes to others, it runs its finaliser and
     /// leaves, and another one starts. So this is for tasks that leave memory behind; against one that takes too much at a
-    /// time there is a hard limit ([`memory_limit`](PoolBuilder::memory_limit)). Where `/proc` is not mounted, nobody knows how much a worker
-    /// has, and none is replaced.
+    /// time there is a hard limit ([`memory_limit`](PoolBuilder::memory_limit)). Where a process does not find
+    /// its own memory in `/proc`, the start of the pool fails.
     pub fn max_rss(mut self, bytes: u64) -> Self {
         self.most_memory = Some(bytes);
         self
@@ -159,8 +160,8 @@ impl PoolBuilder {
     /// A task that each worker runs once, before its first one, on the thread that runs its tasks. If it fails, so does
     /// the start of the worker.
     pub fn initializer<T: Runs>(mut self, task: T, args: T::Args) -> Self {
-        let entry = Runs::entry(&task);
-        self.initializer = Some(prepared(entry.name, entry.place, Runs::encode_args(&task, &args)));
+        let entry = task.entry();
+        self.initializer = Some(prepared(entry.name, entry.place, task.encode_args(&args)));
         self
     }
 
@@ -250,9 +251,13 @@ impl PoolBuilder {
     /// worker's state, be it asynchronous or not.
     ///
     /// A task of several that is cancelled or takes too long is dropped, at the point where it waits, and the others go on. If
-    /// it does not come to such a point within a second, or is a synchronous one, its worker is killed. A death costs all tasks
-    /// that ran in the worker: as many as this at most. Those that are tried again may meet there once more, so a task that
-    /// kills its worker each time can use up the retries of others.
+    /// it does not come to such a point within a second, or is a synchronous one, its worker is killed.
+    ///
+    /// A death costs all tasks that ran in the worker: as many as this at most. Those that are tried again run alone from then
+    /// on, each in a worker where nothing runs beside it, so that a task that kills its worker each time costs others one
+    /// try at most; without retries they fail with it. They have half of the workers for that at most, or the one there is,
+    /// where others have their turn between two of them. If the pool killed the worker for a task that did not yield, those
+    /// beside it are not charged with a death (`poison_after`).
     ///
     /// ```
     /// use hatchery::prelude::*;
@@ -432,8 +437,9 @@ impl PoolBuilder {
     /// What its workers run besides tasks.
     ///
     /// # Errors
-    /// Arguments cannot be encoded, or the finaliser borrows what is not there.
+    /// Arguments cannot be encoded, the finaliser borrows what is not there, or a limit for memory could not be kept.
     pub(crate) fn life(&self) -> std::result::Result<Life, Fault> {
+        memory::can_be_weighed(self.most_memory, memory::resident(std::process::id()))?;
         let initializer = self.initializer.clone().transpose()?;
         let within = self.start_timeout.unwrap_or(START_TIMEOUT);
         let recipe = |build: Prepared| build.map(|build| Recipe { build, within });

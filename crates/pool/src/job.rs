@@ -9,8 +9,7 @@ use std::time::Duration;
 use hatchery_actor::fault::Fault;
 use hatchery_actor::outlet::measure;
 use hatchery_actor::task_handle::{TaskError, TaskFault};
-use hatchery_process::state::RunsInPool;
-use hatchery_process::task::Packing;
+use hatchery_process::task::{Packing, RunsInPool};
 use hatchery_wire::{Body, DecodeError};
 use tokio::time::Instant;
 

@@ -11,8 +11,7 @@ use futures_core::Stream;
 use hatchery_actor::fault::Fault;
 use hatchery_actor::outlet::measure;
 use hatchery_actor::task_handle::{TaskError, TaskFault};
-use hatchery_process::state::RunsInPool;
-use hatchery_process::task::Packing;
+use hatchery_process::task::{Packing, RunsInPool};
 use hatchery_wire::{Body, DecodeError, EncodeError};
 use tokio::time::Instant;
 

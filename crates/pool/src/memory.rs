@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use hatchery_actor::fault::Fault;
 use tokio::time::Instant;
 
 /// How often a worker is looked at that finishes tasks …
@@ -62,6 +63,21 @@ pub(crate) fn resident(pid: u32) -> Option<u64> {
     parse(&statm, rustix::param::page_size() as u64)
 }
 
+/// Whether a limit can be kept, by how much memory this process is found to have.
+///
+/// # Errors
+/// That cannot be read here, and so not of workers either.
+pub(crate) fn can_be_weighed(limit: Option<u64>, own: Option<u64>) -> Result<(), Fault> {
+    if limit.is_some() && own.is_none() {
+        return Err(Fault::Refused(
+            "max_rss: how much memory a process has cannot be read from /proc/PID/statm here: mount /proc for the PID \
+             namespace of this process, or do without the limit"
+                .to_owned(),
+        ));
+    }
+    Ok(())
+}
+
 /// From `/proc/PID/statm`, see proc_pid_statm(5): the second number counts pages that are present.
 fn parse(statm: &str, page: u64) -> Option<u64> {
     let pages: u64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;
@@ -95,6 +111,14 @@ mod tests {
         assert_eq!(scales.ask(false, true, at(9_250)), Weighing::Now(7));
         scales.limit = None;
         assert_eq!(scales.ask(true, true, at(10_000)), Weighing::No);
+    }
+
+    #[test]
+    fn a_limit_is_refused_where_nobody_could_know_whether_it_is_kept() {
+        let refused = can_be_weighed(Some(1), None).unwrap_err();
+        assert!(matches!(&refused, Fault::Refused(why) if why.starts_with("max_rss: ")), "{refused}");
+        assert_eq!(can_be_weighed(Some(1), resident(std::process::id())), Ok(()));
+        assert_eq!(can_be_weighed(None, None), Ok(()));
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod jobs;
 mod lines;
 mod outcomes;
 mod staffing;
+mod suspects;
 #[cfg(test)]
 mod tests;
 
@@ -95,6 +96,15 @@ struct Chunk {
     /// Of a task that was tried before, which is alone in its chunk.
     tried: u32,
     deaths: u32,
+    /// It ran in a worker of several lines when that ended, and runs alone from now on.
+    suspect: bool,
+}
+
+impl Chunk {
+    /// Of tasks that were never tried.
+    fn new(job: JobId, first: u64, load: Load) -> Chunk {
+        Chunk { job, first, load, tried: 0, deaths: 0, suspect: false }
+    }
 }
 
 #[derive(Debug)]
@@ -192,6 +202,10 @@ pub(crate) struct Plan {
     outside: BTreeMap<(Reverse<Priority>, JobId), Load>,
     /// By priority, lowest first.
     ready: [VecDeque<Chunk>; 3],
+    /// What waits for a worker that has nothing to do, to run there alone.
+    suspects: VecDeque<Chunk>,
+    /// A worker that is given nothing until it has nothing left, and then one of these.
+    cleared: Option<usize>,
     /// What is tried again, by when.
     later: BTreeMap<(Instant, u64), Chunk>,
     next_later: u64,
@@ -234,6 +248,8 @@ impl Plan {
             open: 0,
             outside: BTreeMap::new(),
             ready: Default::default(),
+            suspects: VecDeque::new(),
+            cleared: None,
             later: BTreeMap::new(),
             next_later: 0,
             places: (0..workers).map(|_| Place::default()).collect(),
@@ -267,7 +283,7 @@ impl Plan {
 
     /// Tasks that wait for a worker.
     pub(crate) fn waiting(&self) -> u64 {
-        let ready = self.ready.iter().flatten().chain(self.later.values());
+        let ready = self.ready.iter().flatten().chain(&self.suspects).chain(self.later.values());
         ready.map(|chunk| u64::from(chunk.load.count())).sum::<u64>() + self.outside.len() as u64
     }
 

@@ -7,7 +7,7 @@ use futures_core::Stream;
 use hatchery_actor::error::{Error, Result};
 use hatchery_actor::fault::Fault;
 use hatchery_actor::task_handle::TaskFault;
-use hatchery_process::state::RunsInPool;
+use hatchery_process::task::RunsInPool;
 use hatchery_supervisor::errors::StartError;
 use hatchery_supervisor::tree::Tree;
 use tokio::time::Instant;
@@ -210,7 +210,8 @@ impl Pool {
         self.join().await
     }
 
-    /// Kills the workers and ends all jobs, with `is_closed`; waits for no task. Resolves when the workers are gone.
+    /// Kills the workers and ends all jobs, with `is_closed`; waits for no task. Resolves when the workers are gone, which is a
+    /// matter of milliseconds: none is asked to leave, so neither SIGTERM nor a finaliser comes into it.
     ///
     /// # Errors
     /// It had ended before: its workers could not be started any more.

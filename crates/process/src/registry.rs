@@ -65,15 +65,8 @@ pub(crate) fn host(actor: HostedActor) {
 /// # Errors
 /// There is none, or more than one.
 pub fn task(name: &str, place: &str) -> Result<&'static TaskEntry, Fault> {
-    let entries: Vec<_> = inventory::iter::<HostedTask>().map(|task| task.0).collect();
-    let found = entries.iter().filter(|entry| entry.name == name && entry.place.to_string() == place);
-    one(
-        "task",
-        name,
-        found.copied().collect(),
-        |entry| entry.place,
-        || entries.iter().map(|entry| entry.name.to_owned()).collect(),
-    )
+    let all = inventory::iter::<HostedTask>().map(|task| task.0).collect();
+    one("task", name, place, all, |entry| (entry.name, entry.place))
 }
 
 /// Finds a function that builds state by name and place.
@@ -81,15 +74,8 @@ pub fn task(name: &str, place: &str) -> Result<&'static TaskEntry, Fault> {
 /// # Errors
 /// There is none, or more than one.
 pub fn state(name: &str, place: &str) -> Result<&'static StateEntry, Fault> {
-    let entries: Vec<_> = inventory::iter::<HostedState>().map(|state| state.0).collect();
-    let found = entries.iter().filter(|entry| entry.name == name && entry.place.to_string() == place);
-    one(
-        "state",
-        name,
-        found.copied().collect(),
-        |entry| entry.place,
-        || entries.iter().map(|entry| entry.name.to_owned()).collect(),
-    )
+    let all = inventory::iter::<HostedState>().map(|state| state.0).collect();
+    one("state", name, place, all, |entry| (entry.name, entry.place))
 }
 
 /// Finds an actor by name and place.
@@ -101,40 +87,38 @@ pub(crate) fn actor(name: &str, place: &str) -> Result<HostedActor, Fault> {
             entries.push(*actor);
         }
     }
-    let found = entries.iter().filter(|entry| (entry.name)() == name && (entry.place)().to_string() == place);
-    one(
-        "actor",
-        name,
-        found.copied().collect(),
-        |entry| (entry.place)(),
-        || entries.iter().map(|entry| (entry.name)().to_owned()).collect(),
-    )
+    one("actor", name, place, entries, |entry| ((entry.name)(), (entry.place)()))
 }
 
-/// Exactly one, or an error that names all there are.
-fn one<T>(
+/// The one of them all that is called so, or an error that names all there are.
+fn one<T: Copy>(
     kind: &str,
     name: &str,
-    mut found: Vec<T>,
-    place: impl Fn(&T) -> Place,
-    all: impl Fn() -> Vec<String>,
+    place: &str,
+    all: Vec<T>,
+    called: impl Fn(T) -> (&'static str, Place),
 ) -> Result<T, Fault> {
-    if found.len() > 1 {
-        let places: Vec<_> = found.iter().map(|entry| place(entry).to_string()).collect();
-        return Err(Fault::Refused(format!(
-            "the {kind} {name} is registered twice: at {}; register it once",
-            places.join(" and at ")
-        )));
+    let names = all.iter().map(|entry| (*entry, called(*entry)));
+    let found: Vec<_> = names.filter(|(_, of)| of.0 == name && of.1.to_string() == place).collect();
+    match found[..] {
+        [(entry, _)] => Ok(entry),
+        [] => {
+            let mut names: Vec<_> = all.into_iter().map(|entry| called(entry).0).collect();
+            names.sort_unstable();
+            names.dedup();
+            let hosted = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+            Err(Fault::Refused(format!(
+                "the {kind} {name} is not hosted by this program. Hosted are: {hosted}. A generic actor is registered \
+                 by hand, with `hatchery::hosts!({name});` beside any function; an item of a crate that the program \
+                 does not otherwise use is linked by `use that_crate as _;`"
+            )))
+        }
+        _ => {
+            let places: Vec<_> = found.iter().map(|(_, (_, place))| place.to_string()).collect();
+            Err(Fault::Refused(format!(
+                "the {kind} {name} is registered twice: at {}; register it once",
+                places.join(" and at ")
+            )))
+        }
     }
-    found.pop().ok_or_else(|| {
-        let mut names = all();
-        names.sort();
-        names.dedup();
-        let hosted = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-        Fault::Refused(format!(
-            "the {kind} {name} is not hosted by this program. Hosted are: {hosted}. A generic actor is registered \
-             by hand, with `hatchery::hosts!({name});` beside any function; an item of a crate that the program does \
-             not otherwise use is linked by `use that_crate as _;`"
-        ))
-    })
 }

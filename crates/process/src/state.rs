@@ -10,7 +10,8 @@ use hatchery_actor::error::Error;
 use hatchery_wire::{Body, DecodeError, EncodeError};
 
 use crate::task::{
-    LocalFuture, OnState, Packing, RunOnState, Runs, StateType, TaskEntry, TaskOutcome, TaskRun,
+    Caller, LocalFuture, OnState, RunOnState, Runs, RunsInPool, StateType, TaskEntry, TaskOutcome, TaskRun,
+    stands_for_its_function,
 };
 
 /// What a registered function that builds state is to the worker that calls it.
@@ -92,25 +93,7 @@ impl<S, A, F> State<S, A, F> {
     }
 }
 
-impl<S, A, F> Deref for State<S, A, F> {
-    type Target = F;
-    fn deref(&self) -> &F {
-        &self.call
-    }
-}
-
-impl<S, A, F: Copy> Clone for State<S, A, F> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl<S, A, F: Copy> Copy for State<S, A, F> {}
-
-impl<S, A, F> fmt::Debug for State<S, A, F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "State({})", self.entry.name)
-    }
-}
+stands_for_its_function!(State<S, A>, state => state.entry.name);
 
 /// What builds the state of a pool's workers: a [`State`].
 #[diagnostic::on_unimplemented(
@@ -147,27 +130,16 @@ impl<S: 'static, A, F> BuildsState for State<S, A, F> {
 ///
 /// It runs in workers of pools alone, which have such a state: it is no [`Runs`], but a [`RunsInPool`].
 pub struct TaskOn<S, A, R, F> {
-    entry: &'static TaskEntry,
+    caller: Caller<A, R>,
     call: F,
-    encode: fn(&A) -> Result<Body, EncodeError>,
-    decode: fn(Body) -> Result<R, DecodeError>,
-    packing: Packing<A, R>,
-    types: PhantomData<fn(S, A) -> R>,
+    state: PhantomData<fn(S)>,
 }
 
 impl<S, A, R, F> TaskOn<S, A, R, F> {
     /// Written by `#[task]`.
     #[doc(hidden)]
-    pub const fn new(
-        entry: &'static TaskEntry,
-        call: F,
-        encode: fn(&A) -> Result<Body, EncodeError>,
-        decode: fn(Body) -> Result<R, DecodeError>,
-        encode_packed: fn(A, &mut Vec<u8>) -> Result<Option<Body>, EncodeError>,
-        decode_packed: fn(&[u8]) -> Result<R, DecodeError>,
-    ) -> TaskOn<S, A, R, F> {
-        let packing = Packing { encode: encode_packed, decode: decode_packed };
-        TaskOn { entry, call, encode, decode, packing, types: PhantomData }
+    pub const fn new(caller: Caller<A, R>, call: F) -> TaskOn<S, A, R, F> {
+        TaskOn { caller, call, state: PhantomData }
     }
 
     /// Stands where `#[task]` refused a function, so that its callers are not refused as well; never runs.
@@ -183,93 +155,18 @@ impl<S, A, R, F> TaskOn<S, A, R, F> {
             }),
             None,
         );
-        TaskOn::new(
-            &ENTRY,
-            call,
-            |_| unreachable!(),
-            |_| unreachable!(),
-            |_, _| unreachable!(),
-            |_| unreachable!(),
-        )
+        TaskOn::new(Caller::refused(&ENTRY), call)
     }
 }
 
-impl<S, A, R, F> Deref for TaskOn<S, A, R, F> {
-    type Target = F;
-    fn deref(&self) -> &F {
-        &self.call
-    }
-}
-
-impl<S, A, R, F: Copy> Clone for TaskOn<S, A, R, F> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl<S, A, R, F: Copy> Copy for TaskOn<S, A, R, F> {}
-
-impl<S, A, R, F> fmt::Debug for TaskOn<S, A, R, F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "TaskOn({})", self.entry.name)
-    }
-}
-
-/// What a worker of a pool can run: a [`Task`](crate::task::Task), or a [`TaskOn`] its state.
-#[diagnostic::on_unimplemented(
-    message = "`{Self}` cannot run in another process",
-    label = "write `#[hatchery::task]` on a named function, and give that",
-    note = "a closure or a plain function has no name that another process could find it by"
-)]
-pub trait RunsInPool {
-    /// What it takes besides the state: nothing, its one parameter, or the tuple of them.
-    type Args;
-    /// What it returns, literally.
-    type Output;
-
-    #[doc(hidden)]
-    fn entry(&self) -> &'static TaskEntry;
-    #[doc(hidden)]
-    fn encode_args(&self, args: &Self::Args) -> Result<Body, EncodeError>;
-    #[doc(hidden)]
-    fn decoder(&self) -> fn(Body) -> Result<Self::Output, DecodeError>;
-    #[doc(hidden)]
-    fn packing(&self) -> Packing<Self::Args, Self::Output>;
-}
-
-#[diagnostic::do_not_recommend]
-impl<T: Runs> RunsInPool for T {
-    type Args = T::Args;
-    type Output = T::Output;
-
-    fn entry(&self) -> &'static TaskEntry {
-        Runs::entry(self)
-    }
-    fn encode_args(&self, args: &T::Args) -> Result<Body, EncodeError> {
-        Runs::encode_args(self, args)
-    }
-    fn decoder(&self) -> fn(Body) -> Result<T::Output, DecodeError> {
-        Runs::decoder(self)
-    }
-    fn packing(&self) -> Packing<T::Args, T::Output> {
-        Runs::packing(self)
-    }
-}
+stands_for_its_function!(TaskOn<S, A, R>, task => task.caller.entry.name);
 
 impl<S, A, R, F> RunsInPool for TaskOn<S, A, R, F> {
     type Args = A;
     type Output = R;
 
-    fn entry(&self) -> &'static TaskEntry {
-        self.entry
-    }
-    fn encode_args(&self, args: &A) -> Result<Body, EncodeError> {
-        (self.encode)(args)
-    }
-    fn decoder(&self) -> fn(Body) -> Result<R, DecodeError> {
-        self.decode
-    }
-    fn packing(&self) -> Packing<A, R> {
-        self.packing
+    fn caller(&self) -> &Caller<A, R> {
+        &self.caller
     }
 }
 
@@ -287,24 +184,8 @@ pub struct Borrower<S>(PhantomData<fn(S)>);
 )]
 pub trait RunsAlone {}
 
-impl<S, A, R, F> Runs for TaskOn<S, A, R, F>
-where
+impl<S, A, R, F> Runs for TaskOn<S, A, R, F> where
     // Another type than the one above: of two with the same the compiler tells of the other.
-    Borrower<S>: RunsAlone,
+    Borrower<S>: RunsAlone
 {
-    type Args = A;
-    type Output = R;
-
-    fn entry(&self) -> &'static TaskEntry {
-        self.entry
-    }
-    fn encode_args(&self, args: &A) -> Result<Body, EncodeError> {
-        (self.encode)(args)
-    }
-    fn decoder(&self) -> fn(Body) -> Result<R, DecodeError> {
-        self.decode
-    }
-    fn packing(&self) -> Packing<A, R> {
-        self.packing
-    }
 }

@@ -3,7 +3,6 @@
 use std::any::{Any, TypeId};
 use std::fmt;
 use std::future::Future;
-use std::marker::PhantomData;
 use std::ops::Deref;
 use std::pin::Pin;
 
@@ -223,12 +222,43 @@ fn lent_wrongly() -> Fault {
 /// A function that another process can run: what `#[task]` makes of a function. It derefs to the function, so
 /// calling it is a plain call.
 pub struct Task<A, R, F> {
-    entry: &'static TaskEntry,
+    caller: Caller<A, R>,
     call: F,
+}
+
+/// What a caller needs of a task, besides its function.
+#[doc(hidden)]
+pub struct Caller<A, R> {
+    pub(crate) entry: &'static TaskEntry,
     encode: fn(&A) -> Result<Body, EncodeError>,
     decode: fn(Body) -> Result<R, DecodeError>,
     packing: Packing<A, R>,
-    types: PhantomData<fn(A) -> R>,
+}
+
+impl<A, R> Clone for Caller<A, R> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<A, R> Copy for Caller<A, R> {}
+
+impl<A, R> Caller<A, R> {
+    /// Written by `#[task]`.
+    pub const fn new(
+        entry: &'static TaskEntry,
+        encode: fn(&A) -> Result<Body, EncodeError>,
+        decode: fn(Body) -> Result<R, DecodeError>,
+        encode_packed: fn(A, &mut Vec<u8>) -> Result<Option<Body>, EncodeError>,
+        decode_packed: fn(&[u8]) -> Result<R, DecodeError>,
+    ) -> Caller<A, R> {
+        let packing = Packing { encode: encode_packed, decode: decode_packed };
+        Caller { entry, encode, decode, packing }
+    }
+
+    /// That of a task that was refused, and never runs.
+    pub(crate) const fn refused(entry: &'static TaskEntry) -> Caller<A, R> {
+        Caller::new(entry, |_| unreachable!(), |_| unreachable!(), |_, _| unreachable!(), |_| unreachable!())
+    }
 }
 
 /// The caller's half of many tasks in a row.
@@ -250,16 +280,8 @@ impl<A, R> Copy for Packing<A, R> {}
 impl<A, R, F> Task<A, R, F> {
     /// Written by `#[task]`.
     #[doc(hidden)]
-    pub const fn new(
-        entry: &'static TaskEntry,
-        call: F,
-        encode: fn(&A) -> Result<Body, EncodeError>,
-        decode: fn(Body) -> Result<R, DecodeError>,
-        encode_packed: fn(A, &mut Vec<u8>) -> Result<Option<Body>, EncodeError>,
-        decode_packed: fn(&[u8]) -> Result<R, DecodeError>,
-    ) -> Task<A, R, F> {
-        let packing = Packing { encode: encode_packed, decode: decode_packed };
-        Task { entry, call, encode, decode, packing, types: PhantomData }
+    pub const fn new(caller: Caller<A, R>, call: F) -> Task<A, R, F> {
+        Task { caller, call }
     }
 
     /// Stands where `#[task]` refused a function, so that its callers are not refused as well; never runs.
@@ -267,34 +289,69 @@ impl<A, R, F> Task<A, R, F> {
     pub const fn refused(call: F) -> Task<A, R, F> {
         static ENTRY: TaskEntry =
             TaskEntry::new("", Place::new("", 0, 0), TaskRun::Sync(|_| unreachable!()), None);
-        Task::new(
-            &ENTRY,
-            call,
-            |_| unreachable!(),
-            |_| unreachable!(),
-            |_, _| unreachable!(),
-            |_| unreachable!(),
-        )
+        Task::new(Caller::refused(&ENTRY), call)
     }
 }
 
-impl<A, R, F> Deref for Task<A, R, F> {
-    type Target = F;
-    fn deref(&self) -> &F {
-        &self.call
-    }
-}
+/// What an attribute makes of a function derefs to that function, is copied like it, and is shown by its name.
+macro_rules! stands_for_its_function {
+    ($of:ident<$($type:ident),+>, $it:ident => $name:expr) => {
+        impl<$($type,)+ F> Deref for $of<$($type,)+ F> {
+            type Target = F;
+            fn deref(&self) -> &F {
+                &self.call
+            }
+        }
 
-impl<A, R, F: Copy> Clone for Task<A, R, F> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl<A, R, F: Copy> Copy for Task<A, R, F> {}
+        impl<$($type,)+ F: Copy> Clone for $of<$($type,)+ F> {
+            fn clone(&self) -> Self {
+                *self
+            }
+        }
+        impl<$($type,)+ F: Copy> Copy for $of<$($type,)+ F> {}
 
-impl<A, R, F> fmt::Debug for Task<A, R, F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Task({})", self.entry.name)
+        impl<$($type,)+ F> fmt::Debug for $of<$($type,)+ F> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let $it = self;
+                write!(f, "{}({})", stringify!($of), $name)
+            }
+        }
+    };
+}
+pub(crate) use stands_for_its_function;
+
+stands_for_its_function!(Task<A, R>, task => task.caller.entry.name);
+
+/// What a worker of a pool can run: a [`Task`], or a [`TaskOn`](crate::state::TaskOn) its state.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot run in another process",
+    label = "write `#[hatchery::task]` on a named function, and give that",
+    note = "a closure or a plain function has no name that another process could find it by"
+)]
+pub trait RunsInPool {
+    /// What it takes besides the state: nothing, its one parameter, or the tuple of them.
+    type Args;
+    /// What it returns, literally.
+    type Output;
+
+    #[doc(hidden)]
+    fn caller(&self) -> &Caller<Self::Args, Self::Output>;
+
+    #[doc(hidden)]
+    fn entry(&self) -> &'static TaskEntry {
+        self.caller().entry
+    }
+    #[doc(hidden)]
+    fn encode_args(&self, args: &Self::Args) -> Result<Body, EncodeError> {
+        (self.caller().encode)(args)
+    }
+    #[doc(hidden)]
+    fn decoder(&self) -> fn(Body) -> Result<Self::Output, DecodeError> {
+        self.caller().decode
+    }
+    #[doc(hidden)]
+    fn packing(&self) -> Packing<Self::Args, Self::Output> {
+        self.caller().packing
     }
 }
 
@@ -304,36 +361,15 @@ impl<A, R, F> fmt::Debug for Task<A, R, F> {
     label = "write `#[hatchery::task]` on a named function, and give that",
     note = "a closure or a plain function has no name that another process could find it by"
 )]
-pub trait Runs {
-    /// What it takes: nothing, its one parameter, or the tuple of them.
-    type Args;
-    /// What it returns, literally.
-    type Output;
+pub trait Runs: RunsInPool {}
 
-    #[doc(hidden)]
-    fn entry(&self) -> &'static TaskEntry;
-    #[doc(hidden)]
-    fn encode_args(&self, args: &Self::Args) -> Result<Body, EncodeError>;
-    #[doc(hidden)]
-    fn decoder(&self) -> fn(Body) -> Result<Self::Output, DecodeError>;
-    #[doc(hidden)]
-    fn packing(&self) -> Packing<Self::Args, Self::Output>;
-}
-
-impl<A, R, F> Runs for Task<A, R, F> {
+impl<A, R, F> RunsInPool for Task<A, R, F> {
     type Args = A;
     type Output = R;
 
-    fn entry(&self) -> &'static TaskEntry {
-        self.entry
-    }
-    fn encode_args(&self, args: &A) -> Result<Body, EncodeError> {
-        (self.encode)(args)
-    }
-    fn decoder(&self) -> fn(Body) -> Result<R, DecodeError> {
-        self.decode
-    }
-    fn packing(&self) -> Packing<A, R> {
-        self.packing
+    fn caller(&self) -> &Caller<A, R> {
+        &self.caller
     }
 }
+
+impl<A, R, F> Runs for Task<A, R, F> {}

@@ -134,12 +134,6 @@ impl Ledger {
         self.lanes[lane as usize].cursor()
     }
 
-    /// The lane in which that task runs, at this moment.
-    pub fn lane_of(&self, task: u32) -> Option<u32> {
-        let runs = |reader: &&Reader<_>| reader.cursor().running == Some(task);
-        self.lanes.iter().find(runs).map(|reader| reader.lane)
-    }
-
     /// Closes a lane if that task runs there, and says whether it did: then it will not finish, and nothing else begins
     /// there.
     ///
@@ -153,7 +147,7 @@ impl Ledger {
     ///
     /// If there is no such lane.
     pub fn close_running(&mut self, lane: u32, task: u32) -> Result<bool, LedgerError> {
-        self.lanes[lane as usize].close_if(Some(task))
+        self.lanes[lane as usize].close_running(task)
     }
 
     /// Holds a lane behind that task if it runs there, and says whether it does: then it finishes as it would have, but nothing
@@ -182,29 +176,6 @@ impl Ledger {
     /// If there is no such lane.
     pub fn hold(&mut self, lane: u32, task: u32) -> Result<bool, LedgerError> {
         self.lanes[lane as usize].hold(task)
-    }
-
-    /// Closes a lane if nothing runs there, and says whether that was so: then the worker can be ended at no cost.
-    ///
-    /// # Errors
-    ///
-    /// The worker moves the cursor as none does.
-    ///
-    /// # Panics
-    ///
-    /// If there is no such lane.
-    pub fn close_idle(&mut self, lane: u32) -> Result<bool, LedgerError> {
-        self.lanes[lane as usize].close_if(None)
-    }
-
-    /// Closes a lane whatever it does, and gives what it did just before: what runs there is ended, and nothing
-    /// else begins.
-    ///
-    /// # Panics
-    ///
-    /// If there is no such lane.
-    pub fn close(&mut self, lane: u32) -> Cursor {
-        self.lanes[lane as usize].close()
     }
 
     /// Says that the pool is about to sleep, and wants to be woken; and whether it may: `false` if something has happened
@@ -296,48 +267,33 @@ impl<W: Words> Reader<W> {
         *self.wrong.get_or_insert(error)
     }
 
-    pub(crate) fn close_if(&mut self, running: Option<u32>) -> Result<bool, LedgerError> {
-        if let Some(wrong) = self.wrong {
-            return Err(wrong);
-        }
-        let seen = Packed(self.words.load(self.place.cursor, Acquire));
-        if self.closed || seen.running() != running {
-            return Ok(false);
-        }
-        let closed = seen.with(CLOSE);
-        match self.words.compare_exchange(self.place.cursor, seen.0, closed.0, AcqRel) {
-            Ok(()) => {
-                self.closed = true;
-                Ok(true)
-            }
-            // It has moved on. An idle lane may be idle again: with another result, or with a task in between.
-            Err(now) if running.is_none() || Packed(now).running() != running => Ok(false),
-            // No step of a worker leaves the same task running.
-            Err(_) => Err(self.doubt(LedgerError::Cursor { lane: self.lane })),
-        }
+    pub(crate) fn close_running(&mut self, running: u32) -> Result<bool, LedgerError> {
+        // Also if the bit is there: then the worker has set it, and is not believed.
+        let closes = self.set_while(running, CLOSE, 0)?;
+        self.closed |= closes;
+        Ok(closes)
     }
 
     pub(crate) fn hold(&mut self, running: u32) -> Result<bool, LedgerError> {
+        // The worker that finishes the task finds the word changed, and this in it.
+        self.set_while(running, HOLD, HOLD)
+    }
+
+    /// Sets a bit if that task runs and the lane is not closed, unless such bits are there; and says whether it did.
+    fn set_while(&mut self, running: u32, bit: u64, unless: u64) -> Result<bool, LedgerError> {
         if let Some(wrong) = self.wrong {
             return Err(wrong);
         }
         let seen = Packed(self.words.load(self.place.cursor, Acquire));
-        if self.closed || seen.held() || seen.running() != Some(running) {
+        if self.closed || seen.0 & unless != 0 || seen.running() != Some(running) {
             return Ok(false);
         }
-        // The worker that finishes the task finds the word changed, and this in it.
-        match self.words.compare_exchange(self.place.cursor, seen.0, seen.with(HOLD).0, AcqRel) {
+        match self.words.compare_exchange(self.place.cursor, seen.0, seen.with(bit).0, AcqRel) {
             Ok(()) => Ok(true),
             Err(now) if Packed(now).running() != Some(running) => Ok(false),
+            // No step of a worker leaves the same task running.
             Err(_) => Err(self.doubt(LedgerError::Cursor { lane: self.lane })),
         }
-    }
-
-    pub(crate) fn close(&mut self) -> Cursor {
-        let before = Packed(self.words.set_bits(self.place.cursor, CLOSE, AcqRel));
-        let before = Cursor { closed: self.closed, ..before.cursor() };
-        self.closed = true;
-        before
     }
 
     pub(crate) fn arm(&mut self, wake: Wake) -> bool {

@@ -134,11 +134,6 @@ impl Words for Side {
         }
         result
     }
-
-    fn set_bits(&self, at: usize, bits: u64, order: Ordering) -> u64 {
-        self.step();
-        self.words[at].fetch_or(bits, order)
-    }
 }
 
 /// A run of a worker with some tasks, and of its pool.
@@ -303,7 +298,7 @@ impl Pool {
 
     /// Ends a task, or learns that it cannot.
     fn end(&mut self, task: u32) {
-        let closed = self.reader.close_if(Some(task)).expect("an honest worker is believed");
+        let closed = self.reader.close_running(task).expect("an honest worker is believed");
         if closed || self.run.mistake == Mistake::KillsAnyway {
             self.ended = Some(task);
         }
@@ -410,23 +405,6 @@ fn a_lane_that_is_held_can_still_be_closed() {
         holds(pool);
         pool.end(1);
         pool.drain();
-    });
-}
-
-#[test]
-fn a_lane_that_was_closed_while_idle_begins_nothing() {
-    Run::new(Mistake::None).check(|pool| {
-        if pool.reader.close_if(None).unwrap() {
-            pool.worker.take().unwrap().join().unwrap();
-            assert!(pool.reader.cursor().running.is_none());
-        }
-    });
-}
-
-#[test]
-fn what_ran_when_a_lane_was_closed_is_said() {
-    Run::new(Mistake::None).check(|pool| {
-        pool.ended = pool.reader.close().running;
     });
 }
 

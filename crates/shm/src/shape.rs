@@ -18,7 +18,7 @@ const TAIL: usize = 16;
 /// ```
 /// # use hatchery_shm::Shape;
 /// let shape = Shape::new(1, 64 * 1024)?;
-/// assert_eq!(shape.largest_result(), 64 * 1024 - 8);
+/// assert_eq!((shape.lanes(), shape.ring()), (1, 64 * 1024));
 /// # Ok::<_, hatchery_shm::ShapeError>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,14 +55,9 @@ impl Shape {
         self.lanes
     }
 
-    /// Bytes of each lane's ring.
+    /// Bytes of each lane's ring. A result that has more than these but 8 is never kept in the ledger.
     pub fn ring(self) -> u32 {
         self.ring
-    }
-
-    /// Bytes that a result can have at most to be kept in the ledger, if there is room: those of a ring but 8.
-    pub fn largest_result(self) -> usize {
-        self.ring as usize - 8
     }
 
     /// Bytes of memory that it takes.

@@ -35,7 +35,7 @@ fn a_shape_is_within_its_limits_and_travels_as_two_numbers() {
     assert_eq!(Shape::new(1025, 16), Err(ShapeError::Lanes { asked: 1025, limit: 1024 }));
     assert_eq!(Shape::new(1, (1 << 20) + 1), Err(ShapeError::Ring { asked: (1 << 20) + 1, limit: 1 << 20 }));
     let shape = Shape::new(3, 1000).unwrap();
-    assert_eq!((shape.ring(), shape.largest_result(), shape.size()), (1024, 1016, 3 * (256 + 1024)));
+    assert_eq!((shape.ring(), shape.size()), (1024, 3 * (256 + 1024)));
     assert_eq!((Shape::new(1, 0).unwrap().ring(), Shape::new(1, u32::MAX).is_err()), (16, true));
     assert_eq!(<(u32, u32)>::from(shape), (3, 1024));
     assert_eq!(Shape::try_from((3, 1024)), Ok(shape));
@@ -161,26 +161,31 @@ fn a_pool_that_sleeps_is_woken_once_and_when_it_wants_to_be() {
 
 #[test]
 fn a_closed_lane_begins_and_finishes_nothing() {
-    let (mut ledger, mut lanes) = pair(3, 64);
-    assert_eq!(ledger.close_running(0, 7), Ok(false));
+    let (mut ledger, mut lanes) = pair(2, 64);
+    assert_eq!(ledger.close_running(0, 7), Ok(false), "it is idle");
     lanes[0].begin(7).unwrap();
-    assert_eq!((ledger.lane_of(7), ledger.lane_of(8)), (Some(0), None));
-    assert_eq!((ledger.close_idle(0), ledger.close_running(0, 8)), (Ok(false), Ok(false)));
+    assert_eq!((ledger.close_running(1, 7), ledger.close_running(0, 8)), (Ok(false), Ok(false)));
     assert_eq!(ledger.close_running(0, 7), Ok(true));
     assert_eq!(ledger.close_running(0, 7), Ok(false), "only once");
     assert_eq!(lanes[0].finish(0, b"late", None), Err(NotKept::Closed(crate::Closed)));
     assert!(lanes[0].finish_elsewhere(None).is_err());
     assert_eq!(ledger.cursor(0), Cursor { running: Some(7), closed: true });
 
-    assert_eq!(ledger.close_idle(1), Ok(true));
-    assert!(lanes[1].begin(9).is_err());
-    assert_eq!(ledger.cursor(1), Cursor { running: None, closed: true });
-
-    lanes[2].begin(10).unwrap();
-    let _ = lanes[2].finish(1, b"in time", Some(11)).unwrap();
-    assert_eq!(ledger.close(2), Cursor { running: Some(11), closed: false });
-    assert_eq!(ledger.close(2), Cursor { running: Some(11), closed: true });
+    lanes[1].begin(10).unwrap();
+    let _ = lanes[1].finish(1, b"in time", Some(11)).unwrap();
+    assert_eq!(ledger.close_running(1, 10), Ok(false), "too late");
+    assert_eq!(ledger.cursor(1), Cursor { running: Some(11), closed: false });
     assert_eq!(drained(&mut ledger), [(10, 1, b"in time".to_vec())]);
+}
+
+#[test]
+fn a_lane_that_its_worker_calls_closed_is_none_and_can_be_closed() {
+    let (mut ledger, mut lanes) = pair(1, 64);
+    let memory = Map::new(&ledger.share().unwrap(), ledger.shape().words()).unwrap();
+    lanes[0].begin(7).unwrap();
+    memory.words()[0].fetch_or(crate::cursor::CLOSE, Relaxed);
+    assert!(!ledger.cursor(0).closed);
+    assert_eq!((ledger.close_running(0, 7), ledger.close_running(0, 7)), (Ok(true), Ok(false)));
 }
 
 #[test]
@@ -309,8 +314,9 @@ proptest! {
                     held = held.or(running.filter(|_| holds));
                 }
                 Step::Close => {
-                    prop_assert_eq!(ledger.close(0), Cursor { running, closed });
-                    closed = true;
+                    let closes = running.is_some() && !closed;
+                    prop_assert_eq!(ledger.close_running(0, running.unwrap_or(next)), Ok(closes));
+                    closed |= closes;
                 }
                 _ => {}
             }
@@ -326,7 +332,7 @@ proptest! {
     ) {
         let mut ledger = Ledger::create(Shape::new(2, 128).unwrap()).unwrap();
         let memory = Map::new(&ledger.share().unwrap(), ledger.shape().words()).unwrap();
-        let mut wrong = None;
+        let (mut wrong, mut ever) = (None, false);
         for (batch, task) in writes.into_iter().zip(tasks) {
             for (at, value) in batch {
                 let words = memory.words();
@@ -334,17 +340,17 @@ proptest! {
             }
             let mut largest = 0;
             let drained = ledger.drain(|record| largest = largest.max(record.bytes.len()));
-            prop_assert!(largest <= ledger.shape().largest_result());
+            prop_assert!(largest <= ledger.shape().ring() as usize - 8);
             if let Some(wrong) = wrong {
                 prop_assert!(drained.is_err(), "after {wrong}");
             }
             wrong = drained.err().or(wrong);
-            let _ = (ledger.cursor(0), ledger.lane_of(task), ledger.arm(Wake::Each), ledger.arm(Wake::Idle));
+            let _ = (ledger.cursor(0), ledger.arm(Wake::Each), ledger.arm(Wake::Idle));
             let closed = ledger.close_running(1, task) == Ok(true);
             prop_assert!(!closed || ledger.close_running(1, task) != Ok(true), "only once");
+            ever |= closed;
+            prop_assert_eq!(ledger.cursor(1).closed, ever, "whatever the memory says");
         }
-        let _ = ledger.close(0);
-        prop_assert!(ledger.cursor(0).closed, "whatever the memory says");
     }
 
     /// The same for the worker, whose pool has no reason to, and for the numbers that it counts by.

@@ -15,8 +15,6 @@ pub(crate) trait Words {
     fn store(&self, at: usize, value: u64, order: Ordering);
     /// The value there if it was another one, which is then left as it is.
     fn compare_exchange(&self, at: usize, current: u64, new: u64, success: Ordering) -> Result<(), u64>;
-    /// Adds bits, and gives what was there before.
-    fn set_bits(&self, at: usize, bits: u64, order: Ordering) -> u64;
 }
 
 impl Words for Arc<Map> {
@@ -33,10 +31,5 @@ impl Words for Arc<Map> {
     #[inline]
     fn compare_exchange(&self, at: usize, current: u64, new: u64, success: Ordering) -> Result<(), u64> {
         AtomicU64::compare_exchange(&self.words()[at], current, new, success, Ordering::Relaxed).map(drop)
-    }
-
-    #[inline]
-    fn set_bits(&self, at: usize, bits: u64, order: Ordering) -> u64 {
-        self.words()[at].fetch_or(bits, order)
     }
 }

@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use hatchery_actor::actor::Place;
@@ -23,8 +24,8 @@ use crate::terms::VALUE;
 static ENTRY: TaskEntry =
     TaskEntry::new("task", Place::new("", 0, 0), TaskRun::Sync(|_| unreachable!()), None);
 
-/// A worker that ends when it is killed, and not before.
-struct Thread(watch::Sender<bool>);
+/// A worker that ends when it is killed, and not before; and the process that it claims to be.
+struct Thread(watch::Sender<bool>, Option<u32>);
 
 impl Child for Thread {
     fn stop(&self, rung: Rung) {
@@ -34,7 +35,7 @@ impl Child for Thread {
     }
 
     fn pid(&self) -> Option<u32> {
-        None
+        self.1
     }
 
     fn exited(&self) -> BoxFuture<Arc<Exit>> {
@@ -58,12 +59,21 @@ async fn kept(tasks: u32, worker: impl FnOnce(UnixStream, Lane) + Send + 'static
 
 async fn attended(shared: &Shared, arrived: Arrived) {
     let keeper = attend(shared, 0, arrived);
-    tokio::time::timeout(std::time::Duration::from_secs(30), keeper).await.expect("it is not killed");
+    tokio::time::timeout(Duration::from_secs(30), keeper).await.expect("it is not killed");
 }
 
 /// What the two sides of a worker have that has been given so many tasks.
 fn made(tasks: u32) -> (Arc<Shared>, JobId, Arrived, UnixStream, Lane) {
-    let shared = Shared::new(Rules { prefetch: 1, max_tasks: None, lanes: 1 }, Size::fixed(1), None);
+    made_as(tasks, None, None)
+}
+
+/// The same, where a worker may have so much memory, and is this process.
+fn made_as(
+    tasks: u32,
+    most: Option<u64>,
+    pid: Option<u32>,
+) -> (Arc<Shared>, JobId, Arrived, UnixStream, Lane) {
+    let shared = Shared::new(Rules { prefetch: 1, max_tasks: None, lanes: 1 }, Size::fixed(1), most);
     let wants =
         Wants { entry: &ENTRY, timeout: None, retries: 0, poison_after: None, priority: Priority::Normal };
     let row = Row { bytes: Bytes::from(vec![0; 4 * tasks as usize]), count: tasks };
@@ -76,7 +86,7 @@ fn made(tasks: u32) -> (Arc<Shared>, JobId, Arrived, UnixStream, Lane) {
     let lane = Lane::open(ledger.share().unwrap(), ledger.shape()).unwrap().pop().unwrap();
     let (socket, there) = UnixStream::pair().unwrap();
     let (child, seat) = (
-        Thread(watch::Sender::new(false)),
+        Thread(watch::Sender::new(false), pid),
         Seat::with("/pool/worker-0".into(), "worker", 1, Shutdown::kill()),
     );
     let arrived = Arrived { start: 0, socket, ledger, child: Arc::new(child), seat };
@@ -131,4 +141,22 @@ async fn a_worker_that_hangs_up_and_does_not_leave_is_killed() {
     drop(there);
     attended(&shared, arrived).await;
     assert_eq!(shared.with(|plan| plan.waiting()), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_whose_memory_cannot_be_read_is_not_replaced_for_it() {
+    let no_process = u32::MAX;
+    for (pid, replaced) in [(Some(std::process::id()), true), (Some(no_process), false), (None, false)] {
+        let (shared, _, arrived, _there, mut lane) = made_as(1, Some(1), pid);
+        lane.begin(0).unwrap();
+        let child = arrived.child.clone();
+        let looks = async {
+            // It is looked at every 250 ms.
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            let leaves = shared.with(|plan| plan.workers(tokio::time::Instant::now())[0].is_leaving);
+            assert_eq!(leaves, replaced, "{pid:?}");
+            child.stop(Rung::Kill);
+        };
+        tokio::join!(attended(&shared, arrived), looks);
+    }
 }

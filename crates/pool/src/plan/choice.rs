@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::back::LONG;
 use super::lines::{Given, Up, runs_alone};
+use super::suspects::Turn;
 use super::{Chunk, Order, Plan};
 
 /// A chunk is given to a worker before it has finished the one before only if it should come to it within this time.
@@ -24,15 +25,15 @@ pub(super) const MOST_AHEAD: usize = 64;
 pub(crate) const QUEUE: usize = 1024;
 
 /// A chunk that waits, and where it goes.
-struct Next {
-    /// Where it is in which queue.
-    queue: usize,
-    at: usize,
-    expected: Duration,
-    alone: bool,
+pub(super) struct Next {
+    /// Where it is in which queue; in that of the suspects, if none is named.
+    pub(super) queue: Option<usize>,
+    pub(super) at: usize,
+    pub(super) expected: Duration,
+    pub(super) alone: bool,
     /// The line of a worker that gets it.
-    index: usize,
-    lane: u16,
+    pub(super) index: usize,
+    pub(super) lane: u16,
 }
 
 impl Plan {
@@ -55,20 +56,28 @@ impl Plan {
         }
         loop {
             self.let_in();
-            if self.ready.iter().all(VecDeque::is_empty) {
+            if self.cleared_in_vain().is_some() {
+                self.cleared = None;
+            }
+            if self.ready.iter().chain([&self.suspects]).all(VecDeque::is_empty) {
                 break;
             }
             let Some(Next { queue, at, expected, alone, index, lane }) = self.next_chunk(now) else {
+                self.clear_one();
                 // Another worker might take one.
                 self.staff_called |= self.may_start();
                 break;
             };
-            let Some(mut chunk) = self.ready[queue].remove(at) else { return };
+            let from = queue.map_or(&mut self.suspects, |queue| &mut self.ready[queue]);
+            let Some(mut chunk) = from.remove(at) else { return };
+            if chunk.suspect && self.cleared == Some(index) {
+                self.cleared = None;
+            }
             // In its place, so that nobody waits outside for ever while others keep the line full.
             self.let_one_in();
             let Some(up) = &mut self.places[index].up else { return };
             let most = u32::try_from(up.left).unwrap_or(u32::MAX);
-            if chunk.load.count() > most {
+            if let Some(queue) = queue.filter(|_| chunk.load.count() > most) {
                 // The rest is for others.
                 let load = chunk.load.split_to(most);
                 let rest = Chunk { first: chunk.first + u64::from(most), ..chunk.clone() };
@@ -76,6 +85,7 @@ impl Plan {
                 chunk.load = load;
             }
             let Some(job) = self.jobs.get(&chunk.job) else { continue };
+            up.turn = if chunk.suspect { Turn::Suspect } else { Turn::All };
             let count = chunk.load.count();
             let number = up.next;
             up.next = up.next.wrapping_add(count);
@@ -106,25 +116,29 @@ impl Plan {
     }
 
     /// What can be given to somebody: what goes first, mostly. Where workers have several lines, tasks that run alone, for which
-    /// there is no room, let others pass, and the other way round.
+    /// there is no room, let others pass, and the other way round. Suspects come before all others of their priority, but
+    /// where it is others' turn.
     fn next_chunk(&self, now: Instant) -> Option<Next> {
         let alone = |chunk: &Chunk| self.jobs.get(&chunk.job).is_none_or(|job| runs_alone(job.wants.entry));
         let several = self.rules.lanes > 1;
         for (queue, chunks) in self.ready.iter().enumerate().rev() {
+            if let Some(next) = self.next_suspect(queue, false) {
+                return Some(next);
+            }
             let Some(first) = chunks.front() else { continue };
             let is_alone = alone(first);
             let other = || chunks.iter().position(|chunk| alone(chunk) != is_alone);
             for at in [Some(0), several.then(other).flatten()].into_iter().flatten() {
                 let (expected, alone) = (self.expected(&chunks[at]), is_alone == (at == 0));
                 if let Some((index, lane)) = self.free_line(expected, alone, now) {
-                    return Some(Next { queue, at, expected, alone, index, lane });
+                    return Some(Next { queue: Some(queue), at, expected, alone, index, lane });
                 }
             }
             if !several {
                 return None;
             }
         }
-        None
+        (0..self.ready.len()).rev().find_map(|queue| self.next_suspect(queue, true))
     }
 
     /// Has those who wait outside get in line, as far as there is room.
@@ -137,11 +151,11 @@ impl Plan {
     /// Has the first one of those who wait outside get in line.
     fn let_one_in(&mut self) {
         let Some(((Reverse(priority), job), load)) = self.outside.pop_first() else { return };
-        self.ready[priority as usize].push_back(Chunk { job, first: 0, load, tried: 0, deaths: 0 });
+        self.ready[priority as usize].push_back(Chunk::new(job, 0, load));
     }
 
     /// How long a chunk should take.
-    fn expected(&self, chunk: &Chunk) -> Duration {
+    pub(super) fn expected(&self, chunk: &Chunk) -> Duration {
         let pace = self.jobs.get(&chunk.job).and_then(|job| job.pace);
         pace.map_or(UNKNOWN, |pace| pace.saturating_mul(chunk.load.count()))
     }
@@ -149,7 +163,7 @@ impl Plan {
     /// Which line of which worker has least to do, and can take a chunk that should take so long.
     pub(super) fn free_line(&self, expected: Duration, alone: bool, now: Instant) -> Option<(usize, u16)> {
         let able = self.places.iter().enumerate().filter_map(|(index, place)| {
-            let up = place.up.as_ref().filter(|up| up.can_take_more())?;
+            let up = place.up.as_ref().filter(|up| up.can_take_more() && !self.is_for_suspects(index, up))?;
             let lane = up.shortest(alone);
             let line = &up.lines[usize::from(lane)];
             let others = &line.given;

@@ -112,7 +112,8 @@ impl Plan {
             Some((timeout / 16).clamp(OFTEN, Duration::from_millis(100)))
         });
         let watched = watched.min();
-        [due, watched, up.until_late(now)].into_iter().flatten().min()
+        let in_vain = self.cleared_in_vain().filter(|cleared| *cleared == index).map(|_| Duration::ZERO);
+        [due, watched, up.until_late(now), in_vain].into_iter().flatten().min()
     }
 
     /// Whether a worker has something to do.
@@ -147,13 +148,19 @@ impl Plan {
     ) {
         let Some(up) = self.places[index].up.take() else { return };
         let mut lost = Vec::new();
+        let is_several = up.lines.len() > 1;
+        // It was killed for some of what ran, so it died of nothing else.
+        let killed = up.lines.iter().any(|line| line.ended.is_some());
         for (lane, mut line) in (0..).zip(up.lines) {
             if let Some(first) = line.given.front_mut() {
                 // It can be at that one alone; or at the one before, whose result had come by the socket already. What
                 // else it may say is as good as that.
                 if running(lane).is_some_and(|running| Some(running) != line.last) {
                     let why = line.ended.filter(|(ended, _)| *ended == first.next()).map(|(_, why)| why);
-                    lost.push((one_of(&first.chunk, first.done), why));
+                    let mut task = one_of(&first.chunk, first.done);
+                    task.suspect = is_several;
+                    task.deaths += u32::from(!killed);
+                    lost.push((task, why));
                     first.done += 1;
                 }
             }
@@ -173,11 +180,15 @@ impl Plan {
         self.hand_out(now);
     }
 
-    /// To the front of what waits.
+    /// To the front of what waits; a suspect to those that wait for a worker of their own.
     pub(super) fn put_back(&mut self, chunk: Chunk) {
         let job = self.jobs.get(&chunk.job).filter(|job| !job.cancelled);
         if let Some(job) = job.filter(|_| chunk.load.count() > 0) {
-            self.ready[job.wants.priority as usize].push_front(chunk);
+            if chunk.suspect {
+                self.suspects.push_back(chunk);
+            } else {
+                self.ready[job.wants.priority as usize].push_front(chunk);
+            }
         }
     }
 }

@@ -102,7 +102,7 @@ impl Plan {
             return;
         }
         let queue = of.wants.priority as usize;
-        self.ready[queue].push_back(Chunk { job, first, load, tried: 0, deaths: 0 });
+        self.ready[queue].push_back(Chunk::new(job, first, load));
         self.hand_out(now);
     }
 
@@ -177,6 +177,9 @@ impl Plan {
         }
         self.ready.iter_mut().for_each(|queue| queue.retain(|chunk| chunk.job != id));
         self.later.retain(|_, chunk| chunk.job != id);
+        self.suspects.retain(|chunk| chunk.job != id);
+        // Whoever is being cleared need not be any more.
+        self.calls.extend(self.cleared_in_vain());
         for (index, place) in self.places.iter_mut().enumerate() {
             let Some(up) = &mut place.up else { continue };
             let before = up.orders.len();
@@ -234,10 +237,10 @@ impl Plan {
             // Whoever takes inputs is to learn it, also if nothing is under way.
             self.wakes.extend(job.waker.take());
         }
-        let waiting = self.ready.iter_mut().flat_map(std::mem::take);
+        let waiting = self.ready.iter_mut().chain([&mut self.suspects]).flat_map(std::mem::take);
         let mut all: Vec<Chunk> = waiting.chain(std::mem::take(&mut self.later).into_values()).collect();
         let outside = std::mem::take(&mut self.outside).into_iter();
-        all.extend(outside.map(|((_, job), load)| Chunk { job, first: 0, load, tried: 0, deaths: 0 }));
+        all.extend(outside.map(|((_, job), load)| Chunk::new(job, 0, load)));
         for place in &mut self.places {
             let Some(up) = &mut place.up else { continue };
             all.extend(up.take_all().map(Given::rest));

@@ -11,6 +11,7 @@ use hatchery_wire::{Body, decode_slice};
 use tokio::time::Instant;
 
 use super::lines::{Given, Line};
+use super::suspects::Turn;
 use super::{Chunk, Delivery, Found, Nonsense, Order, Plan, Stand, What, one_of};
 use crate::row::Row;
 use crate::terms::{FAULT, PANIC, SKIPPED, STOPPED, VALUE};
@@ -203,6 +204,9 @@ impl Plan {
         if line.given.is_empty() && lane > 0 {
             up.idle.push(lane);
         }
+        if given.as_ref().is_some_and(|given| given.chunk.suspect) {
+            up.turn = Turn::Others;
+        }
         given
     }
 
@@ -261,14 +265,13 @@ impl Plan {
     }
 
     /// Has a task tried again, or says that it failed.
-    pub(super) fn try_again(&mut self, mut task: Chunk, why: TaskFault, index: usize, now: Instant) {
+    pub(super) fn try_again(&mut self, task: Chunk, why: TaskFault, index: usize, now: Instant) {
         let Some(job) = self.jobs.get(&task.job).filter(|job| !job.cancelled) else { return };
         let wants = job.wants;
         let died = match &why {
             TaskFault::Fault(Fault::Ended { exit, .. }) => Some(Arc::new((**exit).clone())),
             _ => None,
         };
-        task.deaths += u32::from(died.is_some());
         if wants.tries_again(&task) {
             return self.put_off(task, now);
         }

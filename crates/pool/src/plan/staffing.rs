@@ -230,8 +230,8 @@ impl Plan {
         if !self.size.is_elastic() {
             return least;
         }
-        let waits =
-            self.ready.iter().map(std::collections::VecDeque::len).sum::<usize>() + self.outside.len();
+        let ready = self.ready.iter().chain([&self.suspects]).map(std::collections::VecDeque::len);
+        let waits = ready.sum::<usize>() + self.outside.len();
         // Whoever comes takes one at least.
         let coming = self.count(|place| {
             place.stand == Stand::Starting || (place.stand == Stand::Held && place.up.is_none())
