@@ -11,6 +11,8 @@ use crate::probe::Awaited;
 /// Tells actors of this process apart; it is the address of the actor's mailbox, so never 0.
 pub(crate) type Id = usize;
 
+const NOBODY: Id = 0;
+
 thread_local! {
     /// The handler that this thread polls right now.
     static HERE: Cell<Option<Box<Here>>> = const { Cell::new(None) };
@@ -49,6 +51,12 @@ impl Here {
         self.number += 1;
         self.before = before;
         self.chain = None;
+    }
+
+    /// The actor leaves: it has something to do yet, but no mailbox any more in which it could wait for itself.
+    pub(crate) fn leave(&mut self) {
+        self.actor = NOBODY;
+        self.begin(None);
     }
 
     pub(crate) fn number(&self) -> u64 {

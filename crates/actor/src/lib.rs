@@ -19,6 +19,7 @@ pub mod chain;
 pub mod probe;
 mod busy;
 mod incarnation;
+pub mod hold;
 pub mod streams;
 mod slots;
 pub mod outlet;
