@@ -71,9 +71,14 @@ impl Chain {
         Some(links[from..].iter().map(|link| link.path.to_string()).collect())
     }
 
+    /// Where those sit who wait, each for the next one.
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &str> {
+        self.0.links.iter().map(|link| &*link.path)
+    }
+
     /// Whether one of those who wait sits at one of these paths, or below one.
     pub(crate) fn passes(&self, paths: &[String]) -> bool {
-        self.0.links.iter().any(|link| paths.iter().any(|path| is_at_or_below(&link.path, path)))
+        self.paths().any(|waiting| paths.iter().any(|path| is_at_or_below(waiting, path)))
     }
 
     /// As an envelope carries it. One that would be too long goes without words.
@@ -97,7 +102,7 @@ impl Chain {
 }
 
 /// Whether this path is that one, or below it.
-fn is_at_or_below(path: &str, that: &str) -> bool {
+pub(crate) fn is_at_or_below(path: &str, that: &str) -> bool {
     path.strip_prefix(that).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 

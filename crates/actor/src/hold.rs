@@ -19,10 +19,10 @@ pub struct Hold {
     pub exit: Option<Box<Exit>>,
 }
 
-/// Most paths that are told, and most bytes of them: one is usual, and each is told when its turn has come. Whoever is left
-/// out waits as ever.
+/// Most paths that are told: one is usual, and each is told when its turn has come. Whoever is left out waits as ever.
 const MOST: usize = 16;
-const BYTES: usize = 4096;
+/// Most bytes of them.
+pub const BYTES: usize = 4096;
 
 /// So many of these paths as are told.
 pub(crate) fn few(by: &[String]) -> &[String] {

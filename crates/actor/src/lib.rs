@@ -17,7 +17,7 @@ pub mod heartbeat;
 pub mod watchdog;
 pub mod chain;
 pub mod probe;
-mod busy;
+pub mod busy;
 mod incarnation;
 pub mod hold;
 pub mod streams;

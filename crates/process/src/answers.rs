@@ -187,7 +187,7 @@ fn obey(program: &Program, child: &Arc<dyn Child>, command: Command, mut owed: O
 
 /// The same with an exit that fits into a frame of the link.
 fn told(hold: Hold) -> Hold {
-    Hold { exit: hold.exit.map(|exit| Box::new(short(*exit))), ..hold }
+    Hold { exit: hold.exit.map(|exit| Box::new(shorter(*exit, MOST - hatchery_actor::hold::BYTES))), ..hold }
 }
 
 /// Bytes of text that an exit may have to fit into a frame of the link, with room for all the rest.
@@ -195,10 +195,14 @@ const MOST: usize = 24 * 1024;
 
 /// The same exit with so few of its last lines that it fits into a frame of the link.
 fn short(exit: Exit) -> Exit {
+    shorter(exit, MOST)
+}
+
+fn shorter(exit: Exit, most: usize) -> Exit {
     let (mut kept, mut size) = (Vec::new(), 0);
     for line in exit.stderr_tail().iter().rev() {
         size += line.len() + 8;
-        if size > MOST {
+        if size > most {
             break;
         }
         kept.push(line.clone());
