@@ -171,7 +171,8 @@ pub mod __private {
     pub use hatchery_process::registry::{HostedActor, HostedState, HostedTask};
     pub use hatchery_process::state::{Build, Built, StateEntry, built, not_built};
     pub use hatchery_process::task::{
-        LocalFuture, OnState, PackedOutcome, RunOnState, StateType, TaskEntry, TaskOutcome, TaskRun,
+        InWords, InWordsByDebug, InWordsByDisplay, LocalFuture, OnState, PackedOutcome, RunOnState,
+        StateType, TaskEntry, TaskOutcome, TaskRun, WithoutWords,
     };
     pub use hatchery_process::test::{TestOptions, test};
     pub use hatchery_wire::{Body, ByteString, DecodeError, EncodeError, decode_owned, encode};
