@@ -126,6 +126,9 @@ impl Tree {
     /// ([`is_unkillable`](ChildError::is_unkillable)); it does not start: then it stays stopped, and that is not tried
     /// again. The supervisor is stopping.
     ///
+    /// A task that has succeeded runs once more, and its handle keeps its first result: to have another one, forget the child
+    /// ([`delete_child`](Tree::delete_child)) and start it anew.
+    ///
     /// Whoever waits for this in a handler keeps those waiting that ask him meanwhile: if the child does so in its `start`, that
     /// fails when the child's [`start_timeout`](ChildSpec::start_timeout) is over.
     ///
