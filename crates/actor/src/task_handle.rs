@@ -71,7 +71,6 @@ fn judged(returned: Option<Result<Body, Fault>>, exit: &Exit) -> (Option<Body>, 
 /// A task has no mailbox, so it cannot be suspended; one in a process of its own can be paused.
 ///
 /// ```
-/// use hatchery::TaskHandle;
 /// use hatchery::prelude::*;
 ///
 /// #[hatchery::task]

@@ -148,8 +148,9 @@ pub mod prelude {
     pub use std::time::Duration;
 
     pub use crate::{
-        AnyHandle, Context, Heartbeat, Pool, Priority, Process, Reply, Restart, Shutdown, Strategy,
-        Supervisor, TaskError, Tree, local, local_task, local_with, worker, worker_with,
+        AnyHandle, AutoShutdown, ChildState, Context, CountDeaths, Exhausted, Heartbeat, Pool, Priority,
+        Process, Reply, Restart, Shutdown, Stop, Strategy, Supervisor, SupervisorHandle, TaskError,
+        TaskHandle, Tree, TreeEvent, local, local_task, local_with, worker, worker_with,
     };
     // The function alone: the attribute of the same name is written `#[hatchery::task]`.
     pub use crate::children::task;

@@ -32,7 +32,6 @@ const SEGMENT: &str = "/~supervisor";
 /// New children cannot be asked for: what they are made of does not travel.
 ///
 /// ```
-/// use hatchery::SupervisorHandle;
 /// use hatchery::prelude::*;
 ///
 /// struct Part;

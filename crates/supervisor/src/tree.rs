@@ -259,7 +259,6 @@ impl Tree {
     /// process.
     ///
     /// ```
-    /// use hatchery::TreeEvent;
     /// use hatchery::prelude::*;
     ///
     /// struct Job;
