@@ -22,7 +22,7 @@ pub struct Hold {
 /// Most paths that are told: one is usual, and each is told when its turn has come. Whoever is left out waits as ever.
 const MOST: usize = 16;
 /// Most bytes of them.
-pub const BYTES: usize = 4096;
+const BYTES: usize = 4096;
 
 /// So many of these paths as are told.
 pub(crate) fn few(by: &[String]) -> &[String] {

@@ -185,13 +185,16 @@ fn obey(program: &Program, child: &Arc<dyn Child>, command: Command, mut owed: O
     }
 }
 
-/// The same with an exit that fits into a frame of the link.
+/// The same with few last lines: it may be told often, and to many.
 fn told(hold: Hold) -> Hold {
-    Hold { exit: hold.exit.map(|exit| Box::new(shorter(*exit, MOST - hatchery_actor::hold::BYTES))), ..hold }
+    Hold { exit: hold.exit.map(|exit| Box::new(shorter(*exit, FEW))), ..hold }
 }
 
 /// Bytes of text that an exit may have to fit into a frame of the link, with room for all the rest.
 const MOST: usize = 24 * 1024;
+
+/// The same of one that is told along with something else.
+const FEW: usize = 2 * 1024;
 
 /// The same exit with so few of its last lines that it fits into a frame of the link.
 fn short(exit: Exit) -> Exit {

@@ -154,6 +154,14 @@ impl Entry {
         format!("its supervisor gave it up{and}; at last: {}", last.as_deref().unwrap_or("it never ran"))
     }
 
+    /// How it ended last, unless it failed to start for another reason.
+    fn exit(&self) -> Option<Exit> {
+        match self.last.as_ref()? {
+            Fault::Ended { exit, .. } | Fault::Late { exit, .. } => Some((**exit).clone()),
+            _ => None,
+        }
+    }
+
     /// How it ended last, in words.
     fn last(&self) -> Option<String> {
         self.last.as_ref().map(|last| match last {
@@ -181,6 +189,8 @@ struct Supervisor {
     kill: bool,
     /// Why it gave up, in words.
     gave_up: Option<String>,
+    /// How the child ended last for which it gave up, if anybody was there who could end.
+    last_straw: Option<Exit>,
     finished: Option<Ending>,
 }
 
@@ -238,6 +248,7 @@ async fn run(
         restarts: 0,
         kill: false,
         gave_up: None,
+        last_straw: None,
         finished: None,
     };
     let mut handles = true;
@@ -270,7 +281,12 @@ async fn run(
     }
     // What came too late is told so by its reply being dropped.
     match (supervisor.gave_up, supervisor.finished) {
-        (Some(why), _) => Err(Error::msg(format!("{} gave up: {why}", supervisor.office.path))),
+        (Some(why), _) => {
+            let gave_up = Error::msg(format!("{} gave up: {why}", supervisor.office.path));
+            let last = supervisor.last_straw;
+            Err(gave_up
+                .with_fault(last.map(|exit| Fault::Ended { exit: Box::new(exit), maybe_executed: true })))
+        }
         (None, Some(Ending::AutoShutdown(_))) => Ok(Orderly::ByItself),
         (None, _) => Ok(Orderly::Wanted),
     }
@@ -855,6 +871,7 @@ impl Supervisor {
             let (path, Intensity { max, within }) = (entry.path(), self.rules.intensity);
             self.gave_up =
                 Some(format!("{path} needed more than {max} restarts in {within:?}; at last: {last}"));
+            self.last_straw = entry.exit();
         }
         let open = self.state.as_ref().is_some_and(State::is_open);
         let may_come_back = !open || entry.reply.is_some();

@@ -339,7 +339,8 @@ impl Tree {
     /// Waits for the end, whoever brings it about; of one that is a child itself, for the end of its present run.
     ///
     /// # Errors
-    /// It gave up: a child ended more often than the intensity allows.
+    /// It gave up: a child ended more often than the intensity allows. [`exit`](Error::exit) says how that one ended at last, unless
+    /// its last start failed without any.
     ///
     /// # Cancel safety
     /// Cancel safe.
