@@ -113,9 +113,18 @@ async fn of_10_000_tasks_those_fail_that_were_killed_and_no_others() {
     let killer = tokio::task::spawn_blocking({
         let dir = dir.path().to_owned();
         move || {
-            for number in (0..10_000).filter(|number| fails(*number)) {
-                eventually("it runs", || runner(&dir, number).is_some());
-                send(runner(&dir, number).unwrap(), Signal::KILL);
+            let mut to_kill: Vec<u64> = (0..10_000).filter(|number| fails(*number)).collect();
+            // In whatever order they run: those that hang keep others from it until they are killed.
+            while !to_kill.is_empty() {
+                eventually("one of them runs", || {
+                    to_kill.iter().any(|number| runner(&dir, *number).is_some())
+                });
+                to_kill.retain(|number| {
+                    runner(&dir, *number).is_none_or(|pid| {
+                        send(pid, Signal::KILL);
+                        false
+                    })
+                });
             }
         }
     });
@@ -141,6 +150,15 @@ async fn of_10_000_tasks_of_which_100_are_killed_once_all_results_are_there_with
     over(pool).await;
 }
 
+/// The same; the second one not before the first has begun.
+#[hatchery::task]
+fn acts_in_turn(number: u64, how: String, dir: PathBuf) -> u64 {
+    if number == 1 {
+        eventually("the first one runs", || times(&dir, 0) > 0);
+    }
+    acts(number, how, dir)
+}
+
 #[hatchery::test]
 async fn where_an_error_ends_all_it_ends_what_runs_and_nothing_more_begins() {
     for how in ["abort", "other"] {
@@ -152,7 +170,7 @@ async fn where_an_error_ends_all_it_ends_what_runs_and_nothing_more_begins() {
             _ => "ok",
         };
         let inputs = inputs(&dir, hows, 1_000);
-        let mut results = pool.map(acts, inputs).chunk_size(1).cancel_on_error(true).unordered();
+        let mut results = pool.map(acts_in_turn, inputs).chunk_size(1).cancel_on_error(true).unordered();
         // The first one runs on the one worker; on the other one the second fails.
         let mut error = None;
         while let Some(result) = ends("next", results.next()).await {

@@ -148,6 +148,30 @@ async fn idle_workers_may_be_killed_more_often_than_starts_may_fail() {
     over(pool).await;
 }
 
+#[hatchery::test]
+async fn what_is_behind_a_task_that_hangs_is_run_though_others_never_have_nothing_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = pool(2).await;
+    let other = tempfile::tempdir().unwrap();
+    let stuck = ["hang", "ok", "ok", "ok"].map(str::to_owned).into_iter().zip(0..);
+    let stuck = stuck.map(|(how, number)| (number, how, other.path().to_owned()));
+    let mut all = pool.map(acts, stuck).chunk_size(4).unordered();
+    let mut endless =
+        pool.map(takes_a_while, (1..).map(|number| (number, dir.path().to_owned()))).unordered();
+    let driven = async {
+        let mut came = 0;
+        while came < 3 {
+            tokio::select! {
+                one = all.next() => came += one.unwrap().map(|_| 1).unwrap(),
+                other = endless.next() => assert!(other.unwrap().is_ok()),
+            }
+        }
+    };
+    ends("all that is behind it", driven).await;
+    drop((endless, all));
+    over(pool).await;
+}
+
 /// Ends its worker as soon as that is ready.
 #[hatchery::task]
 fn leaves_a_bomb(dir: PathBuf) {

@@ -308,6 +308,45 @@ async fn large_arguments_and_results_travel_among_small_ones() {
     over(pool).await;
 }
 
+/// Gives back all three, but not the first time.
+#[hatchery::task]
+fn joined_at_second(first: Vec<u8>, number: u8, mut second: Vec<u8>, mark: String) -> Vec<u8> {
+    if !std::path::Path::new(&mark).exists() {
+        File::create(&mark).unwrap();
+        std::process::abort();
+    }
+    second.insert(0, number);
+    second.splice(0..0, first);
+    second
+}
+
+#[hatchery::test]
+async fn byte_strings_are_there_again_for_a_second_try_though_they_were_moved() {
+    let pool = pool(1).await;
+    let dir = tempfile::tempdir().unwrap();
+    for (index, (first, second)) in
+        [(4_095, 4_096), (65_535, 0), (1, 65_536), (1 << 20, 300_000), (100, 9 << 20)].into_iter().enumerate()
+    {
+        let bytes =
+            |size: usize, step: usize| (0..size).map(|at| (at / step % 253) as u8).collect::<Vec<_>>();
+        let (first, second) = (bytes(first, 1), bytes(second, 100));
+        let expected = [&first[..], &[7], &second].concat();
+        let mark = dir.path().join(index.to_string()).display().to_string();
+        let args = (first, 7, second, mark);
+        let joined = ends("both", pool.submit(joined_at_second, args.clone()).retries(1)).await.unwrap();
+        assert!(joined == expected, "{index}");
+        let joined = ends("both", pool.map(joined_at_second, [args]).into_future()).await.unwrap();
+        assert!(joined == [expected], "{index}");
+    }
+    let large: Vec<u8> = (0..20 << 20).map(|at| (at / 4096) as u8).collect();
+    for _ in 0..2 {
+        let mut expected = large.clone();
+        expected.reverse();
+        assert!(ends("large", pool.submit(reversed, large.clone())).await.unwrap() == expected);
+    }
+    over(pool).await;
+}
+
 #[hatchery::test]
 async fn descriptors_travel_in_arguments_and_results() {
     use std::io::Write;

@@ -168,7 +168,7 @@ pub mod __private {
     pub use hatchery_actor::flow::begin as begin_stream;
     pub use hatchery_actor::handle::{ActorRef, AnyHandle};
     pub use hatchery_actor::outlet::Answer;
-    pub use hatchery_process::byte_strings::{ByteSlice, ByteVec, take_bytes};
+    pub use hatchery_process::byte_strings::{ByteSlice, take_bytes};
     pub use hatchery_process::registry::{HostedActor, HostedState, HostedTask};
     pub use hatchery_process::state::{Build, Built, StateEntry, built, not_built};
     pub use hatchery_process::task::{

@@ -28,16 +28,33 @@ impl Arguments {
 
     /// What they are encoded as: `Vec<u8>` as a byte string.
     pub(crate) fn encoded(&self) -> TokenStream {
-        let types = self.0.iter();
-        let types =
-            types.map(|ty| if is_bytes(ty) { quote!(::hatchery::__private::ByteVec) } else { quote!(#ty) });
+        let types = self
+            .0
+            .iter()
+            .map(|ty| if is_bytes(ty) { quote!(::hatchery::__private::ByteString) } else { quote!(#ty) });
         as_one(&types.collect::<Vec<_>>())
+    }
+
+    /// How they are decoded out of `__body`.
+    pub(crate) fn decoded(&self) -> TokenStream {
+        if let [ty] = &*self.0 {
+            if is_bytes(ty) {
+                return quote! {
+                    ::hatchery::__private::take_bytes(__body).map(::hatchery::__private::ByteString::from)
+                };
+            }
+        }
+        let encoded = self.encoded();
+        quote! {{
+            use ::hatchery::__private::{CannotDecode as _, Decodes as _};
+            (&::hatchery::__private::Decoding::<#encoded>::new()).decoded(__body)
+        }}
     }
 
     /// What the function is given of them once they are decoded.
     pub(crate) fn passed(&self) -> impl Iterator<Item = TokenStream> {
         let arguments = self.names().into_iter().zip(&self.0);
-        arguments.map(|(name, ty)| if is_bytes(ty) { quote!(#name.0) } else { quote!(#name) })
+        arguments.map(|(name, ty)| if is_bytes(ty) { quote!(#name.into_vec()) } else { quote!(#name) })
     }
 
     /// Says of each type that it must travel, where it is written.
@@ -47,7 +64,7 @@ impl Arguments {
 
     /// The caller's half: `__encode`.
     pub(crate) fn encode(&self) -> TokenStream {
-        let (args, value) = (self.as_one(), self.value());
+        let (args, value) = (self.as_one(), self.borrowed());
         quote! {
             fn __encode(
                 __args: &#args,
@@ -58,12 +75,12 @@ impl Arguments {
         }
     }
 
-    /// The same in a row with others: `__encode_packed`.
+    /// The same in a row with others, by value: `__encode_packed`.
     pub(crate) fn encode_packed(&self) -> TokenStream {
-        let (args, value) = (self.as_one(), self.value());
+        let (args, value) = (self.as_one(), self.owned());
         quote! {
             fn __encode_packed(
-                __args: &#args,
+                __args: #args,
                 __out: &mut ::std::vec::Vec<u8>,
             ) -> ::core::result::Result<
                 ::core::option::Option<::hatchery::__private::Body>,
@@ -75,8 +92,8 @@ impl Arguments {
         }
     }
 
-    /// What is encoded of `__args`.
-    fn value(&self) -> TokenStream {
+    /// What is encoded of borrowed `__args`.
+    fn borrowed(&self) -> TokenStream {
         match &*self.0 {
             [ty] if is_bytes(ty) => quote!(&::hatchery::__private::ByteSlice(__args)),
             many if many.len() > 1 && many.iter().any(is_bytes) => {
@@ -91,6 +108,25 @@ impl Arguments {
                 quote!(&(#(#fields),*))
             }
             _ => quote!(__args),
+        }
+    }
+
+    /// What is encoded of owned `__args`: large byte strings are moved.
+    fn owned(&self) -> TokenStream {
+        match &*self.0 {
+            [ty] if is_bytes(ty) => quote!(&::hatchery::__private::ByteString::in_row(__args)),
+            many if many.len() > 1 && many.iter().any(is_bytes) => {
+                let fields = many.iter().enumerate().map(|(index, ty)| {
+                    let index = syn::Index::from(index);
+                    if is_bytes(ty) {
+                        quote!(::hatchery::__private::ByteString::in_row(__args.#index))
+                    } else {
+                        quote!(&__args.#index)
+                    }
+                });
+                quote!(&(#(#fields),*))
+            }
+            _ => quote!(&__args),
         }
     }
 }

@@ -175,7 +175,7 @@ impl State {
         let State { function, arguments, result, .. } = self;
         let name = &function.sig.ident;
         let (names, parameters) = (arguments.names(), &arguments.0);
-        let (encoded, pattern, passed) = (arguments.encoded(), arguments.pattern(), arguments.passed());
+        let (decoded, pattern, passed) = (arguments.decoded(), arguments.pattern(), arguments.passed());
         let wait = self.is_async().then(|| quote!(.await));
         // An error that cannot be shown is told where the result is written.
         let at_result = shown_at(result.span());
@@ -186,10 +186,7 @@ impl State {
         };
         let built = quote_spanned!(at_result=> ::hatchery::__private::built(#returned));
         let body = quote! {
-            let __args = {
-                use ::hatchery::__private::{CannotDecode as _, Decodes as _};
-                (&::hatchery::__private::Decoding::<#encoded>::new()).decoded(__body)
-            };
+            let __args = #decoded;
             match __args {
                 ::core::result::Result::Ok(#pattern) => {
                     let __returned = #name(#(#passed),*) #wait;
@@ -269,8 +266,8 @@ mod tests {
     #[test]
     fn bytes_and_many_parameters_travel_as_those_of_tasks() {
         let text = expanded("fn load(weights: Vec<u8>, scale: f32) -> Model { m(weights, scale) }");
-        assert_contains(&text, "Decoding::<(::hatchery::__private::ByteVec, f32)>");
-        assert_contains(&text, "load(__arg0.0, __arg1)");
+        assert_contains(&text, "Decoding::<(::hatchery::__private::ByteString, f32)>");
+        assert_contains(&text, "load(__arg0.into_vec(), __arg1)");
     }
 
     #[test]

@@ -224,7 +224,7 @@ impl Task {
     /// What is encoded of its result.
     fn value(&self) -> TokenStream {
         if is_bytes(&self.result) {
-            quote!(&::hatchery::__private::ByteSlice(&__result))
+            quote!(&::hatchery::__private::ByteString::in_row(__result))
         } else {
             quote!(&__result)
         }
@@ -288,7 +288,7 @@ impl Task {
         let Task { function, parameters, state, arguments, result, .. } = self;
         let name = &function.sig.ident;
         let at_name = shown_at(name.span());
-        let (encoded, pattern) = (arguments.encoded(), arguments.pattern());
+        let (decoded, pattern) = (arguments.decoded(), arguments.pattern());
         let passed = arguments.passed();
         let outcome = if is_result(result) {
             quote! {
@@ -319,10 +319,7 @@ impl Task {
         // The encoded arguments, which may be large, are gone before the task runs.
         let body = quote! {
             #lends
-            let __args = {
-                use ::hatchery::__private::{CannotDecode as _, Decodes as _};
-                (&::hatchery::__private::Decoding::<#encoded>::new()).decoded(__body)
-            };
+            let __args = #decoded;
             match __args {
                 ::core::result::Result::Ok(#pattern) => {
                     let __result = #callable(#lent #(#passed),*) #wait;
@@ -389,9 +386,9 @@ impl Task {
         let packed = if is_bytes(result) {
             quote! {
                 use ::hatchery::__private::{CannotDecode as _, Decodes as _};
-                (&::hatchery::__private::Decoding::<::hatchery::__private::ByteVec>::new())
+                (&::hatchery::__private::Decoding::<::hatchery::__private::ByteString>::new())
                     .decoded_slice(__bytes)
-                    .map(|__result| __result.0)
+                    .map(::hatchery::__private::ByteString::into_vec)
             }
         } else {
             quote! {
@@ -546,10 +543,11 @@ mod tests {
     #[test]
     fn byte_vectors_travel_as_byte_strings() {
         let text = expanded("fn shrink(side: u32, image: Vec<u8>) -> Vec<u8> { image }");
-        assert_contains(&text, "Decoding::<(u32, ::hatchery::__private::ByteVec)>");
+        assert_contains(&text, "Decoding::<(u32, ::hatchery::__private::ByteString)>");
         assert_contains(&text, "Encoding(&(&__args.0, ::hatchery::__private::ByteSlice(&__args.1)))");
-        assert_contains(&text, "shrink(__arg0, __arg1.0)");
-        assert_contains(&text, "Encoding(&::hatchery::__private::ByteSlice(&__result))");
+        assert_contains(&text, "shrink(__arg0, __arg1.into_vec())");
+        assert_contains(&text, "Encoding(&(&__args.0, ::hatchery::__private::ByteString::in_row(__args.1)))");
+        assert_contains(&text, "Encoding(&::hatchery::__private::ByteString::in_row(__result))");
         assert_contains(&text, "take_bytes(__body)");
         assert_contains(&expanded("fn len(image: Vec<u8>) -> usize { 0 }"), "ByteSlice(__args)");
         assert!(!expanded("fn f(x: u8) -> Result<Vec<u8>, String> { g(x) }").contains("Byte"));
@@ -630,7 +628,7 @@ mod tests {
         assert_contains(&text, "StateType::of::<Model>()");
         assert_contains(&text, "RunOnState::Sync(__run)");
         assert_contains(&text, "packed: ::core::option::Option::Some(__run_packed)");
-        assert_contains(&text, "classify(__state, __arg0.0)");
+        assert_contains(&text, "classify(__state, __arg0.into_vec())");
         assert_contains(&text, "::hatchery::TaskOn::new(&__ENTRY, classify as");
         assert!(!text.contains("must_travel::<Model>"), "state does not travel: {text}");
 

@@ -55,7 +55,7 @@ impl<R> Job<R> {
     pub(crate) fn new<T: RunsInPool<Output = R>>(
         pool: &Pool,
         task: &T,
-        args: &T::Args,
+        args: T::Args,
         wants: Wants,
     ) -> Job<R> {
         let Packing { encode, decode } = task.packing();
@@ -159,8 +159,8 @@ impl<R> Job<R> {
 
 /// Encodes the arguments of one task.
 pub(crate) fn load<A>(
-    encode: fn(&A, &mut Vec<u8>) -> Result<Option<Body>, hatchery_wire::EncodeError>,
-    args: &A,
+    encode: fn(A, &mut Vec<u8>) -> Result<Option<Body>, hatchery_wire::EncodeError>,
+    args: A,
 ) -> Result<Load, Fault> {
     let mut bytes = Vec::new();
     let alone = row::put_with(&mut bytes, |out| encode(args, out));

@@ -509,7 +509,7 @@ impl<I: Inputs, R> Flow<I, R> {
                 }
             };
             let (encode, begins) = (self.map.packing.encode, bytes.len());
-            let alone = row::put_with(&mut bytes, |out| encode(&input, out));
+            let alone = row::put_with(&mut bytes, |out| encode(input, out));
             self.taken += 1;
             if matches!(alone, Ok(None)) && bytes.len() - begins <= row::ALONE_FROM {
                 count += 1;

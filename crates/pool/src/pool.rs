@@ -83,7 +83,7 @@ impl Pool {
     #[doc(alias = "apply")]
     #[doc(alias = "apply_async")]
     pub fn submit<T: RunsInPool>(&self, task: T, args: T::Args) -> Job<T::Output> {
-        Job::new(self, &task, &args, wants(&task))
+        Job::new(self, &task, args, wants(&task))
     }
 
     /// Has a task run over many inputs. See [`Map`].

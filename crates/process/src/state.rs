@@ -163,7 +163,7 @@ impl<S, A, R, F> TaskOn<S, A, R, F> {
         call: F,
         encode: fn(&A) -> Result<Body, EncodeError>,
         decode: fn(Body) -> Result<R, DecodeError>,
-        encode_packed: fn(&A, &mut Vec<u8>) -> Result<Option<Body>, EncodeError>,
+        encode_packed: fn(A, &mut Vec<u8>) -> Result<Option<Body>, EncodeError>,
         decode_packed: fn(&[u8]) -> Result<R, DecodeError>,
     ) -> TaskOn<S, A, R, F> {
         let packing = Packing { encode: encode_packed, decode: decode_packed };

@@ -285,7 +285,7 @@ pub struct Task<A, R, F> {
 #[doc(hidden)]
 pub struct Packing<A, R> {
     /// Encodes arguments behind what is there; those that have to lie alone are given back.
-    pub encode: fn(&A, &mut Vec<u8>) -> Result<Option<Body>, EncodeError>,
+    pub encode: fn(A, &mut Vec<u8>) -> Result<Option<Body>, EncodeError>,
     /// Decodes a result out of what lies in somebody else's memory.
     pub decode: fn(&[u8]) -> Result<R, DecodeError>,
 }
@@ -305,7 +305,7 @@ impl<A, R, F> Task<A, R, F> {
         call: F,
         encode: fn(&A) -> Result<Body, EncodeError>,
         decode: fn(Body) -> Result<R, DecodeError>,
-        encode_packed: fn(&A, &mut Vec<u8>) -> Result<Option<Body>, EncodeError>,
+        encode_packed: fn(A, &mut Vec<u8>) -> Result<Option<Body>, EncodeError>,
         decode_packed: fn(&[u8]) -> Result<R, DecodeError>,
     ) -> Task<A, R, F> {
         let packing = Packing { encode: encode_packed, decode: decode_packed };

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::descriptors::{Arrivals, Descriptors};
 use crate::envelope::Head;
 use crate::limits::{MIN_PART, UNFINISHED_FDS};
-use crate::{Body, Envelope, Limits, Origin, WireError};
+use crate::{Body, Envelope, Limits, Origin, WireError, byte_string, memory};
 
 /// Most bytes by which a body grows ahead of what has arrived, within the frame that is arriving.
 const AHEAD: usize = 256 * 1024;
@@ -37,9 +37,13 @@ pub struct Assembler {
 #[derive(Debug)]
 struct Unfinished {
     envelope: Envelope,
+    /// What comes before the body: the head of a byte string, if it began with one.
+    before: Option<[u8; byte_string::HEAD]>,
     /// Of these, `filled` have arrived; the rest is room.
     body: Vec<u8>,
     filled: usize,
+    /// How large the body was when its memory was last asked for.
+    advised: usize,
     descriptors: Descriptors,
     /// It is one of several frames.
     several: bool,
@@ -91,14 +95,23 @@ impl Assembler {
     }
 
     /// Takes the head of a frame whose body, which has some bytes, comes in pieces.
-    pub(crate) fn begin(&mut self, head: &Head<'_>) -> Result<(), WireError> {
+    ///
+    /// `body` is what of that is there already; says how much of it was taken. That is the head of a byte string, if the message
+    /// begins with one: so its bytes lie where a vector has them, and need not be moved there.
+    pub(crate) fn begin(&mut self, head: &Head<'_>, body: &[u8]) -> Result<usize, WireError> {
         // A whole message as well: it is an unfinished one for a while.
         if self.is_whole(head)? && head.kind.is_control() {
             return Err(WireError::Malformed("a control message is short"));
         }
-        self.begin_part(head)?;
-        self.arriving = Some(Arriving { target: head.target, left: head.body, more: head.more });
-        Ok(())
+        let unfinished = self.begin_part(head)?;
+        let is_first = unfinished.filled == 0 && unfinished.before.is_none();
+        let mut taken = 0;
+        if let Some(before) = byte_string::head(body).filter(|_| is_first && head.body > byte_string::HEAD) {
+            unfinished.before = Some(before);
+            taken = before.len();
+        }
+        self.arriving = Some(Arriving { target: head.target, left: head.body - taken, more: head.more });
+        Ok(taken)
     }
 
     /// How many bytes of a frame are still to come in pieces.
@@ -178,7 +191,15 @@ impl Assembler {
                 // Where there is not that much, it grows as it has to.
                 let _ = body.try_reserve_exact(expected.max(head.body.min(AHEAD)));
                 let several = head.more;
-                Ok(entry.insert(Unfinished { envelope, body, filled: 0, descriptors, several }))
+                Ok(entry.insert(Unfinished {
+                    envelope,
+                    before: None,
+                    body,
+                    filled: 0,
+                    advised: 0,
+                    descriptors,
+                    several,
+                }))
             }
             Entry::Occupied(entry) => {
                 let unfinished = entry.into_mut();
@@ -193,7 +214,7 @@ impl Assembler {
                         "a continuation repeats what only a first frame carries",
                     ));
                 }
-                let size = unfinished.filled + head.body;
+                let size = unfinished.size() + head.body;
                 if size > self.limits.message {
                     return Err(WireError::MessageTooLarge { size, limit: self.limits.message });
                 }
@@ -204,17 +225,21 @@ impl Assembler {
     }
 
     fn finish(&mut self, target: u32) -> Option<Envelope> {
-        let Unfinished { mut envelope, mut body, filled, descriptors, several } =
+        let Unfinished { mut envelope, before, mut body, filled, descriptors, several, .. } =
             self.unfinished.remove(&target)?;
         if several {
             self.expected = filled;
             self.held_fds -= descriptors.len();
         }
-        self.held -= envelope.size() + filled;
+        self.held -= envelope.size() + filled + before.map_or(0, |before| before.len());
         body.truncate(filled);
         // Doubling left up to as much again unused; giving it back is cheap, large blocks shrink in place.
         body.shrink_to_fit();
-        envelope.body = Body::from_bytes(body.into());
+        let body = Bytes::from(body);
+        envelope.body = match before {
+            None => Body::from_bytes(body),
+            Some(before) => Body::from_pieces(vec![Bytes::copy_from_slice(&before), body]),
+        };
         if !descriptors.are_none() {
             envelope.body.attach(descriptors);
         }
@@ -229,13 +254,24 @@ impl Unfinished {
         self.filled = self.body.len();
     }
 
+    /// Bytes of its body that have arrived.
+    fn size(&self) -> usize {
+        self.filled + self.before.map_or(0, |before| before.len())
+    }
+
     /// Room for up to this many more bytes, and at least one; whether a frame follows them.
     fn room(&mut self, left: usize, more: bool) -> &mut [u8] {
         if self.body.len() == self.filled {
             let ahead = left.min(AHEAD);
-            if !more {
+            if more {
+                self.body.reserve(ahead);
+            } else {
                 // All there will be.
                 self.body.reserve_exact(ahead);
+            }
+            if self.body.capacity() != self.advised {
+                self.advised = self.body.capacity();
+                memory::will_fill(&mut self.body);
             }
             // Doubles at most, so that no byte is moved often; zeroed once, since nothing else is safe to read into.
             self.body.resize(self.filled + ahead, 0);

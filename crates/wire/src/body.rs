@@ -55,6 +55,18 @@ impl Body {
         Body { first, more: Some(Arc::new(More { pieces, ..More::default() })) }
     }
 
+    /// Its pieces, if it has two, no descriptors and no clones; else it is given back.
+    pub(crate) fn into_two(mut self) -> Result<[Bytes; 2], Body> {
+        let more = self.more.as_mut().and_then(Arc::get_mut);
+        match more.filter(|more| more.descriptors.are_none()).map(|more| &mut more.pieces[..]) {
+            Some([second]) => {
+                let second = std::mem::take(second);
+                Ok([self.first, second])
+            }
+            _ => Err(self),
+        }
+    }
+
     /// Puts these descriptors in the place of its own.
     pub(crate) fn attach(&mut self, descriptors: Descriptors) {
         Arc::make_mut(self.more.get_or_insert_default()).descriptors = descriptors;
@@ -143,7 +155,7 @@ pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Body, EncodeError> {
 }
 
 /// Encodes a value as [`encode`] does, behind what is in `out` already; `None` if it is there then. A value with
-/// descriptors, or with large byte strings, which are not copied, is given back as a body of its own, and `out` is as it
+/// descriptors, or with byte strings of 64 KiB or more, which are not copied, is given back as a body of its own, and `out` is as it
 /// was.
 ///
 /// # Errors

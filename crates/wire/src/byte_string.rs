@@ -8,7 +8,7 @@ use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
 use serde::ser::{Serialize, Serializer};
 
 use crate::chunks::SHARED_FROM;
-use crate::sink;
+use crate::{Body, DecodeError, decode_owned, sink};
 
 thread_local! {
     /// What is being decoded, if it is large.
@@ -29,6 +29,37 @@ pub(crate) fn with_source<T>(source: &Bytes, decode: impl FnOnce() -> T) -> T {
     }
     let _before = Before(SOURCE.with_borrow_mut(|now| now.replace(source.clone())));
     decode()
+}
+
+/// Bytes of what comes before a byte string that has more than 65,535.
+pub(crate) const HEAD: usize = 5;
+
+/// How MessagePack says that a byte string follows, of so many bytes.
+const BIN_32: u8 = 0xc6;
+
+/// The head of a large byte string, if a body begins with one.
+pub(crate) fn head(body: &[u8]) -> Option<[u8; HEAD]> {
+    body.first_chunk().filter(|head| head[0] == BIN_32).copied()
+}
+
+/// Decodes a body that is one byte string, and moves its bytes: a large one that came over a connection lies in memory of its
+/// own, which becomes the vector's.
+///
+/// # Errors
+///
+/// It is something else.
+pub fn decode_byte_string(body: Body) -> Result<Vec<u8>, DecodeError> {
+    match body.into_two() {
+        Ok([head, bytes]) if is_head(&head, bytes.len()) => Ok(bytes.into()),
+        Ok(two) => decode_owned(Body::from_pieces(two.into())).map(ByteString::into_vec),
+        Err(body) => decode_owned(body).map(ByteString::into_vec),
+    }
+}
+
+/// Whether this says that so many bytes follow, and says no more.
+fn is_head(head: &[u8], length: usize) -> bool {
+    let [BIN_32, said @ ..] = head else { return false };
+    <[u8; 4]>::try_from(said).is_ok_and(|said| usize::try_from(u32::from_be_bytes(said)) == Ok(length))
 }
 
 /// A byte string that travels as such, number by number in no format that knows better.
@@ -67,6 +98,14 @@ impl ByteString {
             Inner::Few(bytes) => bytes,
             Inner::Many(bytes) => bytes,
         }
+    }
+}
+
+impl ByteString {
+    /// The same for one that is encoded behind others, where only large ones are not copied.
+    #[inline]
+    pub fn in_row(bytes: Vec<u8>) -> ByteString {
+        ByteString(if bytes.len() < sink::ALONE_FROM { Inner::Few(bytes) } else { Inner::Many(bytes.into()) })
     }
 }
 
@@ -127,10 +166,12 @@ impl<'de> Visitor<'de> for Visit {
             return Ok(ByteString(Inner::Few(bytes.to_vec())));
         }
         let many = SOURCE.with_borrow(|source| match source {
-            Some(source) if source.as_ptr_range().contains(&bytes.as_ptr()) => source.slice_ref(bytes),
-            _ => Bytes::copy_from_slice(bytes),
+            Some(source) if source.as_ptr_range().contains(&bytes.as_ptr()) => {
+                Inner::Many(source.slice_ref(bytes))
+            }
+            _ => Inner::Few(bytes.to_vec()),
         });
-        Ok(ByteString(Inner::Many(many)))
+        Ok(ByteString(many))
     }
 
     fn visit_byte_buf<E: de::Error>(self, bytes: Vec<u8>) -> Result<ByteString, E> {

@@ -442,8 +442,8 @@ impl FrameReader {
                     return self.needs_more(1);
                 }
                 let (head, bytes) = Head::read(&rest[..rest.len().min(length)], length)?;
-                self.assembler.begin(&head)?;
-                self.start += 4 + bytes;
+                let taken = self.assembler.begin(&head, &rest[bytes..rest.len().min(length)])?;
+                self.start += 4 + bytes + taken;
             }
         }
     }
@@ -525,13 +525,15 @@ mod tests {
     use tokio::task::yield_now;
 
     use super::*;
-    use crate::limits::MIN_FRAME;
-    use crate::{Body, Kind};
+    use crate::limits::{CHAIN, MIN_FRAME};
+    use crate::{Body, ByteString, Kind, Origin, decode, decode_byte_string, encode};
 
     const SMALL: Limits = Limits { frame: MIN_FRAME, message: 200_000, budget: 400_000 };
 
     fn message(id: u64, len: usize) -> Envelope {
-        let body = (0..len).map(|i| (i as u64 ^ id) as u8).collect::<Vec<u8>>();
+        let mut body = (0..len).map(|i| (i as u64 ^ id) as u8).collect::<Vec<u8>>();
+        // Every other one begins as a large byte string does.
+        body.iter_mut().take(1).filter(|_| id % 2 == 0).for_each(|first| *first = 0xc6);
         Envelope::new(Kind::Ask, (id % 3) as u32, id, Body::from_bytes(body.into()))
     }
 
@@ -647,6 +649,50 @@ mod tests {
             got.extend(read_all(&mut reader, &[byte]).unwrap());
         }
         assert_eq!(got, whole);
+    }
+
+    #[test]
+    fn a_large_byte_string_that_has_arrived_is_not_moved_and_one_that_is_not_as_long_as_it_says_is_none() {
+        // In one frame, and in several, also if its head comes with the first read and the rest byte by byte.
+        for len in [100, 5_000, MIN_FRAME - 100, 3 * MIN_FRAME] {
+            let bytes: Vec<u8> = (0..len).map(|at| at as u8).collect();
+            let body = encode(&ByteString::from(bytes.clone())).unwrap();
+            let sent = Envelope::new(Kind::Reply, 1, 1, body.clone());
+            for step in [1, 64, usize::MAX] {
+                let mut reader = FrameReader::new(SMALL);
+                let mut got = Vec::new();
+                for part in written(std::slice::from_ref(&sent)).chunks(step.min(100_000)) {
+                    got.extend(read_all(&mut reader, part).unwrap());
+                }
+                assert_eq!(got, std::slice::from_ref(&sent));
+                let came = got.remove(0).body;
+                assert_eq!(decode::<ByteString>(&came).unwrap().into_vec(), bytes, "by reference");
+                let at = came.pieces().last().unwrap().as_ptr();
+                let moved = decode_byte_string(came).unwrap();
+                assert!(moved == bytes);
+                assert!(len < MIN_FRAME / 2 || step == 1 || moved.as_ptr() == at, "{len} bytes were moved");
+            }
+        }
+        for (said, is) in [(70_000_usize, 60_000), (60_000, 70_000)] {
+            let mut wrong = vec![0xc6];
+            wrong.extend_from_slice(&(said as u32).to_be_bytes());
+            wrong.resize(5 + is, 7);
+            let sent = Envelope::new(Kind::Reply, 1, 1, Body::from_bytes(wrong.into()));
+            let got = read_all(&mut FrameReader::new(SMALL), &written(&[sent])).unwrap();
+            let error = decode_byte_string(got[0].body.clone()).unwrap_err().to_string();
+            let expected = if said > is { "the bytes end early" } else { "bytes follow the value" };
+            assert_eq!(error, expected);
+            assert!(decode::<ByteString>(&got[0].body).is_err());
+        }
+    }
+
+    #[test]
+    fn a_message_that_is_no_more_than_the_head_of_a_byte_string_arrives() {
+        let mut sent = Envelope::new(Kind::Tell, 1, 1, Body::from_bytes(vec![0xc6, 0, 1, 0, 0].into()));
+        sent.origin = Origin::new(&vec![b'x'; CHAIN], b"");
+        let frame = written(std::slice::from_ref(&sent));
+        assert!(frame.len() - 4 > DIRECT_FROM, "it is read to where it stays");
+        assert_eq!(read_all(&mut FrameReader::new(SMALL), &frame), Ok(vec![sent]));
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! Everything read from a peer is untrusted. A malformed frame is a [`WireError`] with a name, never a panic, and
 //! no allocation follows a claim: buffers grow as bytes arrive. `docs/wire-format.md` draws every frame.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 // How much a peer may send.
 mod limits;
@@ -20,6 +20,9 @@ mod pack;
 
 // Nesting counted at every kind of visit.
 mod depth;
+
+// Large memory. The only unsafe code of this crate.
+mod memory;
 
 // Bytes on their way out.
 mod chunks;
@@ -64,7 +67,7 @@ pub use crate::assembler::Assembler;
 pub use crate::body::{
     Body, DecodeError, EncodeError, decode, decode_owned, decode_slice, encode, encode_onto,
 };
-pub use crate::byte_string::ByteString;
+pub use crate::byte_string::{ByteString, decode_byte_string};
 pub use crate::chunks::Chunks;
 pub use crate::connection::Connection;
 pub use crate::envelope::{Envelope, Kind, Origin};

@@ -6,11 +6,14 @@ use std::io;
 use bytes::Bytes;
 
 use crate::chunks::SHARED_FROM;
-use crate::{Body, descriptors};
+use crate::{Body, descriptors, memory};
 
 /// An encoded value of at most this size is copied to memory of just its size, and what it was encoded to is used again;
 /// a larger one keeps that memory.
 const KEPT: usize = 8 * 1024;
+
+/// A byte string that is encoded behind other values is copied if it is smaller than this: to send it by itself takes longer.
+pub(crate) const ALONE_FROM: usize = 64 * 1024;
 
 thread_local! {
     static FREE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
@@ -37,6 +40,8 @@ fn take_offered() -> Option<Bytes> {
 /// What a serializer writes to.
 pub(crate) struct Sink<'a> {
     pieces: Vec<Bytes>,
+    /// Byte strings from so many bytes on become a piece, if they can.
+    shared_from: usize,
     /// What comes after them. Borrowed: it costs more to move it than to write a number to it.
     tail: &'a mut Vec<u8>,
 }
@@ -45,7 +50,7 @@ pub(crate) struct Sink<'a> {
 pub(crate) fn encode<E>(value: impl FnOnce(&mut Sink<'_>) -> Result<(), E>) -> Result<Body, E> {
     // A value whose own `Serialize` encodes another one finds nothing here, and begins with memory of its own.
     let mut tail = FREE.take();
-    let mut sink = Sink { pieces: Vec::new(), tail: &mut tail };
+    let mut sink = Sink { pieces: Vec::new(), shared_from: SHARED_FROM, tail: &mut tail };
     let (encoded, descriptors) = descriptors::collect(|| value(&mut sink));
     take_offered();
     if encoded.is_err() {
@@ -77,7 +82,7 @@ pub(crate) fn encode_onto<E>(
     value: impl FnOnce(&mut Sink<'_>) -> Result<(), E>,
 ) -> Result<Option<Body>, E> {
     let begins = out.len();
-    let mut sink = Sink { pieces: Vec::new(), tail: out };
+    let mut sink = Sink { pieces: Vec::new(), shared_from: ALONE_FROM, tail: out };
     let (encoded, descriptors) = descriptors::collect(|| value(&mut sink));
     take_offered();
     if encoded.is_ok() && sink.pieces.is_empty() && descriptors.are_none() {
@@ -134,13 +139,16 @@ impl Sink<'_> {
     #[cold]
     fn write_many(&mut self, bytes: &[u8]) {
         let offered = take_offered();
-        if let Some(large) = offered.filter(|large| std::ptr::eq(&large[..], bytes)) {
+        let is_shared = |large: &Bytes| large.len() >= self.shared_from && std::ptr::eq(&large[..], bytes);
+        if let Some(large) = offered.filter(is_shared) {
             if !self.tail.is_empty() {
                 let before = self.cut();
                 self.pieces.push(before);
             }
             self.pieces.push(large);
         } else {
+            self.tail.reserve(bytes.len());
+            memory::will_fill(self.tail);
             self.tail.extend_from_slice(bytes);
         }
     }

@@ -1,4 +1,5 @@
-//! Taking back what a worker has been given and has not begun, for another one that has nothing to do.
+//! Taking back what a worker has been given and has not begun, for another one that has nothing to do, or that comes to it
+//! first.
 //!
 //! The keeper has the ledger held behind the task that runs. From then on nothing else begins there until the worker has
 //! read [`Order::Back`], so what is behind that task can be given away at once, and never runs twice.
@@ -14,6 +15,9 @@ use super::{Chunk, Order, Plan};
 /// How long a worker is at a chunk before what it has not begun is others' who have nothing to do: long against the way there
 /// and back, and against what chunks take when their size adapts itself.
 pub(super) const LONG: Duration = Duration::from_millis(20);
+/// How long a single task runs before what stands behind it is put back to the front of what waits, though nobody has nothing
+/// to do: as long as others always have something, it would else stand there until that task ends.
+pub(super) const STUCK: Duration = Duration::from_millis(100);
 
 impl Plan {
     /// The task that runs, if nothing is to begin behind it.
@@ -32,7 +36,10 @@ impl Plan {
         }
         let is_last = number.wrapping_sub(line.given[at].number) + 1 == line.given[at].chunk.load.count();
         let has_more = !is_last || line.given.iter().skip(at + 1).any(|given| !given.withdrawn);
-        (has_more && self.free_line(UNKNOWN, true).is_some()).then_some(number)
+        let is_stuck = line
+            .seen
+            .is_some_and(|(seen, since)| seen == number && now.saturating_duration_since(since) >= STUCK);
+        (has_more && (is_stuck || self.free_line(UNKNOWN, true, now).is_some())).then_some(number)
     }
 
     /// The lane of a worker is held behind the task that runs: what it has not begun goes to others.

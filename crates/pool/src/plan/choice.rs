@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::back::LONG;
 use super::lines::{Given, Up, runs_alone};
 use super::{Chunk, Order, Plan};
 
@@ -57,7 +58,7 @@ impl Plan {
             if self.ready.iter().all(VecDeque::is_empty) {
                 break;
             }
-            let Some(Next { queue, at, expected, alone, index, lane }) = self.next_chunk() else {
+            let Some(Next { queue, at, expected, alone, index, lane }) = self.next_chunk(now) else {
                 // Another worker might take one.
                 self.staff_called |= self.may_start();
                 break;
@@ -106,7 +107,7 @@ impl Plan {
 
     /// What can be given to somebody: what goes first, mostly. Where workers have several lines, tasks that run alone, for which
     /// there is no room, let others pass, and the other way round.
-    fn next_chunk(&self) -> Option<Next> {
+    fn next_chunk(&self, now: Instant) -> Option<Next> {
         let alone = |chunk: &Chunk| self.jobs.get(&chunk.job).is_none_or(|job| runs_alone(job.wants.entry));
         let several = self.rules.lanes > 1;
         for (queue, chunks) in self.ready.iter().enumerate().rev() {
@@ -115,7 +116,7 @@ impl Plan {
             let other = || chunks.iter().position(|chunk| alone(chunk) != is_alone);
             for at in [Some(0), several.then(other).flatten()].into_iter().flatten() {
                 let (expected, alone) = (self.expected(&chunks[at]), is_alone == (at == 0));
-                if let Some((index, lane)) = self.free_line(expected, alone) {
+                if let Some((index, lane)) = self.free_line(expected, alone, now) {
                     return Some(Next { queue, at, expected, alone, index, lane });
                 }
             }
@@ -146,11 +147,12 @@ impl Plan {
     }
 
     /// Which line of which worker has least to do, and can take a chunk that should take so long.
-    pub(super) fn free_line(&self, expected: Duration, alone: bool) -> Option<(usize, u16)> {
+    pub(super) fn free_line(&self, expected: Duration, alone: bool, now: Instant) -> Option<(usize, u16)> {
         let able = self.places.iter().enumerate().filter_map(|(index, place)| {
             let up = place.up.as_ref().filter(|up| up.can_take_more())?;
             let lane = up.shortest(alone);
-            let others = &up.lines[usize::from(lane)].given;
+            let line = &up.lines[usize::from(lane)];
+            let others = &line.given;
             let given = others.len();
             // Of several lines the others keep the worker at work; and what is given before its turn may stand behind one that
             // waits for long, while another line comes free.
@@ -158,7 +160,10 @@ impl Plan {
             let soon = || expected <= SOON && others.iter().all(|other| other.expected <= SOON);
             let ahead = || others.iter().map(|other| other.expected).sum::<Duration>() + expected;
             let more = || given <= self.rules.prefetch || (given < MOST_AHEAD && ahead() <= AHEAD);
-            (given == 0 || (queues() && soon() && more())).then(|| (given, up.crowd(lane), index, lane))
+            // However quick it was thought to be: whoever stood behind it now might do so for ever.
+            let is_late = || now.saturating_duration_since(line.began) >= LONG;
+            (given == 0 || (queues() && soon() && more() && !is_late()))
+                .then(|| (given, up.crowd(lane), index, lane))
         });
         able.min().map(|(.., index, lane)| (index, lane))
     }

@@ -15,7 +15,7 @@ use hatchery_wire::encode;
 use proptest::prelude::*;
 use tokio::time::Instant;
 
-use super::back::LONG;
+use super::back::{LONG, STUCK};
 use super::choice::QUEUE;
 use super::{Found, JobId, Nonsense, Order, Plan, Priority, Rules, Size, Staffing, Wants, What};
 use crate::row::{self, Load, Row};
@@ -619,6 +619,47 @@ fn what_is_behind_a_task_that_takes_long_goes_to_a_worker_that_has_nothing_to_do
     // It is done after all.
     assert_eq!(plan.results(0, 0, &[found(1, VALUE)], &nothing(), now), Ok(1));
     assert_eq!(told(&mut plan, 0), [(6, vec![4, 5])]);
+}
+
+#[test]
+fn what_is_behind_a_task_that_takes_very_long_is_for_whoever_comes_to_it_first() {
+    let (mut plan, _, mut now) = all_given(6, None);
+    plan.arrived(1, now);
+    let other = plan.begin(wants(0)).unwrap();
+    let chunk = |plan: &mut Plan, first, now| {
+        let mut bytes = Vec::new();
+        row::put(&mut bytes, &100_u32.to_le_bytes());
+        plan.enter(other, first, Load::Row(Row { bytes: bytes.into(), count: 1 }), now);
+    };
+    chunk(&mut plan, 0, now);
+    chunk(&mut plan, 1, now);
+    assert_eq!(told(&mut plan, 1), [(0, vec![100])]);
+    plan.due_to_end(0, |_| Some(0), now);
+    now += STUCK - Duration::from_millis(1);
+    assert_eq!(plan.due_to_hold(0, Some(0), now), None, "everybody has something to do");
+    now += Duration::from_millis(1);
+    assert_eq!(plan.due_to_hold(0, Some(1), now), None, "that one has just begun");
+    assert_eq!(plan.due_to_hold(0, Some(0), now), Some(0));
+    plan.take_back(0, 0, now);
+    assert_eq!(plan.waiting(), 6);
+    assert_eq!(plan.results(1, 0, &[found(0, VALUE)], &nothing(), now), Ok(1));
+    assert_eq!(told(&mut plan, 1)[0], (1, vec![1, 2, 3, 4, 5]), "before what came after it");
+}
+
+#[test]
+fn nothing_is_given_to_a_worker_that_takes_much_longer_than_was_thought() {
+    let (mut plan, job, mut now) = all_given(1, None);
+    now += Duration::from_micros(1);
+    assert_eq!(plan.results(0, 0, &[found(0, VALUE)], &nothing(), now), Ok(1));
+    let enter = |plan: &mut Plan, first, now| {
+        let mut bytes = Vec::new();
+        row::put(&mut bytes, &7_u32.to_le_bytes());
+        plan.enter(job, first, Load::Row(Row { bytes: bytes.into(), count: 1 }), now);
+        told(plan, 0).len()
+    };
+    assert_eq!(enter(&mut plan, 1, now), 1);
+    assert_eq!(enter(&mut plan, 2, now), 1, "it will soon come to it");
+    assert_eq!(enter(&mut plan, 3, now + LONG), 0, "it may never come to it");
 }
 
 #[test]
