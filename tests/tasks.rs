@@ -152,7 +152,7 @@ async fn what_a_task_returns_as_its_error_is_told_in_events_and_snapshots() {
     ends("start", tree.start_child(task("says much", says, long.clone()))).await.unwrap();
     ends("start", tree.start_child(task("shows", shows, ()))).await.unwrap();
     ends("start", tree.start_child(task("is silent", is_silent, ()))).await.unwrap();
-    let stammers = ends("start", tree.start_child(task("stammers", stammers, ()))).await.unwrap();
+    let silenced = ends("start", tree.start_child(task("stammers", stammers, ()))).await.unwrap();
     let said = long[..1024].to_owned();
     ends(
         "start",
@@ -172,7 +172,7 @@ async fn what_a_task_returns_as_its_error_is_told_in_events_and_snapshots() {
     assert_eq!((reason("says"), reason("shows")), (Some("no stock"), Some("OutOf(\"stock\")")));
     assert_eq!((reason("says much"), reason("here")), (Some(&*much), Some(&*much)));
     assert_eq!((reason("is silent"), reason("stammers")), (None, None));
-    assert!(matches!(ends("join", stammers.join()).await, Ok(Err(Stammers))));
+    assert!(matches!(ends("join", silenced.join()).await, Ok(Err(Stammers))));
     becomes_true("all are given up", || tree.count().active == 0).await;
     for child in ends("snapshot", tree.snapshot()).await.unwrap().children {
         let last = child.last.expect("it has ended");
