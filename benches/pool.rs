@@ -55,6 +55,7 @@ if __name__ == "__main__":
         timed(lambda: pool.map(square, range(100000)), 9)
         timed(lambda: pool.map(square, range(10000), chunksize=1), 9)
         timed(lambda: pool.apply(square, (7,)), 300)
+        timed(lambda: [job.get() for job in [pool.apply_async(square, (7,)) for _ in range(10000)]], 9)
         for size, times in ((1 << 20, 30), (64 << 20, 3)):
             data = bytes(size)
             timed(lambda: pool.apply(same, (data,)), times)
@@ -117,6 +118,7 @@ async fn figures() -> hatchery::Result<()> {
         return pool.shutdown().await;
     }
     let chunks = timed(9, || async { pool.map(square, 0..many).chunk_size(4096).await }).await?;
+    let at_once = timed(9, || at_once(pool, alone)).await?;
     let one_mib = there_and_back(pool, 1 << 20, 30).await?;
     let many_mib = there_and_back(pool, 64 << 20, 3).await?;
     let busy = timed(3, || async { pool.map(spin_10_ms, 0..40).await }).await?;
@@ -144,9 +146,10 @@ async fn figures() -> hatchery::Result<()> {
             row(&format!("one thread: {what}"), took, ruler, python(line));
         }
     }
-    row("1 MiB there and back", one_mib, Some(raw_mib), python(3));
-    row("64 MiB there and back", many_mib, Some(raw_large), python(4));
-    row("worker killed, next one answers", replaced, None, python(5));
+    row("submitted one by one, all at once", at_once, None, python(3));
+    row("1 MiB there and back", one_mib, Some(raw_mib), python(4));
+    row("64 MiB there and back", many_mib, Some(raw_large), python(5));
+    row("worker killed, next one answers", replaced, None, python(6));
     println!(
         "(Python's figure of the last line is that of a process: its pool looks for dead workers every 100 ms.)"
     );
@@ -208,6 +211,15 @@ async fn again_and_again(pool: &Pool, only: &str) -> hatchery::Result<()> {
     Ok(())
 }
 
+/// So many tasks, each submitted by itself, and none waited for before all are.
+async fn at_once(pool: &Pool, count: u64) -> Result<(), TaskError> {
+    let jobs: Vec<_> = (0..count).map(|x| pool.submit(square, x)).collect();
+    for job in jobs {
+        job.await?;
+    }
+    Ok(())
+}
+
 /// So many bytes to a worker and back. To have them is not part of it.
 async fn there_and_back(pool: &Pool, size: usize, times: usize) -> Result<Duration, TaskError> {
     let mut taken = Vec::new();
@@ -224,7 +236,7 @@ async fn there_and_back(pool: &Pool, size: usize, times: usize) -> Result<Durati
 
 #[hatchery::task]
 fn own_pid() -> i32 {
-    std::process::id().cast_signed()
+    rustix::process::getpid().as_raw_pid()
 }
 
 /// From SIGKILL to the only worker of a pool to what the next one answers.

@@ -5,8 +5,8 @@
 //! cargo run --release --example nested
 //! ```
 
+use hatchery::Events;
 use hatchery::prelude::*;
-use hatchery::{Events, TreeEvent};
 
 /// A machine, in a process of its own. Nothing but a number of pieces made.
 struct Machine {

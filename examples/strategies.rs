@@ -5,7 +5,6 @@
 //! ```
 
 use hatchery::prelude::*;
-use hatchery::{ChildState, Exhausted};
 
 /// A part of a shop. All it can do is to be there, or to die.
 struct Part;

@@ -6,8 +6,8 @@
 //! cargo run --release --example tree -- --serve    # goes on until Ctrl-C
 //! ```
 
+use hatchery::Events;
 use hatchery::prelude::*;
-use hatchery::{Events, TreeEvent};
 use rustix::process::{Signal, getpid, kill_process};
 use serde::{Deserialize, Serialize};
 

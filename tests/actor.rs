@@ -740,6 +740,10 @@ async fn too_many_restarts_end_the_tree_with_the_last_exit_in_words() {
     let error = ends("stop", tree.stop()).await.unwrap_err();
     assert!(error.to_string().contains("more than 2 restarts"), "{error}");
     assert!(error.to_string().contains("SIGABRT"), "{error}");
+    // Not in words alone.
+    assert!(error.is_crash() && error.exit().unwrap().signal() == Some(6), "{error}");
+    let error: Box<dyn std::error::Error> = error.into();
+    assert!(error.source().unwrap().to_string().contains("SIGABRT"));
     assert!(!bystander.is_alive());
     assert!(ends("ask", bystander.note(1)).await.unwrap_err().is_closed());
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-use hatchery::ChildState;
 use hatchery::prelude::*;
+use hatchery::{CallError, ChildError, ChildState, SupervisorHandle};
 use hatchery_tests::{becomes_true, ends};
 
 /// The supervisors of the tests of this process, by the names of the tests.
@@ -81,7 +81,7 @@ impl Caller {
     }
 }
 
-fn outcome(outcome: Result<(), hatchery::ChildError>) -> String {
+fn outcome(outcome: Result<(), ChildError>) -> String {
     match outcome {
         Ok(()) => "done".to_owned(),
         Err(error) if error.is_running() => "running".to_owned(),
@@ -173,6 +173,90 @@ async fn a_start_in_a_group_restart_may_call_its_own_supervisor() {
     assert_eq!(ends("ask", caller.heard()).await.unwrap(), heard);
     assert!(ends("ask", late.is_there()).await.unwrap_err().is_closed());
     ends("ask", later.is_there()).await.unwrap();
+    ends("stop", tree.stop()).await.unwrap();
+}
+
+/// What the one who was asked said of it.
+fn refused(outcome: Result<(), CallError<ChildError>>) -> Result<(), ChildError> {
+    outcome.map_err(|error| error.into_handler_error().expect("it was asked"))
+}
+
+/// Has itself or others stopped, by itself or by another one.
+struct Leaver {
+    shop: SupervisorHandle,
+    tree: Option<Tree>,
+}
+
+#[hatchery::actor]
+impl Leaver {
+    fn start(shop: SupervisorHandle) -> Self {
+        Leaver { tree: Tree::lookup("/shop").ok(), shop }
+    }
+
+    fn is_there(&self) {}
+
+    async fn stops(&self, name: String) -> Result<(), ChildError> {
+        match &self.tree {
+            Some(tree) => tree.terminate_child(&name).await,
+            None => refused(self.shop.terminate_child(&name).await),
+        }
+    }
+
+    async fn asks_to_stop(&self, whom: String, name: String) -> Result<(), ChildError> {
+        let other = hatchery::lookup::<Leaver>(&whom).expect("it is a path");
+        refused(other.stops(name).await)
+    }
+
+    async fn tells(&self, name: String) -> bool {
+        self.shop.terminate_child(&name).tell().await.is_ok()
+    }
+
+    fn asks_from_a_task(&self, name: String, cx: &Context) {
+        let asked = self.shop.terminate_child(&name);
+        cx.spawn(async move { drop(asked.await) });
+    }
+}
+
+/// Who asks for it in a handler would wait for itself; it is told so at once, and goes on. Who does not wait is stopped.
+#[hatchery::test]
+async fn a_child_that_has_itself_stopped_and_waits_for_that_is_refused_at_once() {
+    let leaver =
+        |name: &str| worker_with::<Leaver>(name, |tree| Ok(tree.handle())).shutdown(Shutdown::infinity());
+    let below = Supervisor::new(Strategy::OneForOne)
+        .child(worker_with::<Leaver>("d", |_| SupervisorHandle::lookup("/shop")));
+    let tree = Supervisor::new(Strategy::OneForOne).name("shop");
+    let tree = tree.child(leaver("a")).child(leaver("b")).child(below.spec("below"));
+    let tree = ends("start", tree.start()).await.unwrap();
+    let here = local_with("here", {
+        let (shop, tree) = (tree.handle(), tree.downgrade());
+        move || Leaver { shop: shop.clone(), tree: tree.upgrade() }
+    });
+    let here = ends("start", tree.start_child(here.shutdown(Shutdown::infinity()))).await.unwrap();
+    let [a, b] = ["a", "b"].map(|name| tree.get::<Leaver>(name).unwrap());
+    let d = tree.get::<Supervisor>("below").unwrap().get::<Leaver>("d").unwrap();
+    for (asked, name) in [
+        (a.stops("a".to_owned()), "a"),
+        (here.stops("here".to_owned()), "here"),
+        (d.stops("below".to_owned()), "below"),
+        (a.asks_to_stop("/shop/b".to_owned(), "a".to_owned()), "a"),
+        (here.asks_to_stop("/shop/b".to_owned(), "here".to_owned()), "here"),
+        (b.asks_to_stop("/shop/here".to_owned(), "b".to_owned()), "b"),
+    ] {
+        let error = refused(ends("a call", asked).await).unwrap_err();
+        assert!(error.is_deadlock(), "{error}");
+        assert!(error.to_string().starts_with(&format!("stop of /shop/{name}: /shop/{name}")), "{error}");
+    }
+    for member in [&a, &b, &here, &d] {
+        ends("ask", member.is_there()).await.unwrap();
+        assert_eq!(member.incarnation(), Some(1));
+    }
+    // What it does not wait for is done: another one that waits for nobody, and in the end itself.
+    ends("a call", a.stops("below".to_owned())).await.unwrap();
+    assert!(ends("tell", a.tells("a".to_owned())).await.unwrap());
+    ends("a call", b.asks_from_a_task("b".to_owned())).await.unwrap();
+    for gone in [&a, &b] {
+        becomes_true("it is stopped", || gone.actor_ref().seat().is_closed()).await;
+    }
     ends("stop", tree.stop()).await.unwrap();
 }
 

@@ -4,6 +4,7 @@
 
 mod calls;
 mod chaos;
+mod held;
 mod nested;
 mod stopping;
 mod stops;

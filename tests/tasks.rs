@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use hatchery::prelude::*;
-use hatchery::{ChildState, Exhausted, Fd, Output, TaskHandle};
+use hatchery::{ChildState, Exhausted, Fd, Output, TaskHandle, TreeEvent};
 use hatchery_tests::{becomes_true, ends, runs, send, stands_still, state};
 use rustix::process::Signal;
 
@@ -102,6 +102,84 @@ async fn a_task_that_never_succeeds_is_given_up_with_what_its_last_attempt_left(
     assert!(error.is_crash() && error.is_panic() && error.maybe_executed(), "{error}");
     assert!(error.to_string().ends_with("attempt 3"), "{error}");
     assert!(hatchery::Error::from(error).is_crash());
+    ends("stop", tree.stop()).await.unwrap();
+}
+
+/// An error that has only `Debug`, and one that has nothing to say.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+struct OutOf(String);
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Silent;
+
+#[hatchery::task]
+async fn says(text: String) -> hatchery::Result<()> {
+    Err(hatchery::Error::msg(text))
+}
+
+#[hatchery::task]
+fn shows() -> Result<(), OutOf> {
+    Err(OutOf("stock".to_owned()))
+}
+
+/// An error that cannot say what it is.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Stammers;
+
+impl std::fmt::Display for Stammers {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        panic!("no words")
+    }
+}
+
+#[hatchery::task]
+fn stammers() -> Result<(), Stammers> {
+    Err(Stammers)
+}
+
+#[hatchery::task]
+fn is_silent() -> Result<(), Silent> {
+    Err(Silent)
+}
+
+/// However much it says, there is room for it.
+#[hatchery::test]
+async fn what_a_task_returns_as_its_error_is_told_in_events_and_snapshots() {
+    let tree = tree(0).await;
+    let mut events = tree.events();
+    let long = "no stock ".repeat(100_000);
+    ends("start", tree.start_child(task("says", says, "no stock".to_owned()))).await.unwrap();
+    ends("start", tree.start_child(task("says much", says, long.clone()))).await.unwrap();
+    ends("start", tree.start_child(task("shows", shows, ()))).await.unwrap();
+    ends("start", tree.start_child(task("is silent", is_silent, ()))).await.unwrap();
+    let silenced = ends("start", tree.start_child(task("stammers", stammers, ()))).await.unwrap();
+    let said = long[..1024].to_owned();
+    ends(
+        "start",
+        tree.start_child(local_task("here", move || std::future::ready(Err::<(), _>(long.clone())))),
+    )
+    .await
+    .unwrap();
+    let mut told = std::collections::BTreeMap::new();
+    while told.len() < 6 {
+        if let Some(TreeEvent::Exited { path, exit, .. }) = ends("event", events.next()).await {
+            let name = path.rsplit('/').next().unwrap_or_default().to_owned();
+            told.insert(name, exit.reason().map(str::to_owned));
+        }
+    }
+    let much = format!("{said} […]");
+    let reason = |name: &str| told[name].as_deref();
+    assert_eq!((reason("says"), reason("shows")), (Some("no stock"), Some("OutOf(\"stock\")")));
+    assert_eq!((reason("says much"), reason("here")), (Some(&*much), Some(&*much)));
+    assert_eq!((reason("is silent"), reason("stammers")), (None, None));
+    assert!(matches!(ends("join", silenced.join()).await, Ok(Err(Stammers))));
+    becomes_true("all are given up", || tree.count().active == 0).await;
+    for child in ends("snapshot", tree.snapshot()).await.unwrap().children {
+        let last = child.last.expect("it has ended");
+        assert!(last.starts_with("returned an error"), "{last}");
+        let is_without_words = ["is silent", "stammers"].contains(&&*child.name);
+        assert_eq!(last.contains("stock"), !is_without_words, "{last}");
+    }
     ends("stop", tree.stop()).await.unwrap();
 }
 

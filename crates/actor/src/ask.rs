@@ -31,7 +31,9 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 /// # Errors
 /// [`CallError`]: the handler answered with an `Err`, the worker ended (`is_crash`), the deadline passed
 /// (`is_timeout`), the actor was stopping (`is_stopping`) or is gone for good (`is_closed`), or request or answer could
-/// not travel. `maybe_executed` says whether it may have run.
+/// not travel. `maybe_executed` says whether it may have run. Before a vacant seat it ends like the latest incarnation if
+/// whoever asks is being stopped, and has to be gone before the next one starts: in the restart of their group, and when
+/// their supervisor ends.
 ///
 /// An actor whose handler waits for an ask answers nobody meanwhile. Whoever asks back while it waits, directly or through
 /// others, is refused at once (`is_deadlock`), and the error names all who would wait. Asks that have crossed, so that

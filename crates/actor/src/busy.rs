@@ -5,11 +5,14 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::task::Waker;
 
-use crate::chain::{Chain, Life, Link};
+use crate::chain::{Chain, Life, Link, is_at_or_below};
+use crate::fault::Fault;
 use crate::probe::Awaited;
 
 /// Tells actors of this process apart; it is the address of the actor's mailbox, so never 0.
 pub(crate) type Id = usize;
+
+const NOBODY: Id = 0;
 
 thread_local! {
     /// The handler that this thread polls right now.
@@ -49,6 +52,12 @@ impl Here {
         self.number += 1;
         self.before = before;
         self.chain = None;
+    }
+
+    /// The actor leaves: it has something to do yet, but no mailbox any more in which it could wait for itself.
+    pub(crate) fn leave(&mut self) {
+        self.actor = NOBODY;
+        self.begin(None);
     }
 
     pub(crate) fn number(&self) -> u64 {
@@ -122,6 +131,25 @@ pub(crate) fn chain() -> Option<Chain> {
         Some(chain.get_or_insert_with(|| Chain::behind(before.as_ref(), link())).clone())
     })
     .flatten()
+}
+
+/// Refuses what ends only when the actor at this path has: a handler there, or below it, would wait for that, directly or
+/// through others, and so it never would.
+///
+/// # Errors
+/// Who waits for whom, if this thread is in such a handler, or in one that such a handler waits for.
+#[doc(hidden)]
+pub fn waits_for_no_end_of(path: &str) -> Result<(), Fault> {
+    let circle = here(|Here { path: own, number, before, .. }| {
+        // A start is given up where an actor is stopped.
+        let own = (*number > 0).then(|| own.to_string());
+        let paths = before.iter().flat_map(Chain::paths).map(str::to_owned).chain(own);
+        paths.skip_while(|waiting| !is_at_or_below(waiting, path)).collect::<Vec<_>>()
+    });
+    match circle {
+        Some(circle) if !circle.is_empty() => Err(Fault::Deadlock { circle, maybe_executed: false }),
+        _ => Ok(()),
+    }
 }
 
 /// An ask that is polled here with this waker is still to be answered.

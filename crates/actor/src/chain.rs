@@ -71,6 +71,16 @@ impl Chain {
         Some(links[from..].iter().map(|link| link.path.to_string()).collect())
     }
 
+    /// Where those sit who wait, each for the next one.
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &str> {
+        self.0.links.iter().map(|link| &*link.path)
+    }
+
+    /// Whether one of those who wait sits at one of these paths, or below one.
+    pub(crate) fn passes(&self, paths: &[String]) -> bool {
+        self.paths().any(|waiting| paths.iter().any(|path| is_at_or_below(waiting, path)))
+    }
+
     /// As an envelope carries it. One that would be too long goes without words.
     #[doc(hidden)]
     pub fn to_wire(&self) -> Bytes {
@@ -89,6 +99,11 @@ impl Chain {
         let links: Box<[Link]> = read(bytes)?.into();
         if links.len() > MOST { Err(NoChain) } else { Ok(Some(Chain::of(links))) }
     }
+}
+
+/// Whether this path is that one, or below it.
+pub(crate) fn is_at_or_below(path: &str, that: &str) -> bool {
+    path.strip_prefix(that).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 fn put(links: &[Link]) -> Bytes {
@@ -155,6 +170,16 @@ mod tests {
         assert_eq!(outer.circle(2, 3), None);
         // Another request of the same actor, and the same number of another one.
         assert_eq!((chain.circle(1, 8), chain.circle(3, 7)), (None, None));
+    }
+
+    #[test]
+    fn a_chain_passes_those_in_it_and_those_above_them() {
+        let outer = Chain::behind(None, link(1, 7, "/shop/web/cart"));
+        let chain = Chain::behind(Some(&outer), link(2, 3, "/shop/store"));
+        let passes = |path: &str| chain.passes(&["/nobody".to_owned(), path.to_owned()]);
+        assert!(passes("/shop/web") && passes("/shop/web/cart") && passes("/shop/store") && passes("/shop"));
+        assert!(!passes("/shop/we") && !passes("/shop/web/cart/item") && !passes("/shop/back"));
+        assert!(!chain.passes(&[]));
     }
 
     #[test]

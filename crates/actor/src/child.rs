@@ -294,7 +294,6 @@ pub enum Rung {
 ///
 /// ```
 /// # use hatchery::prelude::*;
-/// # use hatchery::Stop;
 /// # struct Mailer { sent: u64 }
 /// # #[hatchery::actor]
 /// # impl Mailer {

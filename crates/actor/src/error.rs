@@ -42,6 +42,14 @@ impl Error {
         Error { message: message.to_string(), causes: Vec::new(), fault: None }
     }
 
+    /// The same, where this is the library's own reason.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_fault(mut self, fault: Option<Fault>) -> Error {
+        self.fault = fault;
+        self
+    }
+
     /// What a function returned that may return any error: the library's own as it is.
     #[doc(hidden)]
     pub fn of<E: fmt::Display + 'static>(error: E) -> Error {

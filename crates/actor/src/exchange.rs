@@ -10,6 +10,7 @@ use crate::address::{Address, ProcessId, Tenure};
 use crate::child::{BoxFuture, Rung, Shutdown};
 use crate::exit::Exit;
 use crate::fault::Fault;
+use crate::hold::Hold;
 use crate::outlet::Line;
 use crate::seat::Seat;
 
@@ -22,8 +23,8 @@ pub trait Exchange: Send + Sync + 'static {
     fn runtime(&self) -> Option<Handle>;
 
     /// Who sits there now, or next if nobody does, or if who sits there is no later than `after`. Resolves when
-    /// somebody does.
-    fn resolve(&self, address: &Address, after: Option<Tenure>) -> BoxFuture<Result<Found, Lost>>;
+    /// somebody does, or when others than those of the [`Hold`] of number `held` have to be gone before.
+    fn resolve(&self, address: &Address, after: Option<Tenure>, held: u64) -> BoxFuture<Result<Found, Lost>>;
 
     /// A way for the requests of this seat to the one who was found; their answers go to the seat, as those of its
     /// incarnation `number`.
@@ -66,6 +67,8 @@ pub enum Lost {
     Over(Box<Exit>),
     /// A process on the way has ended, and with it who was asked for, if he sat there.
     Broken,
+    /// Nobody sits there before these are gone, if there are any: ask again, with its number.
+    Held(Hold),
     /// Somebody on the way can do no more for now.
     Busy,
 }

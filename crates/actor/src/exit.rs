@@ -54,6 +54,35 @@ pub struct Panic {
     pub place: Option<String>,
 }
 
+/// Most bytes of what an error says that end up in an exit.
+const LONGEST: usize = 1024;
+
+/// What an error says of itself, cut after 1,024 bytes.
+#[doc(hidden)]
+pub fn in_short(error: impl fmt::Display) -> String {
+    struct Short(String);
+
+    impl fmt::Write for Short {
+        fn write_str(&mut self, said: &str) -> fmt::Result {
+            let room = LONGEST - self.0.len();
+            if said.len() <= room {
+                self.0.push_str(said);
+                return Ok(());
+            }
+            let end = (0..=room).rev().find(|&end| said.is_char_boundary(end)).unwrap_or(0);
+            self.0.push_str(&said[..end]);
+            // It need not say the rest.
+            Err(fmt::Error)
+        }
+    }
+
+    let mut short = Short(String::new());
+    if fmt::write(&mut short, format_args!("{error}")).is_err() {
+        short.0.push_str(" […]");
+    }
+    short.0
+}
+
 impl Exit {
     /// An exit with this status and nothing else known.
     #[doc(hidden)]
@@ -172,7 +201,8 @@ impl Exit {
         self.orderly
     }
 
-    /// Whether it was a task whose function returned an `Err` (its exit code is 1 then).
+    /// Whether it was a task whose function returned an `Err` (its exit code is 1 then); [`reason`](Exit::reason) has what
+    /// that says.
     pub fn failed(&self) -> bool {
         self.failed
     }
@@ -192,7 +222,8 @@ impl Exit {
         self.limit
     }
 
-    /// What the parent knows about the cause beyond the status, for example that it broke the protocol.
+    /// What is known about the cause beyond the status, for example that it broke the protocol; of a task that returned an
+    /// `Err`, what that says by its `Display`, or else its `Debug`, in 1,024 bytes at most.
     pub fn reason(&self) -> Option<&str> {
         self.reason.as_deref()
     }
@@ -294,6 +325,21 @@ mod tests {
         assert_eq!(Exit::new(Status::Code(3)).exitcode(), Some(3));
         assert_eq!(Exit::new(Status::Signal(15)).exitcode(), Some(-15));
         assert_eq!(Exit::new(Status::Unknown).exitcode(), None);
+    }
+
+    #[test]
+    fn what_an_error_says_is_cut_where_it_is_too_long() {
+        assert_eq!(in_short("no stock"), "no stock");
+        assert_eq!(in_short("x".repeat(LONGEST)), "x".repeat(LONGEST));
+        for long in ["é".repeat(LONGEST), format!("x{}", "é".repeat(LONGEST))] {
+            let short = in_short(&long);
+            let said = short.strip_suffix(" […]").unwrap();
+            assert!(
+                long.starts_with(said) && (LONGEST - 1..=LONGEST).contains(&said.len()),
+                "{}",
+                said.len()
+            );
+        }
     }
 
     #[test]

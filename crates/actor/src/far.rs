@@ -135,7 +135,8 @@ impl Follower {
         let (mut after, mut pause) = (None, FIRST_PAUSE);
         loop {
             let Some(exchange) = exchange.upgrade() else { return };
-            match exchange.resolve(&address, after).await {
+            let Some(held) = self.seat.upgrade().map(|seat| seat.held()) else { return };
+            match exchange.resolve(&address, after, held).await {
                 Ok(found) => {
                     pause = FIRST_PAUSE;
                     after = self.sits(&*exchange, &address, found).await;
@@ -147,6 +148,11 @@ impl Follower {
                         seat.forsaken();
                     }
                     return;
+                }
+                Err(Lost::Held(hold)) => {
+                    if let Some(seat) = self.seat.upgrade() {
+                        seat.hold_as(hold);
+                    }
                 }
                 Err(Lost::Over(exit)) => {
                     return self.close(Fault::Ended { exit, maybe_executed: false }, ENDED);
@@ -240,7 +246,7 @@ impl Follower {
             Ok(exit) => exit,
             Err(Lost::Over(exit)) => *exit,
             Err(Lost::Closed(why)) => unknown(&why),
-            Err(Lost::Broken | Lost::Busy) => unknown(OWNER_ENDED),
+            Err(Lost::Broken | Lost::Busy | Lost::Held(_)) => unknown(OWNER_ENDED),
         };
         let seat = self.seat.upgrade()?;
         // In order or not: of those who have no answer nobody knows unless it could say all that it had to say.
@@ -393,6 +399,7 @@ mod tests {
     use crate::ask::Ask;
     use crate::error::{CallError, Never};
     use crate::handle::ActorRef;
+    use crate::hold::Hold;
     use crate::outlet::{Answer, Line, Request};
 
     /// The process that owns the seat, those that live in it one after another, and what lies in between.
@@ -410,6 +417,8 @@ mod tests {
         /// Whether the present incarnation sits there.
         sits: bool,
         closed: bool,
+        /// Who has to be gone before anybody sits there.
+        held: Hold,
         exits: HashMap<Tenure, Exit>,
         /// How many of the next questions a process on the way does not survive.
         broken: u64,
@@ -486,7 +495,7 @@ mod tests {
             Handle::try_current().ok()
         }
 
-        fn resolve(&self, _: &Address, after: Option<Tenure>) -> BoxFuture<Result<Found, Lost>> {
+        fn resolve(&self, _: &Address, after: Option<Tenure>, held: u64) -> BoxFuture<Result<Found, Lost>> {
             Box::pin(self.0.clone().until(move |state| {
                 if state.broken > 0 {
                     state.broken -= 1;
@@ -498,7 +507,10 @@ mod tests {
                 let tenure = state.tenure();
                 let process = ProcessId { path: "/there".to_owned(), birth: 7 };
                 let found = Found { tenure, process, pid: Some(7), window: 4, shutdown: Default::default() };
-                (state.sits && after != Some(tenure)).then_some(Ok(found))
+                if state.sits && after != Some(tenure) {
+                    return Some(Ok(found));
+                }
+                (state.held.number != held).then(|| Err(Lost::Held(state.held.clone())))
             }))
         }
 
@@ -586,6 +598,8 @@ mod tests {
         Cut,
         /// The channel is closed if nothing is under way on it.
         Rest,
+        /// Somebody has to be gone before the next one comes, or nobody: whoever asks from outside waits all the same.
+        Hold(u64),
         Wait(u64),
     }
 
@@ -600,6 +614,7 @@ mod tests {
             1 => (1..3_u64).prop_map(Step::CannotOpen),
             1 => Just(Step::Cut),
             2 => Just(Step::Rest),
+            2 => (0..3_u64).prop_map(Step::Hold),
             8 => (0..20_u64).prop_map(Step::Wait),
             1 => (1000..3000_u64).prop_map(Step::Wait),
         ]
@@ -676,6 +691,10 @@ mod tests {
                             world.change(|state| state.cut(Over::Idle));
                         }
                     }
+                    Step::Hold(number) => world.change(|state| {
+                        let by = if number > 0 { vec!["/somebody".to_owned()] } else { Vec::new() };
+                        state.held = Hold { number, by, exit: None };
+                    }),
                     Step::Wait(millis) => sleep(Duration::from_millis(millis)).await,
                 }
                 settle().await;

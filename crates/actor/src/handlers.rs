@@ -51,6 +51,14 @@ impl Handlers {
         self.goes_on();
     }
 
+    /// The actor does the last thing it does, for nobody.
+    pub(crate) fn leave(&mut self) {
+        if let Some(here) = &mut self.here {
+            here.leave();
+        }
+        self.goes_on();
+    }
+
     /// It is not looked at any more.
     fn goes_on(&mut self) {
         if self.looking.take().is_some() {

@@ -12,7 +12,7 @@ use tokio::task::AbortHandle;
 use crate::child::{
     BoxFuture, Child, Ended, NoLine, Order, Presence, Rung, Start, Started, ended, no_settings,
 };
-use crate::exit::{Exit, Panic, Status};
+use crate::exit::{self, Exit, Panic, Status};
 use crate::fault::Fault;
 use crate::handle::ActorRef;
 use crate::panics;
@@ -39,7 +39,7 @@ type Make = Arc<Mutex<dyn FnMut() -> BoxFuture<Result<(), String>> + Send>>;
     label = "return `hatchery::Result<()>`, another `Result<(), E>` whose error has `Display`, or nothing"
 )]
 pub trait LocalOutcome {
-    /// What went wrong, in words, if something did.
+    /// What went wrong, in words, if something did; 1,024 bytes of them at most are needed.
     fn failure(&self) -> Option<String>;
 }
 
@@ -51,7 +51,7 @@ impl LocalOutcome for () {
 
 impl<E: Display> LocalOutcome for Result<(), E> {
     fn failure(&self) -> Option<String> {
-        self.as_ref().err().map(ToString::to_string)
+        self.as_ref().err().map(exit::in_short)
     }
 }
 

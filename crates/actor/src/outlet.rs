@@ -26,6 +26,7 @@ use crate::busy;
 use crate::chain::Chain;
 use crate::exit::Exit;
 use crate::fault::Fault;
+use crate::hold::Hold;
 use crate::incarnation::{self, Incarnation};
 use crate::probe::{Circle, Probe};
 use crate::slots::Slots;
@@ -129,6 +130,8 @@ struct State {
     last_ended: u64,
     /// The latest incarnation that has answered a request of this process.
     last_answered: u64,
+    /// Who has to be gone before there is a way again, where that is known.
+    held: Option<Box<Hold>>,
     queue: VecDeque<u64>,
     requests: Slots<Slot>,
     /// How many of them are sent, and not done.
@@ -269,7 +272,7 @@ impl Outlet {
             instead: None,
         };
         let deadline = answered.map(|until| until.at);
-        let State { way, queue, requests, owed, .. } = &mut *state;
+        let State { way, held, queue, requests, owed, .. } = &mut *state;
         let (id, until) = match way {
             // The short way: nobody is in line, and there is a place.
             Way::Open { incarnation, places, line }
@@ -297,6 +300,11 @@ impl Outlet {
                 (id, answered)
             }
             _ => {
+                // Here a tell is waited for, too.
+                let chain = if ask { chain } else { busy::chain() };
+                if let Some(fault) = held_up(way, held.as_deref(), chain.as_ref()) {
+                    return Begun::Done(Answer::Fault(fault));
+                }
                 let until = if ask { answered } else { until() };
                 let only = pin.map(|pin| pin.number);
                 let id =
@@ -417,8 +425,14 @@ impl Outlet {
             (Way::Closed(fault), _) => Phase::Done(Answer::Fault(fault.clone())),
             _ => {
                 let trace = TraceContext::current().map(Box::new);
-                let chain = if ask { busy::chain() } else { None };
-                Phase::Queued { ask, deadline, trace, chain, body, only: pin.map(|pin| pin.number) }
+                let chain = busy::chain();
+                match held_up(&state.way, state.held.as_deref(), chain.as_ref()) {
+                    Some(fault) => Phase::Done(Answer::Fault(fault)),
+                    None => {
+                        let only = pin.map(|pin| pin.number);
+                        Phase::Queued { ask, deadline, trace, chain, body, only }
+                    }
+                }
             }
         };
         let queued = matches!(phase, Phase::Queued { .. });
@@ -525,6 +539,7 @@ impl Outlet {
             return false;
         }
         let old = std::mem::replace(&mut state.way, Way::Open { incarnation, places: self.window(), line });
+        state.held = None;
         state.left.clear();
         let wakers = state.pump();
         drop(state);
@@ -661,6 +676,25 @@ impl Outlet {
         self.cut_off(state, incarnation, exit);
     }
 
+    /// Nobody comes before those are gone that this names: what waits in line, and is waited for by one of them, ends. `None`
+    /// if there are none any more.
+    pub(crate) fn hold(&self, held: Option<Box<Hold>>) {
+        let mut state = self.lock();
+        let mut wakers = Vec::new();
+        let State { way, requests, .. } = &mut *state;
+        for (_, slot) in requests.iter_mut().filter(|_| held.is_some()) {
+            let Phase::Queued { chain, .. } = &slot.phase else { continue };
+            if let Some(fault) = held_up(way, held.as_deref(), chain.as_ref()) {
+                slot.phase = Phase::Done(Answer::Fault(fault));
+                wakers.extend(slot.waker.take());
+            }
+        }
+        let old = std::mem::replace(&mut state.held, held);
+        drop(state);
+        drop(old);
+        wake(wakers);
+    }
+
     /// Somebody may come after all.
     pub(crate) fn reopen(&self) {
         let mut state = self.lock();
@@ -736,6 +770,7 @@ impl Outlet {
             }
         }
         let old = std::mem::replace(&mut state.way, Way::Closed(fault));
+        state.held = None;
         drop(state);
         drop(old);
         wake(wakers);
@@ -812,6 +847,8 @@ impl State {
                 unreachable!("only queued requests are in line")
             };
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            // Nobody waits for what is told, now that it has its place.
+            let chain = chain.filter(|_| ask);
             match line.send(Request { id, ask, deadline, left, trace, chain, body }) {
                 Ok(()) => {
                     *places -= 1;
@@ -864,6 +901,12 @@ impl State {
     }
 }
 
+/// Why a request with this chain is not worth waiting in line, if it is not.
+fn held_up(way: &Way, held: Option<&Hold>, chain: Option<&Chain>) -> Option<Fault> {
+    let held = held.filter(|held| matches!(way, Way::Vacant) && held.concerns(chain));
+    held.map(Hold::fault)
+}
+
 fn wake(wakers: Vec<Waker>) {
     for waker in wakers {
         waker.wake();
@@ -886,6 +929,7 @@ mod tests {
 
     use super::*;
     use crate::address::Tenure;
+    use crate::busy::{Here, Inside};
     use crate::exit::Status;
     use crate::probe::Station;
 
@@ -1256,6 +1300,45 @@ mod tests {
         }
         assert_eq!(outlet.lock().requests.len(), 1);
         assert_eq!(outlet.sit(1).sent(), [stays]);
+    }
+
+    #[test]
+    fn before_a_seat_that_is_held_only_those_end_that_wait_for_who_holds_it() {
+        let in_handler = |path: &str, ask: bool, outlet: &Outlet| {
+            let mut here = Here::new(1, 7, path);
+            here.begin(None);
+            let mut here = Some(Box::new(here));
+            let _inside = Inside::enter(&mut here);
+            let cx = Context::from_waker(Waker::noop());
+            match outlet.begin(ask, || None, body(false), None, &cx) {
+                Begun::Waits { id, .. } => Ok(id),
+                Begun::Done(answer) => Err(answer),
+            }
+        };
+        let held_by = |path: &str, exit: Exit| {
+            Some(Box::new(Hold { number: 1, by: vec![path.to_owned()], exit: Some(Box::new(exit)) }))
+        };
+        let outlet = Outlet::default();
+        let ids = ["/t/a", "/t/b/x"].map(|path| {
+            [in_handler(path, true, &outlet).unwrap(), in_handler(path, false, &outlet).unwrap()]
+        });
+        let outside = outlet.ask();
+        outlet.hold(held_by("/t/b", exit()));
+        let over = Answer::Fault(Fault::Ended { exit: Box::new(exit()), maybe_executed: false });
+        for id in ids[1] {
+            assert_eq!(outlet.now(id), Some(over.clone()), "ask or tell");
+        }
+        assert_eq!(in_handler("/t/b", false, &outlet).unwrap_err(), over);
+        outlet.hold(held_by("/t/b", Exit::orderly()));
+        assert_eq!(in_handler("/t/b", true, &outlet).unwrap_err(), Answer::Fault(Fault::Stopping));
+        let late = in_handler("/t/a", true, &outlet).unwrap();
+        let line = outlet.sit(1);
+        assert_eq!(line.sent(), [ids[0][0], ids[0][1], outside, late]);
+        // Who sits there is not held, whatever was said before.
+        assert_eq!(in_handler("/t/b", false, &outlet), Err(Answer::None));
+        outlet.hold(None);
+        outlet.ended(1, &exit());
+        in_handler("/t/b", true, &outlet).unwrap();
     }
 
     #[test]

@@ -170,7 +170,8 @@ async fn serve<A: AnyActor>(actor: &mut A, mailbox: &Arc<Mailbox>, mut cx: Conte
     // What it supervises leaves before it does.
     cx.tasks().released().await;
     cx.rest();
-    panics::catch(actor.stopped(&cx)).await
+    handlers.leave();
+    panics::catch(handlers.run(actor.stopped(&cx))).await
 }
 
 /// When the actor lets the other tasks of its thread run, of which one sends its answers.

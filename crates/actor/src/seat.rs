@@ -18,6 +18,7 @@ use crate::exchange::{Command, Exchange};
 use crate::exit::{Exit, Status};
 use crate::far::Far;
 use crate::fault::Fault;
+use crate::hold::{self, Hold};
 use crate::incarnation::Incarnation;
 use crate::monitor::{Monitor, Monitors, Told};
 use crate::outlet::{Answer, Begun, Left, Line, Outlet, Taken, TooManyReleases, Until, WINDOW};
@@ -62,6 +63,8 @@ struct Ends {
     /// Oldest first.
     remembered: VecDeque<(u64, Arc<Exit>)>,
     closed: Option<String>,
+    /// Who has to be gone before anybody sits down.
+    held: Option<Box<Hold>>,
     monitors: Monitors,
     lookers: Vec<(u64, Look)>,
     looked: u64,
@@ -83,6 +86,7 @@ pub struct View<'a> {
     pub sits: Option<(Tenure, Option<&'a ProcessId>, Option<u32>)>,
     /// Why nobody will sit there any more.
     pub closed: Option<&'a str>,
+    held: Option<&'a Hold>,
     seat: u64,
     last: u64,
     remembered: &'a VecDeque<(u64, Arc<Exit>)>,
@@ -97,6 +101,12 @@ impl View<'_> {
         }
         let past = tenure.seat != self.seat || tenure.incarnation <= self.last;
         past.then(|| Exit::new(Status::Unknown).with_reason(Some("it ended some time ago".to_owned())))
+    }
+
+    /// Who has to be gone before anybody sits there, unless that is known already by this number.
+    pub fn hold(&self, known: u64) -> Option<Hold> {
+        let number = self.held.map_or(0, |held| held.number);
+        (number != known).then(|| self.held.cloned().unwrap_or_default())
     }
 
     /// Who sits there, if he came after this one.
@@ -355,12 +365,16 @@ impl Seat {
         }
         ends.sitting = Some(pin.clone());
         ends.place = Some((child.process(), child.pid()));
+        let was_held = ends.held.take().is_some();
         // First the watch, then the line: `ended` may come in between and must find the watch to clear.
         self.occupancy.send_replace(Occupancy::Occupied(Occupant { incarnation, child, pin }));
         if over.is_none() {
             self.show(&mut ends);
         }
         drop(ends);
+        if was_held {
+            self.outlet.hold(None);
+        }
         over.map(|(_, exit)| self.stand_up(incarnation, &exit)).is_none()
     }
 
@@ -401,6 +415,7 @@ impl Seat {
             shutdown: self.shutdown(),
             sits: sits.map(|(sitting, (process, pid))| (sitting.tenure, process, pid)),
             closed: ends.closed.as_deref(),
+            held: ends.held.as_deref(),
             seat: self.id,
             last: ends.last.as_ref().map_or(0, |(last, _)| *last),
             remembered: &ends.remembered,
@@ -501,12 +516,44 @@ impl Seat {
         self.outlet.close(fault);
         let mut ends = self.ends();
         ends.closed = Some(why.to_owned());
+        ends.held = None;
         self.occupancy.send_replace(Occupancy::Closed(why.to_owned()));
         // While somebody still sits there, his end comes first.
         let told = ends.sitting.is_none().then(|| ends.monitors.closed(why));
         self.show(&mut ends);
         drop(ends);
         told.into_iter().for_each(Told::wake);
+    }
+
+    /// Nobody sits down here before those at these paths are gone; with none, nothing is in the way. Until then, requests
+    /// that they wait for, or that somebody waits for them with, end as the latest incarnation has ended; all others wait.
+    /// To be said while nobody sits here, by whoever has the next one sit down.
+    pub fn hold(&self, by: &[String]) {
+        let by = hold::few(by);
+        let mut ends = self.ends();
+        if ends.held.as_ref().map_or(&[][..], |held| &held.by) == by || ends.sitting.is_some() {
+            return;
+        }
+        ends.held = (!by.is_empty()).then(|| {
+            let exit = ends.last.as_ref().map(|(_, exit)| Box::new((**exit).clone()));
+            Box::new(Hold { number: random().max(1), by: by.to_vec(), exit })
+        });
+        let held = ends.held.clone();
+        self.show(&mut ends);
+        drop(ends);
+        self.outlet.hold(held);
+    }
+
+    /// The same, of a seat elsewhere.
+    pub(crate) fn hold_as(&self, hold: Hold) {
+        let held = (!hold.by.is_empty()).then(|| Box::new(hold));
+        self.ends().held.clone_from(&held);
+        self.outlet.hold(held);
+    }
+
+    /// The number of what is known of that; 0 if nothing is.
+    pub(crate) fn held(&self) -> u64 {
+        self.ends().held.as_ref().map_or(0, |held| held.number)
     }
 
     /// Somebody will sit here again after all: from now on requests wait for him. What was told that nobody would,

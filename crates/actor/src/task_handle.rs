@@ -71,7 +71,6 @@ fn judged(returned: Option<Result<Body, Fault>>, exit: &Exit) -> (Option<Body>, 
 /// A task has no mailbox, so it cannot be suspended; one in a process of its own can be paused.
 ///
 /// ```
-/// use hatchery::TaskHandle;
 /// use hatchery::prelude::*;
 ///
 /// #[hatchery::task]
@@ -109,7 +108,8 @@ impl<R> TaskHandle<R> {
     /// It has succeeded if it returned anything but an `Err`. An `Err`, a panic or a death is an end like any other: its
     /// supervisor decides whether another incarnation follows. Once none does, a returned `Err` is what this gives.
     ///
-    /// May be asked again, by anyone: the answer is the first success, also of a task that is started again after it. Each
+    /// May be asked again, by anyone: the answer is the first success. A task that is started again after it, by hand or along
+    /// with its group, does not change that: what has been told stays. Whoever wants another result starts another task. Each
     /// time descriptors in it are duplicated; those that came stay open until the last handle and the spec are gone.
     ///
     /// # Errors

@@ -148,8 +148,9 @@ pub mod prelude {
     pub use std::time::Duration;
 
     pub use crate::{
-        AnyHandle, Context, Heartbeat, Pool, Priority, Process, Reply, Restart, Shutdown, Strategy,
-        Supervisor, TaskError, Tree, local, local_task, local_with, worker, worker_with,
+        AnyHandle, AutoShutdown, ChildState, Context, CountDeaths, Exhausted, Heartbeat, Pool, Priority,
+        Process, Reply, Restart, Shutdown, Stop, Strategy, Supervisor, SupervisorHandle, TaskError,
+        TaskHandle, Tree, TreeEvent, local, local_task, local_with, worker, worker_with,
     };
     // The function alone: the attribute of the same name is written `#[hatchery::task]`.
     pub use crate::children::task;
@@ -171,7 +172,8 @@ pub mod __private {
     pub use hatchery_process::registry::{HostedActor, HostedState, HostedTask};
     pub use hatchery_process::state::{Build, Built, StateEntry, built, not_built};
     pub use hatchery_process::task::{
-        Caller, LocalFuture, OnState, PackedOutcome, RunOnState, StateType, TaskEntry, TaskOutcome, TaskRun,
+        Caller, InWords, InWordsByDebug, InWordsByDisplay, LocalFuture, OnState, PackedOutcome, RunOnState,
+        StateType, TaskEntry, TaskOutcome, TaskRun, WithoutWords,
     };
     pub use hatchery_process::test::{TestOptions, test};
     pub use hatchery_wire::{Body, ByteString, DecodeError, EncodeError, decode_owned, encode};

@@ -283,8 +283,25 @@ impl Task {
         let at_name = shown_at(name.span());
         let (decoded, pattern) = (arguments.decoded(), arguments.pattern());
         let passed = arguments.passed();
-        let failed =
-            if is_result(result) { quote!(::core::result::Result::is_err(&__result)) } else { quote!(false) };
+        let outcome = if is_result(result) {
+            quote! {
+                match &__result {
+                    ::core::result::Result::Ok(_) => {
+                        ::hatchery::__private::TaskOutcome::value(__encoded, false)
+                    }
+                    ::core::result::Result::Err(__error) => {
+                        ::hatchery::__private::TaskOutcome::error(__encoded, {
+                            use ::hatchery::__private::{
+                                InWordsByDebug as _, InWordsByDisplay as _, WithoutWords as _,
+                            };
+                            (&&&::hatchery::__private::InWords(__error)).in_words()
+                        })
+                    }
+                }
+            }
+        } else {
+            quote!(::hatchery::__private::TaskOutcome::value(__encoded, false))
+        };
         let value = self.value();
         let (callable, wait) = if self.is_async() {
             (quote!(__boxed), quote!(.await))
@@ -303,7 +320,7 @@ impl Task {
                         use ::hatchery::__private::{CannotEncode as _, Encodes as _};
                         (&::hatchery::__private::Encoding(#value)).encoded()
                     };
-                    ::hatchery::__private::TaskOutcome::value(__encoded, #failed)
+                    #outcome
                 }
                 ::core::result::Result::Err(__error) => {
                     ::hatchery::__private::TaskOutcome::undecodable(&__error)
@@ -531,8 +548,11 @@ mod tests {
 
     #[test]
     fn a_returned_err_is_a_failure() {
-        assert_contains(&expanded("fn f() -> hatchery::Result<()> { Ok(()) }"), "Result::is_err(&__result)");
-        assert!(!expanded("fn f() -> Option<u8> { None }").contains("is_err"));
+        assert_contains(
+            &expanded("fn f() -> hatchery::Result<()> { Ok(()) }"),
+            "TaskOutcome::error(__encoded,",
+        );
+        assert!(!expanded("fn f() -> Option<u8> { None }").contains("TaskOutcome::error"));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use hatchery_actor::child::Child;
 use hatchery_actor::exchange::{Command, Found};
 use hatchery_actor::exit::Exit;
 use hatchery_actor::fault::Fault;
+use hatchery_actor::hold::Hold;
 use hatchery_actor::root::wrong_actor;
 use hatchery_actor::seat::{Occupancy, Seat, View};
 use tokio::runtime::Handle;
@@ -62,9 +63,17 @@ pub(crate) fn answer(program: &Arc<Program>, question: Question, reply: Reply) -
     if !exact {
         // Below a worker of this process that is not there right now.
         let path = path.to_owned();
+        let known = match question {
+            Question::Resolve { held, .. } => Some(held),
+            _ => None,
+        };
         let look = move |view: &View<'_>| {
             if let Some(why) = view.closed {
                 owed.give(Said::Closed(format!("a worker above {path} is gone: {why}")));
+                return true;
+            }
+            if let Some(hold) = known.filter(|_| view.sits.is_none()).and_then(|known| view.hold(known)) {
+                owed.give(Said::Held(told(hold)));
                 return true;
             }
             // Ask again: the way leads there now.
@@ -76,7 +85,7 @@ pub(crate) fn answer(program: &Arc<Program>, question: Question, reply: Reply) -
         return wait(seat, Box::new(look));
     }
     match question {
-        Question::Resolve { seat: path, actor, only, after } => {
+        Question::Resolve { seat: path, actor, only, after, held } => {
             if seat.actor() != actor {
                 owed.give(Said::Closed(wrong_actor(&path, &actor, seat.actor())));
                 return None;
@@ -101,8 +110,13 @@ pub(crate) fn answer(program: &Arc<Program>, question: Question, reply: Reply) -
                 }
                 if let Some(why) = view.closed {
                     owed.give(Said::Closed(why.to_owned()));
+                    return true;
                 }
-                view.closed.is_some()
+                let hold = if view.sits.is_none() { view.hold(held) } else { None };
+                hold.is_some_and(|hold| {
+                    owed.give(Said::Held(told(hold)));
+                    true
+                })
             };
             wait(seat, Box::new(look))
         }
@@ -171,15 +185,27 @@ fn obey(program: &Program, child: &Arc<dyn Child>, command: Command, mut owed: O
     }
 }
 
+/// The same with few last lines: it may be told often, and to many.
+fn told(hold: Hold) -> Hold {
+    Hold { exit: hold.exit.map(|exit| Box::new(shorter(*exit, FEW))), ..hold }
+}
+
 /// Bytes of text that an exit may have to fit into a frame of the link, with room for all the rest.
 const MOST: usize = 24 * 1024;
 
+/// The same of one that is told along with something else.
+const FEW: usize = 2 * 1024;
+
 /// The same exit with so few of its last lines that it fits into a frame of the link.
 fn short(exit: Exit) -> Exit {
+    shorter(exit, MOST)
+}
+
+fn shorter(exit: Exit, most: usize) -> Exit {
     let (mut kept, mut size) = (Vec::new(), 0);
     for line in exit.stderr_tail().iter().rev() {
         size += line.len() + 8;
-        if size > MOST {
+        if size > most {
             break;
         }
         kept.push(line.clone());

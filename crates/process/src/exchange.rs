@@ -70,9 +70,9 @@ impl Exchange for Links {
         self.program.upgrade()?.runtime().cloned()
     }
 
-    fn resolve(&self, address: &Address, after: Option<Tenure>) -> BoxFuture<Result<Found, Lost>> {
+    fn resolve(&self, address: &Address, after: Option<Tenure>, held: u64) -> BoxFuture<Result<Found, Lost>> {
         let Address { path, actor, only, .. } = address.clone();
-        let asked = self.ask(Question::Resolve { seat: path, actor, only, after });
+        let asked = self.ask(Question::Resolve { seat: path, actor, only, after, held });
         Box::pin(async move {
             match asked.await {
                 Answer::Said(Said::Sits(found)) => Ok(found),
@@ -164,6 +164,7 @@ fn lost(said: Said) -> Lost {
     match said {
         Said::Closed(why) => Lost::Closed(why),
         Said::Over(exit) => Lost::Over(exit),
+        Said::Held(hold) => Lost::Held(hold),
         Said::Busy => Lost::Busy,
         Said::Broken | Said::Done | Said::Refused(_) | Said::Sits(_) => Lost::Broken,
     }

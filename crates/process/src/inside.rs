@@ -237,14 +237,15 @@ fn host_task(entry: &'static TaskEntry, inside: Inside) -> Ended {
     };
     let ended = runtime.block_on(async {
         let ended = match outcome {
-            Ok(TaskOutcome { result, failed }) => {
+            Ok(TaskOutcome { result, failed, why }) => {
                 let (kind, body) = match result {
                     Ok(body) => (Kind::Reply, body),
                     Err(fault) => (Kind::Fault, encode(&fault).unwrap_or_default()),
                 };
                 outgoing.send(Envelope::new(kind, TENANT, 0, body));
                 if failed {
-                    Ended::failed()
+                    let Ended(words) = Ended::failed();
+                    Ended(LastWords { reason: why, ..words })
                 } else {
                     program.root.linger().await;
                     Ended::clean()

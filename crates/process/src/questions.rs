@@ -6,13 +6,14 @@ use hatchery_actor::address::{ProcessId, Tenure};
 use hatchery_actor::exchange::{Command, Found};
 use hatchery_actor::exit::Exit;
 use hatchery_actor::fault::Fault;
+use hatchery_actor::hold::Hold;
 use serde::{Deserialize, Serialize};
 
 /// Asked of whoever owns the seat at a path, or of the nearest process above both ends of a channel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Question {
-    /// Who sits there now, or next?
-    Resolve { seat: String, actor: String, only: Option<Tenure>, after: Option<Tenure> },
+    /// Who sits there now, or next? Of those that have to be gone before, all is known under this number.
+    Resolve { seat: String, actor: String, only: Option<Tenure>, after: Option<Tenure>, held: u64 },
     /// How did this one end? Answered when he has.
     Verdict { seat: String, tenure: Tenure },
     /// Do this to him, or to whoever sits there.
@@ -47,6 +48,8 @@ pub(crate) enum Said {
     Sits(Found),
     /// Nobody sits there, and nobody will.
     Closed(String),
+    /// Nobody sits there before these are gone.
+    Held(Hold),
     /// He has ended so.
     Over(Box<Exit>),
     Done,

@@ -8,7 +8,9 @@ use std::pin::Pin;
 
 use hatchery_actor::actor::Place;
 use hatchery_actor::child::BoxFuture;
+use hatchery_actor::exit;
 use hatchery_actor::fault::Fault;
+use hatchery_actor::panics;
 use hatchery_wire::{Body, DecodeError, EncodeError};
 
 /// What a registered task is to the process that runs it.
@@ -183,6 +185,8 @@ impl fmt::Debug for StateType {
 pub struct TaskOutcome {
     pub(crate) result: Result<Body, Fault>,
     pub(crate) failed: bool,
+    /// What the `Err` says that it returned, if it says anything.
+    pub(crate) why: Option<String>,
 }
 
 impl TaskOutcome {
@@ -198,20 +202,68 @@ impl TaskOutcome {
 
     /// The outcome of a task that was lent another type than it borrows, which does not happen: see [`StateType`].
     pub fn refused() -> TaskOutcome {
-        TaskOutcome { result: Err(lent_wrongly()), failed: true }
+        TaskOutcome { result: Err(lent_wrongly()), failed: true, why: None }
     }
 
     /// The outcome of a task whose arguments cannot be decoded.
     pub fn undecodable(error: &DecodeError) -> TaskOutcome {
-        TaskOutcome { result: Err(Fault::Undecodable(error.to_string())), failed: true }
+        TaskOutcome { result: Err(Fault::Undecodable(error.to_string())), failed: true, why: None }
     }
 
     /// The outcome of a task that returned this, encoded; `failed` says that it was an `Err`.
     pub fn value(encoded: Result<Body, EncodeError>, failed: bool) -> TaskOutcome {
         match encoded {
-            Ok(body) => TaskOutcome { result: Ok(body), failed },
-            Err(error) => TaskOutcome { result: Err(Fault::BadAnswer(error.to_string())), failed: true },
+            Ok(body) => TaskOutcome { result: Ok(body), failed, why: None },
+            Err(error) => {
+                TaskOutcome { result: Err(Fault::BadAnswer(error.to_string())), failed: true, why: None }
+            }
         }
+    }
+
+    /// The outcome of a task that returned an `Err`, encoded with all around it, and what that says.
+    pub fn error(encoded: Result<Body, EncodeError>, why: Option<String>) -> TaskOutcome {
+        TaskOutcome { why, ..TaskOutcome::value(encoded, true) }
+    }
+}
+
+/// An error about to say what it is, by its `Display`, or else by its `Debug`, if it has one of them. The macro finds out
+/// which, by how often it has to be dereferenced.
+pub struct InWords<'a, E>(pub &'a E);
+
+/// Says it by `Display`.
+pub trait InWordsByDisplay {
+    /// What it says, or the beginning of that.
+    fn in_words(&self) -> Option<String>;
+}
+
+impl<E: fmt::Display> InWordsByDisplay for &&InWords<'_, E> {
+    fn in_words(&self) -> Option<String> {
+        // Whatever its `Display` does, what it is has been encoded.
+        panics::catch_call(|| exit::in_short(self.0)).ok()
+    }
+}
+
+/// Says it by `Debug`.
+pub trait InWordsByDebug {
+    /// What it says, or the beginning of that.
+    fn in_words(&self) -> Option<String>;
+}
+
+impl<E: fmt::Debug> InWordsByDebug for &InWords<'_, E> {
+    fn in_words(&self) -> Option<String> {
+        panics::catch_call(|| exit::in_short(format_args!("{:?}", self.0))).ok()
+    }
+}
+
+/// Says nothing.
+pub trait WithoutWords {
+    /// Nothing.
+    fn in_words(&self) -> Option<String>;
+}
+
+impl<E> WithoutWords for InWords<'_, E> {
+    fn in_words(&self) -> Option<String> {
+        None
     }
 }
 

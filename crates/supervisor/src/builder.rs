@@ -115,7 +115,6 @@ impl Supervisor {
     /// begins with.
     ///
     /// ```
-    /// use hatchery::AutoShutdown;
     /// use hatchery::prelude::*;
     ///
     /// #[hatchery::task]

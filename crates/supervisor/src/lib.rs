@@ -13,6 +13,7 @@ pub mod errors;
 pub mod events;
 pub mod spec;
 mod office;
+mod holds;
 mod supervisor;
 mod signals;
 mod usage;

@@ -32,7 +32,6 @@ const SEGMENT: &str = "/~supervisor";
 /// New children cannot be asked for: what they are made of does not travel.
 ///
 /// ```
-/// use hatchery::SupervisorHandle;
 /// use hatchery::prelude::*;
 ///
 /// struct Part;
@@ -123,7 +122,7 @@ impl SupervisorHandle {
         self.0.ask("restart_child", &Message::Restart(name.to_owned()))
     }
 
-    /// See [`Tree::terminate_child`].
+    /// See [`Tree::terminate_child`]. An actor that has itself stopped does so with `.tell()`, or from a task.
     pub fn terminate_child(&self, name: &str) -> Ask<(), ChildError> {
         self.0.ask("terminate_child", &Message::Terminate(name.to_owned()))
     }
@@ -197,6 +196,10 @@ impl Actor for Overseer {
                 later(cx, asked, Answer::result, async move { tree.restart_child(&name).await })
             }
             Message::Terminate(name) => {
+                // Here it is known who waits for the answer; the task below waits for nobody's handler.
+                if let Err(refused) = tree.may_be_stopped(&name) {
+                    return Answer::result(asked, &Err::<(), _>(refused));
+                }
                 later(cx, asked, Answer::result, async move { tree.terminate_child(&name).await })
             }
             Message::Delete(name) => {

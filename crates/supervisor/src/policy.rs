@@ -324,6 +324,23 @@ impl State {
         u32::try_from(counted).unwrap_or(u32::MAX)
     }
 
+    /// Whom those that are down wait for: who is being stopped, if that has to be over before anybody is started.
+    pub fn in_the_way(&self) -> impl Iterator<Item = Id> {
+        let alone = self.rules.strategy == Strategy::OneForOne && self.is_open();
+        let children = if alone { &[] } else { &*self.children };
+        children.iter().filter(|child| matches!(child.phase, Phase::Stopping(_))).map(|child| child.id)
+    }
+
+    /// Whether nobody is there, and somebody will be when his turn has come, or, at the end of all, may be in a next run.
+    pub fn is_down(&self, id: Id) -> bool {
+        let phase = self.children.iter().find(|child| child.id == id).map(|child| child.phase);
+        match phase {
+            Some(Phase::Waiting(_)) => true,
+            Some(Phase::Stopped) | None => !self.is_open(),
+            Some(_) => false,
+        }
+    }
+
     fn find(&mut self, id: Id) -> Option<&mut Child> {
         self.children.iter_mut().find(|child| child.id == id)
     }

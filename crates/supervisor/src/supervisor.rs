@@ -1,7 +1,7 @@
 //! The supervisor at work: it carries out what the policy decides and never waits for a child. Starts, stops and ends
 //! are awaited by tasks of their own and come back as events.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use crate::errors::{Refused, stopping};
 use crate::events::TreeEvent;
+use crate::holds::Holds;
 use crate::nested;
 use crate::office::{self, Member, Office, Orderly, Runner, Shared};
 use crate::overseer;
@@ -153,6 +154,14 @@ impl Entry {
         format!("its supervisor gave it up{and}; at last: {}", last.as_deref().unwrap_or("it never ran"))
     }
 
+    /// How it ended last, unless it failed to start for another reason.
+    fn exit(&self) -> Option<Exit> {
+        match self.last.as_ref()? {
+            Fault::Ended { exit, .. } | Fault::Late { exit, .. } => Some((**exit).clone()),
+            _ => None,
+        }
+    }
+
     /// How it ended last, in words.
     fn last(&self) -> Option<String> {
         self.last.as_ref().map(|last| match last {
@@ -172,12 +181,16 @@ struct Supervisor {
     next: Id,
     entries: BTreeMap<Id, Entry>,
     reports: mpsc::Sender<Report>,
+    /// Whom those that are down wait for, as far as it has been told.
+    holds: Holds,
     /// How many restarts there have been.
     restarts: u64,
     /// Whether everybody is killed rather than asked to leave.
     kill: bool,
     /// Why it gave up, in words.
     gave_up: Option<String>,
+    /// How the child ended last for which it gave up, if anybody was there who could end.
+    last_straw: Option<Exit>,
     finished: Option<Ending>,
 }
 
@@ -231,9 +244,11 @@ async fn run(
         next: 0,
         entries: BTreeMap::new(),
         reports,
+        holds: Holds::default(),
         restarts: 0,
         kill: false,
         gave_up: None,
+        last_straw: None,
         finished: None,
     };
     let mut handles = true;
@@ -266,7 +281,12 @@ async fn run(
     }
     // What came too late is told so by its reply being dropped.
     match (supervisor.gave_up, supervisor.finished) {
-        (Some(why), _) => Err(Error::msg(format!("{} gave up: {why}", supervisor.office.path))),
+        (Some(why), _) => {
+            let gave_up = Error::msg(format!("{} gave up: {why}", supervisor.office.path));
+            let last = supervisor.last_straw;
+            Err(gave_up
+                .with_fault(last.map(|exit| Fault::Ended { exit: Box::new(exit), maybe_executed: true })))
+        }
         (None, Some(Ending::AutoShutdown(_))) => Ok(Orderly::ByItself),
         (None, _) => Ok(Orderly::Wanted),
     }
@@ -636,6 +656,8 @@ impl Supervisor {
     }
 
     fn carry_out(&mut self, actions: Vec<Action>) {
+        // Before anybody is started, and before those are forgotten whom it is about.
+        self.hold();
         for action in actions {
             match action {
                 Action::Start(id, incarnation) => self.start(id, incarnation > 1),
@@ -649,6 +671,29 @@ impl Supervisor {
                 Action::Finish(ending) => self.finished = Some(ending),
             }
         }
+    }
+
+    /// Tells those places that are empty for now whom their next incarnations wait for.
+    fn hold(&mut self) {
+        let Some(state) = &self.state else { return };
+        let path = |id| self.entries.get(&id).map(Entry::path);
+        let by: Vec<String> = state.in_the_way().filter_map(path).collect();
+        let down: Vec<Member> = match (by.is_empty(), state.is_open()) {
+            (true, _) => Vec::new(),
+            (false, true) => {
+                let down = self.entries.iter().filter(|(id, _)| state.is_down(**id));
+                down.map(|(_, entry)| entry.member.clone()).collect()
+            }
+            // Those that have been removed as well, as far as their places are kept for a next run.
+            (false, false) => {
+                let is_up = |(id, _): &(&Id, &Entry)| !state.is_down(**id);
+                let up: HashSet<u64> =
+                    self.entries.iter().filter(is_up).map(|(_, entry)| entry.seat().id()).collect();
+                let members = self.office.members();
+                members.values().filter(|member| !up.contains(&member.seat.id())).cloned().collect()
+            }
+        };
+        self.holds.are(&by, &down);
     }
 
     /// Gives the place of a child up, or, at the end of a run that may not be the last one, leaves it to the next run.
@@ -826,6 +871,7 @@ impl Supervisor {
             let (path, Intensity { max, within }) = (entry.path(), self.rules.intensity);
             self.gave_up =
                 Some(format!("{path} needed more than {max} restarts in {within:?}; at last: {last}"));
+            self.last_straw = entry.exit();
         }
         let open = self.state.as_ref().is_some_and(State::is_open);
         let may_come_back = !open || entry.reply.is_some();

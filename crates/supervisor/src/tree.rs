@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::sync::{Arc, Weak};
 
+use hatchery_actor::busy;
 use hatchery_actor::child::{BoxFuture, Start, Supervised};
 use hatchery_actor::error::{Error, Result};
 use hatchery_actor::fault::Fault;
@@ -125,6 +126,12 @@ impl Tree {
     /// ([`is_unkillable`](ChildError::is_unkillable)); it does not start: then it stays stopped, and that is not tried
     /// again. The supervisor is stopping.
     ///
+    /// A task that has succeeded runs once more, and its handle keeps its first result: to have another one, forget the child
+    /// ([`delete_child`](Tree::delete_child)) and start it anew.
+    ///
+    /// Whoever waits for this in a handler keeps those waiting that ask him meanwhile: if the child does so in its `start`, that
+    /// fails when the child's [`start_timeout`](ChildSpec::start_timeout) is over.
+    ///
     /// # Cancel safety
     /// Dropping the future does not stop the child.
     pub async fn restart_child(&self, name: &str) -> Result<(), ChildError> {
@@ -140,11 +147,24 @@ impl Tree {
     /// There is none of that name. The supervisor is stopping. It is still there 10 s after it was killed: then it is given
     /// up, and further calls are refused until it is gone ([`is_unkillable`](ChildError::is_unkillable)).
     ///
+    /// A handler of that child, or of one below it, waits for this, directly or through others
+    /// ([`is_deadlock`](ChildError::is_deadlock)): nothing is stopped then. To have itself stopped, an actor asks from a task
+    /// ([`Context::spawn`](hatchery_actor::context::Context::spawn)), or by
+    /// [`SupervisorHandle`] with `.tell()`. What cannot be seen, such as a handler that waits for such a task, takes as long
+    /// as the child's [`shutdown`](ChildSpec::shutdown) allows: then the handler is cut off.
+    ///
     /// # Cancel safety
     /// Dropped early, the stop goes on.
     pub async fn terminate_child(&self, name: &str) -> Result<(), ChildError> {
+        self.may_be_stopped(name)?;
         let outcome = self.call(|reply| Command::TerminateChild(name.to_owned(), reply)).await;
         outcome.map_err(|refused| self.child_error("stop", name, refused))
+    }
+
+    /// Refuses to stop a child if whoever asks for it here would have to wait for himself.
+    pub(crate) fn may_be_stopped(&self, name: &str) -> Result<(), ChildError> {
+        let refused = busy::waits_for_no_end_of(&self.path_of(name));
+        refused.map_err(|fault| self.child_error("stop", name, fault.into()))
     }
 
     /// Forgets a child that is stopped: its seat is closed for good, and its name is free.
@@ -239,7 +259,6 @@ impl Tree {
     /// process.
     ///
     /// ```
-    /// use hatchery::TreeEvent;
     /// use hatchery::prelude::*;
     ///
     /// struct Job;
@@ -288,6 +307,9 @@ impl Tree {
 
     /// Stops all children, newest first, or all at the same time if it is [dynamic](Supervisor::dynamic), and then itself; resolves when all are gone. May be asked again.
     ///
+    /// Awaited in a handler of one of its children it takes as long as that one's [`shutdown`](ChildSpec::shutdown) allows,
+    /// and the handler is cut off: [`SupervisorHandle::stop`] does not wait.
+    ///
     /// # Errors
     /// It had given up before: a child ended more often than the intensity allows.
     ///
@@ -317,7 +339,8 @@ impl Tree {
     /// Waits for the end, whoever brings it about; of one that is a child itself, for the end of its present run.
     ///
     /// # Errors
-    /// It gave up: a child ended more often than the intensity allows.
+    /// It gave up: a child ended more often than the intensity allows. [`exit`](Error::exit) says how that one ended at last, unless
+    /// its last start failed without any.
     ///
     /// # Cancel safety
     /// Cancel safe.

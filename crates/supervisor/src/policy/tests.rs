@@ -55,6 +55,39 @@ fn group(strategy: Strategy) -> State {
     running_by(rules(strategy, 10), &[(1, Permanent), (2, Permanent), (3, Permanent)])
 }
 
+/// Whom those that are down wait for, and those.
+fn held(state: &State) -> (Vec<Id>, Vec<Id>) {
+    let down = (1..=3).filter(|id| state.is_down(*id)).collect();
+    (state.in_the_way().collect(), down)
+}
+
+#[test]
+fn in_a_group_those_that_are_down_wait_for_the_one_that_is_being_stopped() {
+    let (state, _) = after(group(Strategy::OneForAll), &[dies(2)]);
+    assert_eq!(held(&state), (vec![3], vec![2]));
+    let (state, _) = after(state, &[leaves(3)]);
+    assert_eq!(held(&state), (vec![1], vec![2, 3]));
+    let (state, _) = after(state, &[leaves(1)]);
+    assert_eq!(held(&state), (vec![], vec![2, 3]), "the first of them starts");
+    let (state, _) = after(group(Strategy::RestForOne), &[dies(2)]);
+    assert_eq!(held(&state), (vec![3], vec![2]));
+    let (state, _) = after(state, &[leaves(3)]);
+    assert_eq!(held(&state), (vec![], vec![3]));
+}
+
+#[test]
+fn who_is_started_alone_waits_for_no_sibling_until_all_end() {
+    let (state, _) = after(running(&[1, 2, 3], 10), &[Event::Terminate(3), dies_early(2)]);
+    assert_eq!(held(&state), (vec![], vec![2]));
+    // In a group it does wait, also for one that somebody has stopped by hand.
+    let (state, _) = after(group(Strategy::OneForAll), &[dies_early(2), leaves(3), Event::Terminate(1)]);
+    assert_eq!(held(&state), (vec![1], vec![2, 3]));
+    let (state, _) = after(running(&[1, 2, 3], 10), &[dies_early(2), Event::Stop]);
+    assert_eq!(held(&state), (vec![3], vec![2]));
+    let (state, _) = after(state, &[leaves(3)]);
+    assert_eq!(held(&state), (vec![1], vec![2, 3]), "they are gone");
+}
+
 #[test]
 fn a_child_that_exits_is_started_again_at_once() {
     let (_, actions) = after(running(&[1, 2], 10), &[dies(1)]);
