@@ -122,6 +122,21 @@ fn shows() -> Result<(), OutOf> {
     Err(OutOf("stock".to_owned()))
 }
 
+/// An error that cannot say what it is.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Stammers;
+
+impl std::fmt::Display for Stammers {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        panic!("no words")
+    }
+}
+
+#[hatchery::task]
+fn stammers() -> Result<(), Stammers> {
+    Err(Stammers)
+}
+
 #[hatchery::task]
 fn is_silent() -> Result<(), Silent> {
     Err(Silent)
@@ -137,6 +152,7 @@ async fn what_a_task_returns_as_its_error_is_told_in_events_and_snapshots() {
     ends("start", tree.start_child(task("says much", says, long.clone()))).await.unwrap();
     ends("start", tree.start_child(task("shows", shows, ()))).await.unwrap();
     ends("start", tree.start_child(task("is silent", is_silent, ()))).await.unwrap();
+    let silenced = ends("start", tree.start_child(task("stammers", stammers, ()))).await.unwrap();
     let said = long[..1024].to_owned();
     ends(
         "start",
@@ -145,7 +161,7 @@ async fn what_a_task_returns_as_its_error_is_told_in_events_and_snapshots() {
     .await
     .unwrap();
     let mut told = std::collections::BTreeMap::new();
-    while told.len() < 5 {
+    while told.len() < 6 {
         if let Some(TreeEvent::Exited { path, exit, .. }) = ends("event", events.next()).await {
             let name = path.rsplit('/').next().unwrap_or_default().to_owned();
             told.insert(name, exit.reason().map(str::to_owned));
@@ -155,12 +171,14 @@ async fn what_a_task_returns_as_its_error_is_told_in_events_and_snapshots() {
     let reason = |name: &str| told[name].as_deref();
     assert_eq!((reason("says"), reason("shows")), (Some("no stock"), Some("OutOf(\"stock\")")));
     assert_eq!((reason("says much"), reason("here")), (Some(&*much), Some(&*much)));
-    assert_eq!(reason("is silent"), None);
+    assert_eq!((reason("is silent"), reason("stammers")), (None, None));
+    assert!(matches!(ends("join", silenced.join()).await, Ok(Err(Stammers))));
     becomes_true("all are given up", || tree.count().active == 0).await;
     for child in ends("snapshot", tree.snapshot()).await.unwrap().children {
         let last = child.last.expect("it has ended");
         assert!(last.starts_with("returned an error"), "{last}");
-        assert_eq!(last.contains("stock"), child.name != "is silent", "{last}");
+        let is_without_words = ["is silent", "stammers"].contains(&&*child.name);
+        assert_eq!(last.contains("stock"), !is_without_words, "{last}");
     }
     ends("stop", tree.stop()).await.unwrap();
 }

@@ -555,8 +555,11 @@ mod tests {
 
     #[test]
     fn a_returned_err_is_a_failure() {
-        assert_contains(&expanded("fn f() -> hatchery::Result<()> { Ok(()) }"), "Result::is_err(&__result)");
-        assert!(!expanded("fn f() -> Option<u8> { None }").contains("is_err"));
+        assert_contains(
+            &expanded("fn f() -> hatchery::Result<()> { Ok(()) }"),
+            "TaskOutcome::error(__encoded,",
+        );
+        assert!(!expanded("fn f() -> Option<u8> { None }").contains("TaskOutcome::error"));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use hatchery_actor::actor::Place;
 use hatchery_actor::child::BoxFuture;
 use hatchery_actor::exit;
 use hatchery_actor::fault::Fault;
+use hatchery_actor::panics;
 use hatchery_wire::{Body, DecodeError, EncodeError};
 
 /// What a registered task is to the process that runs it.
@@ -238,7 +239,8 @@ pub trait InWordsByDisplay {
 
 impl<E: fmt::Display> InWordsByDisplay for &&InWords<'_, E> {
     fn in_words(&self) -> Option<String> {
-        Some(exit::in_short(self.0))
+        // Whatever its `Display` does, what it is has been encoded.
+        panics::catch_call(|| exit::in_short(self.0)).ok()
     }
 }
 
@@ -250,7 +252,7 @@ pub trait InWordsByDebug {
 
 impl<E: fmt::Debug> InWordsByDebug for &InWords<'_, E> {
     fn in_words(&self) -> Option<String> {
-        Some(exit::in_short(format_args!("{:?}", self.0)))
+        panics::catch_call(|| exit::in_short(format_args!("{:?}", self.0))).ok()
     }
 }
 
