@@ -4,6 +4,9 @@
 //! squares numbers, with nothing but their eight bytes on the wire or with MessagePack in both directions; and Python's
 //! `multiprocessing.Pool`, if `python3` is there.
 //!
+//! Some lines are measured once more in a program whose root has one thread (`flavor = "current_thread"`), which is what it
+//! takes to hand a task to a worker without waking another thread first.
+//!
 //! With `--only NAME` one line is measured over and over, for a profiler to look at.
 
 #![forbid(unsafe_code)]
@@ -13,8 +16,8 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use hatchery::TaskError;
 use hatchery::prelude::*;
+use hatchery::{Flavor, TaskError};
 
 #[hatchery::task]
 fn square(x: u64) -> u64 {
@@ -52,6 +55,7 @@ if __name__ == "__main__":
         timed(lambda: pool.map(square, range(100000)), 9)
         timed(lambda: pool.map(square, range(10000), chunksize=1), 9)
         timed(lambda: pool.apply(square, (7,)), 300)
+        timed(lambda: [job.get() for job in [pool.apply_async(square, (7,)) for _ in range(10000)]], 9)
         for size, times in ((1 << 20, 30), (64 << 20, 3)):
             data = bytes(size)
             timed(lambda: pool.apply(same, (data,)), times)
@@ -63,7 +67,15 @@ if __name__ == "__main__":
 "#;
 
 fn main() {
-    hatchery::program().run(figures)
+    let flavor = if is_one_thread() { Flavor::CurrentThread } else { Flavor::MultiThread };
+    hatchery::program().flavor(flavor).run(figures)
+}
+
+/// Has a few lines measured on a root of one thread, and printed as seconds.
+const ONE_THREAD: &str = "--one-thread";
+
+fn is_one_thread() -> bool {
+    std::env::args().any(|arg| arg == ONE_THREAD)
 }
 
 /// The median of so many.
@@ -85,8 +97,9 @@ async fn figures() -> hatchery::Result<()> {
     let whole = std::env::args().any(|arg| arg == "--bench") && !std::env::args().any(|arg| arg == "--test");
     let scale = if whole { 1 } else { 10 };
     let (many, alone) = (100_000 / scale, 10_000 / scale);
-    let python = if whole { python() } else { None };
-    if python.is_none() {
+    let one_thread = is_one_thread();
+    let (python, beside) = if whole && !one_thread { (python(), on_one_thread()) } else { (None, None) };
+    if python.is_none() && !one_thread {
         println!("no figures of Python: python3 is not there, or this is a short round");
     }
     let pool = Pool::builder().workers(WORKERS).start().await?;
@@ -98,9 +111,14 @@ async fn figures() -> hatchery::Result<()> {
         return again_and_again(pool, &only).await;
     }
     let map = timed(9, || async { pool.map(square, 0..many).await }).await?;
-    let chunks = timed(9, || async { pool.map(square, 0..many).chunk_size(4096).await }).await?;
     let single = timed(9, || async { pool.map(square, 0..alone).chunk_size(1).await }).await?;
     let one = timed(300, || async { pool.submit(square, 7).await }).await?;
+    if one_thread {
+        [map, single, one].iter().for_each(|took| println!("{}", took.as_secs_f64()));
+        return pool.shutdown().await;
+    }
+    let chunks = timed(9, || async { pool.map(square, 0..many).chunk_size(4096).await }).await?;
+    let at_once = timed(9, || at_once(pool, alone)).await?;
     let one_mib = there_and_back(pool, 1 << 20, 30).await?;
     let many_mib = there_and_back(pool, 64 << 20, 3).await?;
     let busy = timed(3, || async { pool.map(spin_10_ms, 0..40).await }).await?;
@@ -118,9 +136,20 @@ async fn figures() -> hatchery::Result<()> {
     row("map with chunks of one", single, Some(packed_alone), python(1));
     row("the same, beside bare bytes", single, Some(bare_alone), None);
     row("one after the other", one, None, python(2));
-    row("1 MiB there and back", one_mib, Some(raw_mib), python(3));
-    row("64 MiB there and back", many_mib, Some(raw_large), python(4));
-    row("worker killed, next one answers", replaced, None, python(5));
+    let beside = |line: usize| beside.as_ref().and_then(|lines| lines.get(line).copied());
+    for (what, line, ruler) in [
+        ("map of many squares", 0, Some(packed)),
+        ("with chunks of one", 1, Some(packed_alone)),
+        ("one after the other", 2, None),
+    ] {
+        if let Some(took) = beside(line) {
+            row(&format!("one thread: {what}"), took, ruler, python(line));
+        }
+    }
+    row("submitted one by one, all at once", at_once, None, python(3));
+    row("1 MiB there and back", one_mib, Some(raw_mib), python(4));
+    row("64 MiB there and back", many_mib, Some(raw_large), python(5));
+    row("worker killed, next one answers", replaced, None, python(6));
     println!(
         "(Python's figure of the last line is that of a process: its pool looks for dead workers every 100 ms.)"
     );
@@ -148,9 +177,19 @@ fn python() -> Option<Vec<Duration>> {
     // Its workers find the functions in a file.
     let file = std::env::temp_dir().join(format!("hatchery-pool-{}.py", std::process::id()));
     std::fs::write(&file, PYTHON).ok()?;
-    let output = Command::new("python3").arg(&file).output();
+    let taken = seconds(Command::new("python3").arg(&file));
     let _ = std::fs::remove_file(&file);
-    let lines = String::from_utf8(output.ok()?.stdout).ok()?;
+    taken
+}
+
+/// What a root of one thread takes.
+fn on_one_thread() -> Option<Vec<Duration>> {
+    seconds(Command::new(std::env::current_exe().ok()?).args(["--bench", ONE_THREAD]))
+}
+
+/// What a program has measured.
+fn seconds(program: &mut Command) -> Option<Vec<Duration>> {
+    let lines = String::from_utf8(program.output().ok()?.stdout).ok()?;
     Some(lines.lines().filter_map(|line| line.parse().ok()).map(Duration::from_secs_f64).collect())
 }
 
@@ -172,6 +211,15 @@ async fn again_and_again(pool: &Pool, only: &str) -> hatchery::Result<()> {
     Ok(())
 }
 
+/// So many tasks, each submitted by itself, and none waited for before all are.
+async fn at_once(pool: &Pool, count: u64) -> Result<(), TaskError> {
+    let jobs: Vec<_> = (0..count).map(|x| pool.submit(square, x)).collect();
+    for job in jobs {
+        job.await?;
+    }
+    Ok(())
+}
+
 /// So many bytes to a worker and back. To have them is not part of it.
 async fn there_and_back(pool: &Pool, size: usize, times: usize) -> Result<Duration, TaskError> {
     let mut taken = Vec::new();
@@ -188,7 +236,7 @@ async fn there_and_back(pool: &Pool, size: usize, times: usize) -> Result<Durati
 
 #[hatchery::task]
 fn own_pid() -> i32 {
-    std::process::id().cast_signed()
+    rustix::process::getpid().as_raw_pid()
 }
 
 /// From SIGKILL to the only worker of a pool to what the next one answers.

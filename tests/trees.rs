@@ -1036,7 +1036,7 @@ impl Blocks {
 }
 
 /// It takes some twenty seconds: the patience with what is killed, of the start and of its supervisor.
-#[hatchery::test(flavor = "multi_thread")]
+#[hatchery::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_local_start_that_blocks_its_thread_is_given_up_in_bounded_time() {
     let tree = Supervisor::new(Strategy::OneForOne).name("shop").start().await.unwrap();
     let mut events = tree.events();
