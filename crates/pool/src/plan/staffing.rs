@@ -230,8 +230,9 @@ impl Plan {
         if !self.size.is_elastic() {
             return least;
         }
-        let ready = self.ready.iter().chain([&self.suspects]).map(std::collections::VecDeque::len);
-        let waits = ready.sum::<usize>() + self.outside.len();
+        let ready = self.ready.iter().map(std::collections::VecDeque::len);
+        // Of the suspects those alone that would get one: for the others he would have nothing to do.
+        let waits = ready.sum::<usize>() + self.outside.len() + self.next_suspects();
         // Whoever comes takes one at least.
         let coming = self.count(|place| {
             place.stand == Stand::Starting || (place.stand == Stand::Held && place.up.is_none())

@@ -35,12 +35,17 @@ pub(super) enum Turn {
 impl Plan {
     /// Whether one waits that may have a worker.
     fn has_suspect(&self) -> bool {
+        self.next_suspects() > 0
+    }
+
+    /// How many of them may have a worker now, if there is one that has nothing to do.
+    pub(super) fn next_suspects(&self) -> usize {
         if self.suspects.is_empty() {
-            return false;
+            return 0;
         }
         let ups = self.places.iter().filter_map(|place| place.up.as_ref());
         let running = ups.filter(|up| up.turn == Turn::Suspect).count();
-        running < (self.up() / 2).max(1)
+        (self.up() / 2).max(1).saturating_sub(running).min(self.suspects.len())
     }
 
     fn priority_of(&self, chunk: &Chunk) -> usize {
