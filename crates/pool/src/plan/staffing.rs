@@ -295,6 +295,8 @@ impl Plan {
 
     /// Has what a worker has not begun go to others.
     fn give_back(&mut self, index: usize) {
+        // Suspects have half of those that stay, which are fewer now.
+        self.calls.extend(self.cleared_in_vain());
         let Some(up) = &mut self.places[index].up else { return };
         let Up { lines, orders, .. } = up;
         // Of several, one that has begun would be ended by this.

@@ -33,6 +33,11 @@ pub(super) enum Turn {
 }
 
 impl Plan {
+    /// Workers that stay: one that leaves may do so in an hour, and until then does nothing for those that wait.
+    fn staying(&self) -> impl Iterator<Item = &Up> {
+        self.places.iter().filter_map(|place| place.up.as_ref()).filter(|up| !up.leaving)
+    }
+
     /// Whether one waits that may have a worker.
     fn has_suspect(&self) -> bool {
         self.next_suspects() > 0
@@ -43,9 +48,8 @@ impl Plan {
         if self.suspects.is_empty() {
             return 0;
         }
-        let ups = self.places.iter().filter_map(|place| place.up.as_ref());
-        let running = ups.filter(|up| up.turn == Turn::Suspect).count();
-        (self.up() / 2).max(1).saturating_sub(running).min(self.suspects.len())
+        let running = self.staying().filter(|up| up.turn == Turn::Suspect).count();
+        (self.staying().count() / 2).max(1).saturating_sub(running).min(self.suspects.len())
     }
 
     fn priority_of(&self, chunk: &Chunk) -> usize {
@@ -59,7 +63,7 @@ impl Plan {
             return None;
         }
         let at = self.suspects.iter().position(|chunk| self.priority_of(chunk) == queue)?;
-        let is_only = self.up() == 1;
+        let is_only = self.staying().count() == 1;
         let is_idle = |up: &Up| {
             let waits = is_only && !last && up.turn == Turn::Others;
             up.can_take_more() && up.busy() == 0 && !waits

@@ -312,3 +312,23 @@ fn nobody_is_started_for_a_suspect_that_would_not_get_him() {
         assert_eq!((lab.plan.given(), lab.plan.up()), (1, 1), "and who had nothing to do has left");
     }
 }
+
+#[test]
+fn others_have_their_turn_too_where_the_other_worker_leaves_and_takes_long_for_it() {
+    let mut lab = Lab::new(2);
+    lab.submit(1..7, asynchronous());
+    lab.submit(10..20, asynchronous());
+    lab.die(0);
+    lab.plan.replace(1);
+    lab.wait(20);
+    for (others, suspect, next) in
+        [(vec![10, 11, 12], 5, vec![13, 14, 15]), (vec![13, 14, 15], 3, vec![16, 17, 18])]
+    {
+        assert_eq!(lab.runs(0), others);
+        lab.finish(others);
+        assert_eq!(lab.runs(0), [suspect]);
+        lab.finish([suspect]);
+        assert_eq!(lab.runs(0), next, "there is nobody else for them");
+    }
+    assert_eq!(lab.runs(1), [2, 4, 6]);
+}
