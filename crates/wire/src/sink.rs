@@ -147,8 +147,12 @@ impl Sink<'_> {
             }
             self.pieces.push(large);
         } else {
+            let before = self.tail.capacity();
             self.tail.reserve(bytes.len());
-            memory::will_fill(self.tail);
+            // Said once of each memory, not with each byte string that gets in.
+            if self.tail.capacity() != before {
+                memory::will_fill(self.tail);
+            }
             self.tail.extend_from_slice(bytes);
         }
     }
