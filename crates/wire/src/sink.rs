@@ -54,7 +54,8 @@ pub(crate) fn encode<E>(value: impl FnOnce(&mut Sink<'_>) -> Result<(), E>) -> R
     let (encoded, descriptors) = descriptors::collect(|| value(&mut sink));
     take_offered();
     if encoded.is_err() {
-        sink.tail.clear();
+        // However much was written before: nobody takes that memory, and it is not kept for values that are small.
+        *sink.tail = Vec::new();
     }
     let last = sink.cut();
     let mut pieces = sink.pieces;
@@ -147,8 +148,12 @@ impl Sink<'_> {
             }
             self.pieces.push(large);
         } else {
+            let before = self.tail.capacity();
             self.tail.reserve(bytes.len());
-            memory::will_fill(self.tail);
+            // Said once of each memory, not with each byte string that gets in.
+            if self.tail.capacity() != before {
+                memory::will_fill(self.tail);
+            }
             self.tail.extend_from_slice(bytes);
         }
     }
@@ -174,5 +179,28 @@ impl io::Write for Sink<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::{Serialize, Serializer, ser};
+
+    use super::*;
+
+    #[test]
+    fn what_fails_leaves_no_large_memory_behind() {
+        struct Refuses;
+        impl Serialize for Refuses {
+            fn serialize<S: Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+                Err(ser::Error::custom("never"))
+            }
+        }
+        for _ in 0..2 {
+            crate::encode(&(vec!["x".repeat(1000); 1000], Refuses)).unwrap_err();
+            crate::encode(&1).unwrap();
+        }
+        let kept = FREE.take();
+        assert!(kept.capacity() <= 2 * KEPT, "{} bytes are kept", kept.capacity());
     }
 }

@@ -230,8 +230,9 @@ impl Plan {
         if !self.size.is_elastic() {
             return least;
         }
-        let ready = self.ready.iter().chain([&self.suspects]).map(std::collections::VecDeque::len);
-        let waits = ready.sum::<usize>() + self.outside.len();
+        let ready = self.ready.iter().map(std::collections::VecDeque::len);
+        // Of the suspects those alone that would get one: for the others he would have nothing to do.
+        let waits = ready.sum::<usize>() + self.outside.len() + self.next_suspects();
         // Whoever comes takes one at least.
         let coming = self.count(|place| {
             place.stand == Stand::Starting || (place.stand == Stand::Held && place.up.is_none())
@@ -294,6 +295,8 @@ impl Plan {
 
     /// Has what a worker has not begun go to others.
     fn give_back(&mut self, index: usize) {
+        // Suspects have half of those that stay, which are fewer now.
+        self.calls.extend(self.cleared_in_vain());
         let Some(up) = &mut self.places[index].up else { return };
         let Up { lines, orders, .. } = up;
         // Of several, one that has begun would be ended by this.

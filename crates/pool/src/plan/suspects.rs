@@ -33,14 +33,23 @@ pub(super) enum Turn {
 }
 
 impl Plan {
+    /// Workers that stay: one that leaves may do so in an hour, and until then does nothing for those that wait.
+    fn staying(&self) -> impl Iterator<Item = &Up> {
+        self.places.iter().filter_map(|place| place.up.as_ref()).filter(|up| !up.leaving)
+    }
+
     /// Whether one waits that may have a worker.
     fn has_suspect(&self) -> bool {
+        self.next_suspects() > 0
+    }
+
+    /// How many of them may have a worker now, if there is one that has nothing to do.
+    pub(super) fn next_suspects(&self) -> usize {
         if self.suspects.is_empty() {
-            return false;
+            return 0;
         }
-        let ups = self.places.iter().filter_map(|place| place.up.as_ref());
-        let running = ups.filter(|up| up.turn == Turn::Suspect).count();
-        running < (self.up() / 2).max(1)
+        let running = self.staying().filter(|up| up.turn == Turn::Suspect).count();
+        (self.staying().count() / 2).max(1).saturating_sub(running).min(self.suspects.len())
     }
 
     fn priority_of(&self, chunk: &Chunk) -> usize {
@@ -54,7 +63,7 @@ impl Plan {
             return None;
         }
         let at = self.suspects.iter().position(|chunk| self.priority_of(chunk) == queue)?;
-        let is_only = self.up() == 1;
+        let is_only = self.staying().count() == 1;
         let is_idle = |up: &Up| {
             let waits = is_only && !last && up.turn == Turn::Others;
             up.can_take_more() && up.busy() == 0 && !waits

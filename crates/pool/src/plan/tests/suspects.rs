@@ -9,7 +9,7 @@ use hatchery_actor::task_handle::TaskFault;
 use tokio::time::Instant;
 
 use super::{ASYNC, ENTRY, found, nothing, wants};
-use crate::plan::{JobId, Order, Plan, Priority, Rules, Wants, What};
+use crate::plan::{JobId, Order, Plan, Priority, Rules, Size, Staffing, Wants, What};
 use crate::row::{self, Load, Row};
 use crate::terms::VALUE;
 
@@ -279,4 +279,56 @@ fn those_beside_one_for_which_their_worker_is_killed_are_not_charged_with_a_deat
     assert_eq!(lab.runs(0), [1]);
     lab.die(0);
     assert!(matches!(lab.outcome(1), Some(What::Failed(TaskFault::Poisoned { deaths: 1, .. }, _))));
+}
+
+#[test]
+fn nobody_is_started_for_a_suspect_that_would_not_get_him() {
+    for max in 1..6 {
+        let mut lab = Lab::new(1);
+        lab.plan.set_size(Size { min: 1, max, idle: Duration::from_millis(50), failures: 3 });
+        lab.submit(1..4, asynchronous());
+        lab.die(0);
+        lab.wait(20);
+        // They run for ever.
+        let mut starts = 0;
+        for _ in 0..100 {
+            for what in lab.plan.staffing(lab.now).0 {
+                match what {
+                    Staffing::Start(index) => {
+                        starts += 1;
+                        lab.plan.started(index);
+                        lab.plan.arrived(index, lab.now);
+                    }
+                    Staffing::Remove(index) => {
+                        lab.plan.died(index, |_| None, &Exit::orderly(), lab.now);
+                        lab.plan.gone(index, &TaskFault::Cancelled);
+                    }
+                }
+                lab.listen();
+            }
+            lab.wait(60);
+        }
+        assert_eq!(starts, 0, "of at most {max}");
+        assert_eq!((lab.plan.given(), lab.plan.up()), (1, 1), "and who had nothing to do has left");
+    }
+}
+
+#[test]
+fn others_have_their_turn_too_where_the_other_worker_leaves_and_takes_long_for_it() {
+    let mut lab = Lab::new(2);
+    lab.submit(1..7, asynchronous());
+    lab.submit(10..20, asynchronous());
+    lab.die(0);
+    lab.plan.replace(1);
+    lab.wait(20);
+    for (others, suspect, next) in
+        [(vec![10, 11, 12], 5, vec![13, 14, 15]), (vec![13, 14, 15], 3, vec![16, 17, 18])]
+    {
+        assert_eq!(lab.runs(0), others);
+        lab.finish(others);
+        assert_eq!(lab.runs(0), [suspect]);
+        lab.finish([suspect]);
+        assert_eq!(lab.runs(0), next, "there is nobody else for them");
+    }
+    assert_eq!(lab.runs(1), [2, 4, 6]);
 }
