@@ -253,6 +253,9 @@ impl PoolBuilder {
     /// A task of several that is cancelled or takes too long is dropped, at the point where it waits, and the others go on. If
     /// it does not come to such a point within a second, or is a synchronous one, its worker is killed.
     ///
+    /// What travels in one chunk (see [`Map::chunk_size`](crate::Map::chunk_size)) runs one after the other, as everywhere; here
+    /// it also waits where one of it takes long, though another worker has nothing to do.
+    ///
     /// A death costs all tasks that ran in the worker: as many as this at most. Those that are tried again run alone from then
     /// on, each in a worker where nothing runs beside it, so that a task that kills its worker each time costs others one
     /// try at most; without retries they fail with it. They have half of the workers for that at most, or the one there is,

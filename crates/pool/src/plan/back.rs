@@ -81,7 +81,8 @@ impl Plan {
 
 impl Up {
     /// Its line, if it has one only. Of several lines each has one chunk, as long as there is one that is idle, and what runs in
-    /// one keeps nobody waiting in another.
+    /// one keeps nobody waiting in another; what is behind it in its own chunk is not taken back, since a worker that is told
+    /// to drop what it has drops that of all its lines.
     fn only(&self) -> Option<&Line> {
         match &self.lines[..] {
             [line] => Some(line),
