@@ -253,7 +253,7 @@ impl PoolBuilder {
     /// A task of several that is cancelled or takes too long is dropped, at the point where it waits, and the others go on. If
     /// it does not come to such a point within a second, or is a synchronous one, its worker is killed.
     ///
-    /// What travels in one chunk (see [`Map::chunk_size`](crate::Map::chunk_size)) runs one after the other, as everywhere; here
+    /// What travels in one chunk (see [`chunk_size`](crate::map::Map::chunk_size)) runs one after the other, as everywhere; here
     /// it also waits where one of it takes long, though another worker has nothing to do.
     ///
     /// A death costs all tasks that ran in the worker: as many as this at most. Those that are tried again run alone from then
