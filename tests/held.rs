@@ -44,6 +44,13 @@ impl Member {
         self.passes(way).await
     }
 
+    /// Has that one crash, and asks it until it has answered, as long as nothing has been executed.
+    async fn crashes_and_insists(&self, path: String) {
+        let last = hatchery::lookup::<Member>(&path).expect("it is a path");
+        assert!(last.crash().await.unwrap_err().is_crash());
+        while last.is_there().await.is_err_and(|error| error.is_crash() && !error.maybe_executed()) {}
+    }
+
     /// The same without an answer.
     async fn crashes_and_tells(&self, path: String) -> String {
         let last = hatchery::lookup::<Member>(&path).expect("it is a path");
@@ -171,6 +178,20 @@ async fn so_is_one_that_waits_through_others_or_below_a_sibling_and_one_that_onl
     assert_eq!(std::fs::read_to_string(dir.path().join("last")).unwrap(), "stopping");
     ends("stop", tree.stop()).await.unwrap();
     ends("stop", outside.stop()).await.unwrap();
+}
+
+/// Each of its asks ends at once, and still it awaits them.
+#[hatchery::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sibling_that_asks_again_and_again_is_cut_off_when_its_time_is_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let patience = Shutdown::graceful(Duration::from_millis(100));
+    let tree = shop(Strategy::OneForAll).child(here("b", dir.path()));
+    let tree = ends("start", tree.child(here("c", dir.path()).shutdown(patience)).start()).await.unwrap();
+    let (b, c) = (tree.get::<Member>("b").unwrap(), tree.get::<Member>("c").unwrap());
+    let error = ends("ask", c.crashes_and_insists("/shop/b".to_owned())).await.unwrap_err();
+    assert!(error.is_crash(), "{error}");
+    are_back(&[&b, &c], 2).await;
+    ends("stop", tree.stop()).await.unwrap();
 }
 
 /// A worker that has others, the end of each of which is its own.

@@ -303,7 +303,13 @@ impl Outlet {
                 // Here a tell is waited for, too.
                 let chain = if ask { chain } else { busy::chain() };
                 if let Some(fault) = held_up(way, held.as_deref(), chain.as_ref()) {
-                    return Begun::Done(Answer::Fault(fault));
+                    let phase = Phase::Done(Answer::Fault(fault));
+                    let id = requests.insert(Slot { waker: None, ..slot(phase, None) });
+                    drop(state);
+                    // Told in the next poll: whoever asks again and again until there is an answer lets others run in
+                    // between, and can be cut off.
+                    cx.waker().wake_by_ref();
+                    return Begun::Waits { id, unwatched: false };
                 }
                 let until = if ask { answered } else { until() };
                 let only = pin.map(|pin| pin.number);
@@ -1311,7 +1317,7 @@ mod tests {
             let _inside = Inside::enter(&mut here);
             let cx = Context::from_waker(Waker::noop());
             match outlet.begin(ask, || None, body(false), None, &cx) {
-                Begun::Waits { id, .. } => Ok(id),
+                Begun::Waits { id, .. } => outlet.now(id).map_or(Ok(id), Err),
                 Begun::Done(answer) => Err(answer),
             }
         };
