@@ -183,6 +183,8 @@ struct Supervisor {
     reports: mpsc::Sender<Report>,
     /// Whom those that are down wait for, as far as it has been told.
     holds: Holds,
+    /// When they are told next, if somebody is in the way of a start.
+    holds_at: Option<Instant>,
     /// How many restarts there have been.
     restarts: u64,
     /// Whether everybody is killed rather than asked to leave.
@@ -227,6 +229,10 @@ pub(crate) fn spawn<K: Send + 'static>(
 /// How many reports are taken before a command has its turn.
 const REPORTS: u32 = 8;
 
+/// How long somebody is in the way of a start before the places that wait for that are told. Most stops are over long before, and
+/// to tell all places of each of them would take a time that grows with the square of their number.
+const HELD_AFTER: Duration = Duration::from_millis(50);
+
 /// Runs until everything has stopped.
 async fn run(
     rules: Rules,
@@ -245,6 +251,7 @@ async fn run(
         entries: BTreeMap::new(),
         reports,
         holds: Holds::default(),
+        holds_at: None,
         restarts: 0,
         kill: false,
         gave_up: None,
@@ -277,6 +284,9 @@ async fn run(
                     supervisor.step(Event::Stop);
                 }
             },
+            () = tokio::time::sleep_until(supervisor.holds_at.unwrap_or_else(Instant::now)), if supervisor.holds_at.is_some() => {
+                supervisor.hold();
+            }
         }
     }
     // What came too late is told so by its reply being dropped.
@@ -657,7 +667,7 @@ impl Supervisor {
 
     fn carry_out(&mut self, actions: Vec<Action>) {
         // Before anybody is started, and before those are forgotten whom it is about.
-        self.hold();
+        self.hold_or_let_go();
         for action in actions {
             match action {
                 Action::Start(id, incarnation) => self.start(id, incarnation > 1),
@@ -673,8 +683,20 @@ impl Supervisor {
         }
     }
 
+    /// Lets all places go if nobody is in the way of a start any more; if somebody is, and stays there, they are told so.
+    fn hold_or_let_go(&mut self) {
+        let is_free = self.state.as_ref().is_none_or(|state| state.in_the_way().next().is_none());
+        if is_free {
+            self.holds.are(&[], &[]);
+            self.holds_at = None;
+        } else {
+            self.holds_at.get_or_insert_with(|| Instant::now() + HELD_AFTER);
+        }
+    }
+
     /// Tells those places that are empty for now whom their next incarnations wait for.
     fn hold(&mut self) {
+        self.holds_at = None;
         let Some(state) = &self.state else { return };
         let path = |id| self.entries.get(&id).map(Entry::path);
         let by: Vec<String> = state.in_the_way().filter_map(path).collect();
