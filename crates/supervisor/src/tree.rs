@@ -148,7 +148,8 @@ impl Tree {
     /// up, and further calls are refused until it is gone ([`is_unkillable`](ChildError::is_unkillable)).
     ///
     /// A handler of that child, or of one below it, waits for this, directly or through others
-    /// ([`is_deadlock`](ChildError::is_deadlock)): nothing is stopped then. To have itself stopped, an actor asks from a task
+    /// ([`is_deadlock`](ChildError::is_deadlock)): nothing is stopped then. Whoever has given up such an ask, or has ended since,
+    /// counts as waiting as long as its handler runs. To have itself, or such a one, stopped, an actor asks from a task
     /// ([`Context::spawn`](hatchery_actor::context::Context::spawn)), or by
     /// [`SupervisorHandle`] with `.tell()`. What cannot be seen, such as a handler that waits for such a task, takes as long
     /// as the child's [`shutdown`](ChildSpec::shutdown) allows: then the handler is cut off.
