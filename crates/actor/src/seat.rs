@@ -103,10 +103,10 @@ impl View<'_> {
         past.then(|| Exit::new(Status::Unknown).with_reason(Some("it ended some time ago".to_owned())))
     }
 
-    /// Who has to be gone before anybody sits there, unless that is known already by this number.
+    /// Who has to be gone before anybody sits there, unless somebody does, or that is known already by this number.
     pub fn hold(&self, known: u64) -> Option<Hold> {
         let number = self.held.map_or(0, |held| held.number);
-        (number != known).then(|| self.held.cloned().unwrap_or_default())
+        (self.sits.is_none() && number != known).then(|| self.held.cloned().unwrap_or_default())
     }
 
     /// Who sits there, if he came after this one.

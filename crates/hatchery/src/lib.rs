@@ -168,7 +168,7 @@ pub mod __private {
     pub use hatchery_actor::flow::begin as begin_stream;
     pub use hatchery_actor::handle::{ActorRef, AnyHandle};
     pub use hatchery_actor::outlet::Answer;
-    pub use hatchery_process::byte_strings::{ByteSlice, take_bytes};
+    pub use hatchery_process::byte_strings::ByteSlice;
     pub use hatchery_process::registry::{HostedActor, HostedState, HostedTask};
     pub use hatchery_process::state::{Build, Built, StateEntry, built, not_built};
     pub use hatchery_process::task::{
@@ -176,6 +176,7 @@ pub mod __private {
         StateType, TaskEntry, TaskOutcome, TaskRun, WithoutWords,
     };
     pub use hatchery_process::test::{TestOptions, test};
+    pub use hatchery_wire::decode_byte_string as take_bytes;
     pub use hatchery_wire::{Body, ByteString, DecodeError, EncodeError, decode_owned, encode};
     pub use hatchery_wire::{CannotDecode, CannotEncode, Decodes, Decoding, Encodes, Encoding, must_travel};
     pub use {inventory, serde, serde_bytes};

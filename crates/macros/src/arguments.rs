@@ -64,7 +64,9 @@ impl Arguments {
 
     /// The caller's half: `__encode`.
     pub(crate) fn encode(&self) -> TokenStream {
-        let (args, value) = (self.as_one(), self.borrowed());
+        let args = self.as_one();
+        let bytes = |place| quote!(::hatchery::__private::ByteSlice(#place));
+        let value = self.value(quote!(__args), bytes, quote!(&));
         quote! {
             fn __encode(
                 __args: &#args,
@@ -77,7 +79,10 @@ impl Arguments {
 
     /// The same in a row with others, by value: `__encode_packed`.
     pub(crate) fn encode_packed(&self) -> TokenStream {
-        let (args, value) = (self.as_one(), self.owned());
+        let args = self.as_one();
+        // Large ones are moved.
+        let bytes = |place| quote!(::hatchery::__private::ByteString::in_row(#place));
+        let value = self.value(quote!(&__args), bytes, quote!());
         quote! {
             fn __encode_packed(
                 __args: #args,
@@ -92,41 +97,26 @@ impl Arguments {
         }
     }
 
-    /// What is encoded of borrowed `__args`.
-    fn borrowed(&self) -> TokenStream {
+    /// What is encoded of `__args`: byte strings as this makes them of a `place`, everything else as it is.
+    fn value(
+        &self,
+        whole: TokenStream,
+        bytes: impl Fn(TokenStream) -> TokenStream,
+        by: TokenStream,
+    ) -> TokenStream {
         match &*self.0 {
-            [ty] if is_bytes(ty) => quote!(&::hatchery::__private::ByteSlice(__args)),
+            [ty] if is_bytes(ty) => {
+                let bytes = bytes(quote!(__args));
+                quote!(&#bytes)
+            }
             many if many.len() > 1 && many.iter().any(is_bytes) => {
                 let fields = many.iter().enumerate().map(|(index, ty)| {
                     let index = syn::Index::from(index);
-                    if is_bytes(ty) {
-                        quote!(::hatchery::__private::ByteSlice(&__args.#index))
-                    } else {
-                        quote!(&__args.#index)
-                    }
+                    if is_bytes(ty) { bytes(quote!(#by __args.#index)) } else { quote!(&__args.#index) }
                 });
                 quote!(&(#(#fields),*))
             }
-            _ => quote!(__args),
-        }
-    }
-
-    /// What is encoded of owned `__args`: large byte strings are moved.
-    fn owned(&self) -> TokenStream {
-        match &*self.0 {
-            [ty] if is_bytes(ty) => quote!(&::hatchery::__private::ByteString::in_row(__args)),
-            many if many.len() > 1 && many.iter().any(is_bytes) => {
-                let fields = many.iter().enumerate().map(|(index, ty)| {
-                    let index = syn::Index::from(index);
-                    if is_bytes(ty) {
-                        quote!(::hatchery::__private::ByteString::in_row(__args.#index))
-                    } else {
-                        quote!(&__args.#index)
-                    }
-                });
-                quote!(&(#(#fields),*))
-            }
-            _ => quote!(&__args),
+            _ => whole,
         }
     }
 }

@@ -12,7 +12,7 @@ use hatchery_actor::fault::Fault;
 use hatchery_actor::outlet::measure;
 use hatchery_actor::task_handle::{TaskError, TaskFault};
 use hatchery_process::task::{Packing, RunsInPool};
-use hatchery_wire::{Body, DecodeError, EncodeError};
+use hatchery_wire::{ALONE_FROM, Body, DecodeError, EncodeError};
 use tokio::time::Instant;
 
 use crate::plan::{Delivery, JobId, Priority, Wants, What};
@@ -510,7 +510,7 @@ impl<I: Inputs, R> Flow<I, R> {
             let (encode, begins) = (self.map.packing.encode, bytes.len());
             let alone = row::put_with(&mut bytes, |out| encode(input, out));
             self.taken += 1;
-            if matches!(alone, Ok(None)) && bytes.len() - begins <= row::ALONE_FROM {
+            if matches!(alone, Ok(None)) && bytes.len() - begins <= ALONE_FROM {
                 count += 1;
                 continue;
             }

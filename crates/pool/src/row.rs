@@ -1,7 +1,7 @@
 //! Arguments or results of many tasks in a row: each with its length before it, in one piece of memory.
 
 use bytes::Bytes;
-use hatchery_wire::Body;
+use hatchery_wire::{ALONE_FROM, Body};
 
 /// Bytes of a length.
 const LENGTH: usize = 4;
@@ -101,9 +101,6 @@ pub(crate) fn put_with<T, E>(
         }
     }
 }
-
-/// Arguments of more bytes than this travel by themselves, so that they are copied as seldom as can be.
-pub(crate) const ALONE_FROM: usize = 64 * 1024;
 
 /// What was put behind so many bytes, if it is large: taken out of the row, to travel by itself.
 pub(crate) fn take_large(row: &mut Vec<u8>, begins: usize) -> Option<Body> {

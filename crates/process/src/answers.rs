@@ -72,7 +72,7 @@ pub(crate) fn answer(program: &Arc<Program>, question: Question, reply: Reply) -
                 owed.give(Said::Closed(format!("a worker above {path} is gone: {why}")));
                 return true;
             }
-            if let Some(hold) = known.filter(|_| view.sits.is_none()).and_then(|known| view.hold(known)) {
+            if let Some(hold) = known.and_then(|known| view.hold(known)) {
                 owed.give(Said::Held(told(hold)));
                 return true;
             }
@@ -112,8 +112,7 @@ pub(crate) fn answer(program: &Arc<Program>, question: Question, reply: Reply) -
                     owed.give(Said::Closed(why.to_owned()));
                     return true;
                 }
-                let hold = if view.sits.is_none() { view.hold(held) } else { None };
-                hold.is_some_and(|hold| {
+                view.hold(held).is_some_and(|hold| {
                     owed.give(Said::Held(told(hold)));
                     true
                 })

@@ -15,8 +15,11 @@
 // Why there is no shared memory, or what is wrong with it.
 mod error;
 
-// Memory of several processes: made, checked, mapped. The only unsafe code of this crate.
+// Memory of several processes: made, checked, mapped. Unsafe, as is the next one, and nothing else here.
 mod map;
+
+// Memory of one process that will be filled with a large message.
+mod advice;
 
 // Memory as numbered words, so that a model of memory can stand in its place.
 mod words;
@@ -40,6 +43,7 @@ mod tests;
 #[cfg(all(test, model))]
 mod model;
 
+pub use crate::advice::will_fill;
 pub use crate::cursor::Cursor;
 pub use crate::error::{LedgerError, MemoryError, ShapeError};
 pub use crate::lane::{Bell, Closed, Lane, NotKept, Then};

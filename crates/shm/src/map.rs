@@ -1,4 +1,4 @@
-//! Memory of several processes: made, checked, mapped. The only unsafe code of this crate.
+//! Memory of several processes: made, checked, mapped.
 //!
 //! The memory is a file without a name (`memfd`), sealed against becoming smaller, because to touch mapped memory of
 //! which the file has been cut off is a fatal signal; and against further seals, so that no peer can forbid what the

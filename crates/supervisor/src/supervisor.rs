@@ -284,7 +284,7 @@ async fn run(
                     supervisor.step(Event::Stop);
                 }
             },
-            () = tokio::time::sleep_until(supervisor.holds_at.unwrap_or_else(Instant::now)), if supervisor.holds_at.is_some() => {
+            () = tokio::time::sleep_until(supervisor.holds_at.unwrap_or(supervisor.begun)), if supervisor.holds_at.is_some() => {
                 supervisor.hold();
             }
         }

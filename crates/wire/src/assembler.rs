@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::descriptors::{Arrivals, Descriptors};
 use crate::envelope::Head;
 use crate::limits::{MIN_PART, UNFINISHED_FDS};
-use crate::{Body, Envelope, Limits, Origin, WireError, byte_string, memory};
+use crate::{Body, Envelope, Limits, Origin, WireError, byte_string};
 
 /// Most bytes by which a body grows ahead of what has arrived, within the frame that is arriving.
 const AHEAD: usize = 256 * 1024;
@@ -225,13 +225,14 @@ impl Assembler {
     }
 
     fn finish(&mut self, target: u32) -> Option<Envelope> {
-        let Unfinished { mut envelope, before, mut body, filled, descriptors, several, .. } =
-            self.unfinished.remove(&target)?;
+        let unfinished = self.unfinished.remove(&target)?;
+        let size = unfinished.size();
+        let Unfinished { mut envelope, before, mut body, filled, descriptors, several, .. } = unfinished;
         if several {
             self.expected = filled;
             self.held_fds -= descriptors.len();
         }
-        self.held -= envelope.size() + filled + before.map_or(0, |before| before.len());
+        self.held -= envelope.size() + size;
         body.truncate(filled);
         // Doubling left up to as much again unused; giving it back is cheap, large blocks shrink in place.
         body.shrink_to_fit();
@@ -271,7 +272,7 @@ impl Unfinished {
             }
             if self.body.capacity() != self.advised {
                 self.advised = self.body.capacity();
-                memory::will_fill(&mut self.body);
+                hatchery_shm::will_fill(&mut self.body);
             }
             // Doubles at most, so that no byte is moved often; zeroed once, since nothing else is safe to read into.
             self.body.resize(self.filled + ahead, 0);

@@ -7,7 +7,7 @@
 //! Everything read from a peer is untrusted. A malformed frame is a [`WireError`] with a name, never a panic, and
 //! no allocation follows a claim: buffers grow as bytes arrive. `docs/wire-format.md` draws every frame.
 
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 
 // How much a peer may send.
 mod limits;
@@ -20,9 +20,6 @@ mod pack;
 
 // Nesting counted at every kind of visit.
 mod depth;
-
-// Large memory. The only unsafe code of this crate.
-mod memory;
 
 // Bytes on their way out.
 mod chunks;
@@ -81,6 +78,7 @@ pub use crate::log::{
     LogField, LogFields, LogHead, LogValue, put_log_record, read_log_record, whole_log_record,
 };
 pub use crate::outbox::Outbox;
+pub use crate::sink::ALONE_FROM;
 pub use crate::travels::{
     CannotDecode, CannotEncode, Decodes, Decoding, Encodes, Encoding, Travels, must_travel,
 };

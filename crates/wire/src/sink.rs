@@ -6,14 +6,14 @@ use std::io;
 use bytes::Bytes;
 
 use crate::chunks::SHARED_FROM;
-use crate::{Body, descriptors, memory};
+use crate::{Body, descriptors};
 
 /// An encoded value of at most this size is copied to memory of just its size, and what it was encoded to is used again;
 /// a larger one keeps that memory.
 const KEPT: usize = 8 * 1024;
 
 /// A byte string that is encoded behind other values is copied if it is smaller than this: to send it by itself takes longer.
-pub(crate) const ALONE_FROM: usize = 64 * 1024;
+pub const ALONE_FROM: usize = 64 * 1024;
 
 thread_local! {
     static FREE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
@@ -152,7 +152,7 @@ impl Sink<'_> {
             self.tail.reserve(bytes.len());
             // Said once of each memory, not with each byte string that gets in.
             if self.tail.capacity() != before {
-                memory::will_fill(self.tail);
+                hatchery_shm::will_fill(self.tail);
             }
             self.tail.extend_from_slice(bytes);
         }

@@ -1,5 +1,5 @@
 //! Memory of large messages: asked for in huge pages, so that its pages are there after few faults instead of one every
-//! 4 KiB, which take longer than to move the bytes. The only unsafe code of this crate.
+//! 4 KiB, which take longer than to move the bytes.
 
 #![expect(unsafe_code, reason = "advice about memory is a system call with an address")]
 
@@ -8,14 +8,14 @@ use std::ffi::c_void;
 use rustix::mm::Advice;
 
 /// Memory from here on is asked for in huge pages.
-pub(crate) const HUGE_FROM: usize = 4 << 20;
+const HUGE_FROM: usize = 4 << 20;
 
 /// What is asked for begins and ends at a multiple of this: of every size that a page has, and of that of most huge ones.
 const HUGE: usize = 2 << 20;
 
 /// Says that what is behind these bytes, if it is large, will be used soon and all of it. A kernel that has no huge pages,
 /// or has been told not to give any, does nothing.
-pub(crate) fn will_fill(bytes: &mut Vec<u8>) {
+pub fn will_fill(bytes: &mut Vec<u8>) {
     let spare = bytes.spare_capacity_mut();
     if spare.len() < HUGE_FROM {
         return;
