@@ -866,7 +866,8 @@ fn step_and_model_agree_in_every_cell() {
 fn no_mistake_goes_unnoticed() {
     for mistake in MISTAKES {
         MADE.set(Some(mistake));
-        let noticed = compare(SEQUENCES, &mut Reached::default()).is_err();
+        // The first sequence that shows it ends the search, so the many that there may be are for the rarest ones.
+        let noticed = compare(10 * SEQUENCES, &mut Reached::default()).is_err();
         MADE.set(None);
         assert!(noticed, "{mistake:?} was not noticed");
     }
